@@ -1,0 +1,1 @@
+"""Show-1 in JAX: cascaded text-to-video diffusion in pixels and latents."""

@@ -1,0 +1,248 @@
+"""The released `config.json` of each network, read to our configs and written from them.
+
+Diffusers' files are read strictly: an unknown key is an error. Those of
+transformers carry dozens of generation defaults, so there only the keys that
+change what the encoder computes are looked at.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from show1_jax.checkpoints.fields import Fields
+from show1_jax.errors import InputError
+from show1_jax.models.clip import ACTIVATIONS, CLIPTextConfig
+from show1_jax.models.t5 import T5Config
+from show1_jax.models.vae import VAEConfig
+
+Json = dict[str, Any]
+
+
+def size(fields: Fields, key: str, default: int) -> int:
+    """A positive whole number.
+
+    Raises:
+      InputError: if the file holds anything else.
+    """
+    return _positive(fields, key, fields.take(key, default))
+
+
+def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
+    """A list of positive whole numbers, not empty.
+
+    Raises:
+      InputError: if the file holds anything else.
+    """
+    values = fields.take(key, default)
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError(f"{fields.where}: {key} is {values!r}, which is not a list of numbers")
+    return tuple(_positive(fields, key, value) for value in values)
+
+
+def _positive(fields: Fields, key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise InputError(f"{fields.where}: {key} has {value!r}, not a positive whole number")
+    return value
+
+
+def number(fields: Fields, key: str, default: float) -> float:
+    """A number, whole or not.
+
+    Raises:
+      InputError: if the file holds anything else.
+    """
+    value = fields.take(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(f"{fields.where}: {key} is {value!r}, which is not a number")
+    return float(value)
+
+
+def vae_config(json: Mapping[str, Any], where: str) -> VAEConfig:
+    """The autoencoder that a diffusers `AutoencoderKL` configuration describes.
+
+    Args:
+      json: the parsed `config.json`.
+      where: its name, for messages.
+
+    Raises:
+      InputError: if it holds an unknown key, or a value that is not implemented.
+    """
+    if (name := json.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise InputError(f"{where}: _class_name is {name!r}, not 'AutoencoderKL'")
+    fields = Fields(json, where)
+    channels = sizes(fields, "block_out_channels", [64])
+    config = VAEConfig(
+        in_channels=size(fields, "in_channels", 3),
+        out_channels=size(fields, "out_channels", 3),
+        latent_channels=size(fields, "latent_channels", 4),
+        channels=channels,
+        layers_per_block=size(fields, "layers_per_block", 1),
+        norm_groups=size(fields, "norm_num_groups", 32),
+        scaling_factor=number(fields, "scaling_factor", 0.18215),
+    )
+    for key, block in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
+        blocks = fields.take(key, [block])
+        if not isinstance(blocks, list | tuple) or list(blocks) != [block] * len(channels):
+            raise InputError(
+                f"{where}: {key} is {blocks!r}; only {block}, once per level, is implemented"
+            )
+    fields.expect(
+        act_fn=("silu", "swish"),
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+        mid_block_add_attention=True,
+        shift_factor=None,
+        latents_mean=None,
+        latents_std=None,
+    )
+    # The size of the training images, and a hint for pipelines that compute in fp16.
+    fields.ignore("sample_size", "force_upcast")
+    fields.done()
+    if any(width % config.norm_groups for width in channels):
+        raise InputError(
+            f"{where}: norm_num_groups {config.norm_groups} does not divide"
+            f" block_out_channels {list(channels)}"
+        )
+    return config
+
+
+def vae_json(config: VAEConfig) -> Json:
+    """The diffusers configuration of an autoencoder; `vae_config` reads it back."""
+    levels = len(config.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.19.3",
+        "act_fn": "silu",
+        "block_out_channels": list(config.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.out_channels,
+        "sample_size": 512,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def t5_config(json: Mapping[str, Any], where: str) -> T5Config:
+    """The encoder of the T5 that a transformers configuration describes.
+
+    Args:
+      json: the parsed `config.json`.
+      where: its name, for messages.
+
+    Raises:
+      InputError: if it is not a T5, or not of version 1.1 (gated GELU).
+    """
+    fields = Fields(json, where)
+    fields.expect(model_type="t5", dense_act_fn="gelu_new", is_gated_act=True)
+    # What transformers assumes without this key is the feed-forward of the first T5.
+    fields.choice("feed_forward_proj", "relu", ("gated-gelu",))
+    config = T5Config(
+        vocab_size=size(fields, "vocab_size", 32128),
+        d_model=size(fields, "d_model", 512),
+        d_kv=size(fields, "d_kv", 64),
+        d_ff=size(fields, "d_ff", 2048),
+        num_layers=size(fields, "num_layers", 6),
+        num_heads=size(fields, "num_heads", 8),
+        relative_buckets=size(fields, "relative_attention_num_buckets", 32),
+        max_distance=size(fields, "relative_attention_max_distance", 128),
+        eps=number(fields, "layer_norm_epsilon", 1e-6),
+    )
+    exact = config.relative_buckets // 4
+    if exact < 1 or config.max_distance <= exact:
+        raise InputError(
+            f"{where}: relative_attention_num_buckets {config.relative_buckets} do not fit"
+            f" relative_attention_max_distance {config.max_distance}"
+        )
+    return config
+
+
+def t5_json(config: T5Config) -> Json:
+    """The transformers configuration of a T5 encoder; `t5_config` reads it back."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "d_ff": config.d_ff,
+        "d_kv": config.d_kv,
+        "d_model": config.d_model,
+        "decoder_start_token_id": 0,
+        "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.1,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "is_gated_act": True,
+        "layer_norm_epsilon": config.eps,
+        "model_type": "t5",
+        "num_decoder_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "output_past": True,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": config.max_distance,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def clip_config(json: Mapping[str, Any], where: str) -> CLIPTextConfig:
+    """The text encoder that a transformers `CLIPTextModel` configuration describes.
+
+    Args:
+      json: the parsed `config.json`.
+      where: its name, for messages.
+
+    Raises:
+      InputError: if it is not a CLIP text encoder, or its activation is not implemented.
+    """
+    fields = Fields(json, where)
+    fields.expect(model_type="clip_text_model")
+    config = CLIPTextConfig(
+        vocab_size=size(fields, "vocab_size", 49408),
+        width=size(fields, "hidden_size", 512),
+        ff_width=size(fields, "intermediate_size", 2048),
+        num_layers=size(fields, "num_hidden_layers", 12),
+        num_heads=size(fields, "num_attention_heads", 8),
+        max_length=size(fields, "max_position_embeddings", 77),
+        activation=fields.choice("hidden_act", "quick_gelu", tuple(ACTIVATIONS)),
+        eps=number(fields, "layer_norm_eps", 1e-5),
+        use_attention_mask=bool(fields.choice("use_attention_mask", False, (False, True))),
+    )
+    if config.width % config.num_heads:
+        raise InputError(
+            f"{where}: num_attention_heads {config.num_heads} does not divide"
+            f" hidden_size {config.width}"
+        )
+    return config
+
+
+def clip_json(config: CLIPTextConfig) -> Json:
+    """The transformers configuration of a CLIP text encoder; `clip_config` reads it back."""
+    json = {
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": config.activation,
+        "hidden_size": config.width,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": config.ff_width,
+        "layer_norm_eps": config.eps,
+        "max_position_embeddings": config.max_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "pad_token_id": 1,
+        "projection_dim": 512,
+        "vocab_size": config.vocab_size,
+    }
+    return json | ({"use_attention_mask": True} if config.use_attention_mask else {})

@@ -1,0 +1,111 @@
+"""From a network folder's `config.json` to the module, its key table and its parameters' shapes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
+
+from show1_jax.checkpoints import tables
+from show1_jax.checkpoints.keys import KeyTable
+from show1_jax.checkpoints.network_config import clip_config, t5_config, vae_config
+from show1_jax.checkpoints.unet_config import unet_config
+from show1_jax.errors import InputError
+from show1_jax.models.clip import CLIPText
+from show1_jax.models.t5 import T5Encoder
+from show1_jax.models.unet import UNet
+from show1_jax.models.vae import VAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A module with what is needed to fill it from PyTorch and back."""
+
+    module: nn.Module
+    table: KeyTable
+
+    def abstract_params(self) -> dict[str, Any]:
+        """The parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+        return abstract_params(self.module)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by its slashed path."""
+        return {k: v.shape for k, v in flatten_dict(self.abstract_params(), sep="/").items()}
+
+
+def abstract_params(module: nn.Module) -> dict[str, Any]:
+    """Shapes and dtypes of a network's parameters, from `jax.eval_shape`."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), *example_inputs(module))
+    return variables["params"]
+
+
+def example_inputs(module: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The smallest inputs a network accepts, as shapes."""
+
+    def array(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    match module:
+        case UNet(config=config):
+            size = config.size_multiple
+            sample = array(1, 2, size, size, config.in_channels)
+            level = (array(1),) if config.noise_level else ()
+            return sample, array(1), array(1, 2, config.text_dim), *level
+        case VAE(config=config):
+            size = 2 ** (len(config.channels) - 1)
+            return (array(1, size, size, config.in_channels),)
+        case T5Encoder():
+            return array(1, 2, dtype=jnp.int32), array(1, 2, dtype=jnp.int32)
+        case CLIPText():
+            return (array(1, 2, dtype=jnp.int32),)
+    raise TypeError(f"{type(module).__name__} is not a network of the cascade")
+
+
+def network(config: Mapping[str, Any], where: str, dtype: DTypeLike = jnp.float32) -> Network:
+    """Builds the network that a released `config.json` describes.
+
+    Args:
+      config: the parsed JSON.
+      where: what to call it in messages.
+      dtype: the dtype it computes in.
+
+    Raises:
+      InputError: if no network of the cascade is described by it.
+    """
+    kind = config.get("_class_name") or config.get("model_type")
+    match kind:
+        case "UNet3DConditionModel" | "UNet2DConditionModel":
+            return Network(UNet(unet_config(config, where), dtype), tables.UNET)
+        case "AutoencoderKL":
+            return Network(VAE(vae_config(config, where), dtype), tables.VAE)
+        case "t5":
+            return Network(T5Encoder(t5_config(config, where), dtype), tables.T5)
+        case "clip_text_model":
+            return Network(CLIPText(clip_config(config, where), dtype), tables.CLIP)
+    raise InputError(
+        f"{where}: {kind!r} is none of UNet3DConditionModel, UNet2DConditionModel, "
+        "AutoencoderKL, t5, clip_text_model"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+      InputError: if the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return value

@@ -1,0 +1,92 @@
+"""Parameters in and out of Orbax, whole trees at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+
+from show1_jax.errors import InputError
+
+# Orbax copies this many bytes at once beside the tree itself, or one array if that is larger.
+CONCURRENT_BYTES = 64 * 2**20
+
+
+def _checkpointer(largest: int = 0) -> ocp.Checkpointer:
+    # The handler's own limits count whole gigabytes; those of the one inside count bytes.
+    limit = max(CONCURRENT_BYTES, largest + 1)
+    inner = ocp.BasePyTreeCheckpointHandler(
+        save_concurrent_bytes=limit, restore_concurrent_bytes=limit
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(handler_impl=inner))
+
+
+def _largest(tree: Any) -> int:
+    """Bytes of the largest array of a tree, in fp32 at least: restoring may widen it."""
+    return max(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(tree))
+
+
+def save_params(folder: Path, params: Mapping[str, Any]) -> None:
+    """Writes a tree of `jax.Array`s as one Orbax checkpoint.
+
+    The folder appears only when it is complete.
+    """
+    with _checkpointer(_largest(params)) as checkpointer:
+        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+
+
+def load_params(folder: Path, target: Any = None) -> Any:
+    """Restores what `save_params` wrote.
+
+    Args:
+      folder: the Orbax checkpoint.
+      target: tree of `jax.ShapeDtypeStruct`s; each array is restored into its
+        dtype and sharding. None restores shapes and dtypes as stored.
+
+    Raises:
+      InputError: if the folder is no checkpoint, is damaged, or does not hold
+        what `target` describes.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        with _checkpointer() as checkpointer:
+            stored = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                checkpointer.metadata(folder).item_metadata.tree,
+            )
+        _check(stored, target, folder)
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding or device
+            ),
+            stored if target is None else target,
+        )
+        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+        with _checkpointer(_largest(wanted)) as checkpointer:
+            return checkpointer.restore(
+                folder, ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+            )
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder} cannot be restored: {reason}") from error
+
+
+def _check(stored: Any, target: Any, folder: Path) -> None:
+    """Raises InputError if a wanted array is not there, or not in its shape."""
+    if target is None:
+        return
+    held = {k: tuple(v.shape) for k, v in flatten_dict(stored, sep="/").items()}
+    wanted = {k: tuple(v.shape) for k, v in flatten_dict(target, sep="/").items()}
+    if held != wanted:
+        different = sorted(k for k in held.keys() | wanted.keys() if held.get(k) != wanted.get(k))
+        raise InputError(
+            f"{folder} does not hold this network: {len(different)} parameters differ in "
+            f"name or shape, among them {', '.join(different[:3])}"
+        )

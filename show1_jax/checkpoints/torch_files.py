@@ -1,0 +1,240 @@
+"""PyTorch weight files, read and written one tensor at a time.
+
+Files are never mapped into memory or loaded whole: their headers say where
+each tensor lies, and its bytes are read when asked for. So the memory a
+conversion takes is that of the network it makes.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from show1_jax.checkpoints.networks import read_json
+from show1_jax.errors import InputError
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "weights")
+# The full precision first, where a folder has several.
+ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+class Stored(NamedTuple):
+    """Where one contiguous tensor lies."""
+
+    file: Path
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """Reads the tensor's bytes.
+
+        Raises:
+          InputError: if the file ends before them.
+        """
+        count = math.prod(self.shape)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            flat = np.fromfile(file, self.dtype, count)
+        if flat.size != count:
+            raise InputError(f"{self.file} is truncated: copy it again")
+        return flat.reshape(self.shape)
+
+
+class WeightFiles(NamedTuple):
+    """The weights of one network folder: its files, and each tensor in them by key."""
+
+    index: Path | None
+    tensors: dict[str, Stored]
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Finds a network's weights: `.safetensors` or `.bin`, whole or sharded, or `.fp16.`.
+
+    Raises:
+      InputError: if there are none, or a file is damaged.
+    """
+    for ending in ENDINGS:
+        for stem in STEMS:
+            file = folder / (stem + ending)
+            if file.is_file():
+                return WeightFiles(None, read_header(file))
+            # model.fp16.safetensors is indexed by model.safetensors.index.fp16.json.
+            kind = ending.rsplit(".", 1)[1]
+            variant = ".fp16" if "fp16" in ending else ""
+            index = folder / f"{stem}.{kind}.index{variant}.json"
+            if index.is_file():
+                return WeightFiles(index, _sharded(index))
+    raise InputError(
+        f"{folder} holds no weights: looked for {', '.join(STEMS)} "
+        f"with {', '.join(ENDINGS)} or an index of shards"
+    )
+
+
+def _sharded(index: Path) -> dict[str, Stored]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index} has no weight_map")
+    shards: dict[str, dict[str, Stored]] = {}
+    for name in dict.fromkeys(weight_map.values()):
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index.parent / name} is missing, though {index.name} names it")
+        shards[name] = read_header(index.parent / name)
+    listed = {(key, name) for key, name in weight_map.items()}
+    held = {(key, name) for name, shard in shards.items() for key in shard}
+    if listed != held:
+        different = ", ".join(sorted(key for key, _ in listed ^ held)[:5])
+        raise InputError(f"{index} and its shards do not list the same tensors: {different}")
+    return {key: shards[name][key] for key, name in weight_map.items()}
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Lists the tensors of one weight file, in its order, without reading their bytes.
+
+    Raises:
+      InputError: if the file is damaged, or is a `.bin` and PyTorch is not installed.
+    """
+    tensors = _bin_header(file) if file.suffix == ".bin" else _safetensors_header(file)
+    size = file.stat().st_size
+    for stored in tensors.values():
+        if stored.offset + math.prod(stored.shape) * stored.dtype.itemsize > size:
+            raise InputError(f"{file} is truncated: copy it again")
+    return tensors
+
+
+def _safetensors_header(file: Path) -> dict[str, Stored]:
+    # The safetensors package maps whole files; the format is eight bytes of
+    # length, that much JSON, then the tensors.
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {
+            key: Stored(
+                file,
+                8 + length + entry["data_offsets"][0],
+                SAFETENSORS_DTYPES[entry["dtype"]],
+                tuple(entry["shape"]),
+            )
+            for key, entry in header.items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def _bin_header(file: Path) -> dict[str, Stored]:
+    torch = import_torch(file)
+    import pickle
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        # Fake tensors carry no bytes but know where in the file theirs are.
+        with FakeTensorMode():
+            state = torch.load(file, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{file} holds more than tensors, or is damaged; it was not unpickled: "
+            "copy it again, or re-save its state dict with torch.save"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file} is truncated or is no PyTorch file: {reason}") from None
+    return {key: _bin_entry(file, key, tensor) for key, tensor in dict(state).items()}
+
+
+def _bin_entry(file: Path, key: str, tensor: Any) -> Stored:
+    torch = import_torch(file)
+    dtypes = {
+        torch.float32: np.float32,
+        torch.float16: np.float16,
+        torch.bfloat16: ml_dtypes.bfloat16,
+        torch.int64: np.int64,
+        torch.int32: np.int32,
+    }
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
+        raise InputError(f"{file}: {key} is not a tensor of fp32, fp16, bf16 or integers")
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if start is None or not tensor.is_contiguous():
+        raise InputError(
+            f"{file}: {key} is not stored plainly; re-save the state dict with torch.save"
+        )
+    offset = start + tensor.storage_offset() * tensor.element_size()
+    return Stored(file, offset, np.dtype(dtypes[tensor.dtype]), tuple(tensor.shape))
+
+
+def import_torch(file: Path) -> Any:
+    """PyTorch, which `.bin` files alone need.
+
+    Raises:
+      InputError: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{file} needs PyTorch: pip install 'show1-jax[convert]', or use a .safetensors file"
+        ) from None
+    return torch
+
+
+def write_file(file: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes one `.bin` or `.safetensors` file; a `.bin` stores an array given twice once."""
+    if file.suffix == ".bin":
+        torch = import_torch(file)
+        made: dict[int, Any] = {}
+        state = {}
+        for key, array in tensors:
+            if id(array) not in made:
+                made[id(array)] = (array, _as_torch(torch, array))
+            state[key] = made[id(array)][1]
+        torch.save(state, file)
+    else:
+        _write_safetensors(file, dict(tensors))
+
+
+def _as_torch(torch: Any, array: np.ndarray) -> Any:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, array in tensors.items():
+        header[key] = {
+            "dtype": SAFETENSORS_NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for array in tensors.values():
+            np.ascontiguousarray(array).tofile(stream)
+
+
+def by_file(files: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Groups a key-to-file-name map into files, keeping both orders."""
+    for name in dict.fromkeys(files.values()):
+        yield name, [key for key, other in files.items() if other == name]

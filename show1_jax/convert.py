@@ -1,0 +1,97 @@
+"""Converts checkpoints between the released PyTorch layout and ours.
+
+    python -m show1_jax.convert SRC DST               # PyTorch to JAX
+    python -m show1_jax.convert SRC DST --to-torch    # and back
+
+SRC is one released folder (it has a `model_index.json`) or a folder of them.
+DST gets the same layout, with an Orbax checkpoint `params/` in place of each
+network's weight files; configurations, tokenizers and scheduler settings are
+copied. Nothing appears at DST until all of it is written.
+"""
+
+import argparse
+import ctypes
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from show1_jax.checkpoints.networks import network, read_json
+from show1_jax.checkpoints.pipelines import convert_pipelines
+from show1_jax.checkpoints.torch_files import find_weights
+from show1_jax.checkpoints.torch_params import params_from_torch
+from show1_jax.errors import InputError
+
+DTYPES = {"fp16": jnp.float16, "bf16": jnp.bfloat16, "fp32": jnp.float32}
+
+
+def load_diffusers(
+    folder: str | Path, dtype: DTypeLike | None = None
+) -> tuple[nn.Module, dict[str, jax.Array]]:
+    """Loads one PyTorch network folder (`config.json` and weights) as it is.
+
+    UNets are called `module.apply({"params": params}, sample, timesteps, text,
+    noise_level=None)` on `(batch, frames, height, width, channels)`, an image
+    being a clip of one frame. The VAE has the methods `encode` and `decode`,
+    CLIP takes `input_ids`, T5 `input_ids, attention_mask`. All compute in fp32.
+
+    Args:
+      folder: for example `show-1-base/unet`.
+      dtype: cast the parameters to this dtype; None keeps the stored one.
+
+    Returns:
+      The module and its parameters.
+
+    Raises:
+      InputError: if the folder is not a whole network of a known kind.
+    """
+    folder = Path(folder)
+    built = network(read_json(folder / "config.json"), str(folder / "config.json"))
+    cast = None if dtype is None else np.dtype(dtype)
+    return built.module, params_from_torch(built, find_weights(folder).tensors, str(folder), cast)
+
+
+def _return_freed_memory() -> None:
+    """Makes the C library give every freed array back at once.
+
+    glibc would keep those below 32 MiB, which is nearly all of a network.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            m_mmap_threshold = -3
+            mallopt(m_mmap_threshold, 2**20)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; exits with status 1 and one line on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m show1_jax.convert",
+        description="Convert checkpoints between the released PyTorch layout and Orbax.",
+    )
+    parser.add_argument("src", type=Path, help="a released folder, or a folder of them")
+    parser.add_argument("dst", type=Path, help="the folder to make; it must not exist yet")
+    parser.add_argument("--to-torch", action="store_true", help="from Orbax back to PyTorch")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="cast every weight (default: keep the stored precision)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the result back and compare bit for bit"
+    )
+    args = parser.parse_args(arguments)
+    # Conversion is bytes in, bytes out: keep accelerators out of it.
+    jax.config.update("jax_platforms", "cpu")
+    _return_freed_memory()
+    dtype = np.dtype(DTYPES[args.dtype]) if args.dtype else None
+    try:
+        convert_pipelines(args.src, args.dst, args.to_torch, dtype, args.verify, report=print)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Videos as files and as arrays of bytes: `(frames, height, width, 3)` uint8."""
+
+import io
+import secrets
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from show1_jax.errors import InputError
+
+
+def to_uint8(video: ArrayLike) -> np.ndarray:
+    """Pixels in [-1, 1] as bytes of the same shape, clipped and then TRUNCATED.
+
+    The released cascade truncates between its stages, so rounding would differ.
+    """
+    video = np.clip(np.asarray(video, np.float32), -1, 1)
+    return ((video + 1) / 2 * 255).astype(np.uint8)
+
+
+def from_uint8(frames: np.ndarray) -> np.ndarray:
+    """Bytes as fp32 pixels in [-1, 1] of the same shape."""
+    return frames.astype(np.float32) / 255 * 2 - 1
+
+
+def resize_uint8(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames `(..., H, W, 3)` in another size, by Pillow's antialiased bicubic filter."""
+    flat = frames.reshape(-1, *frames.shape[-3:])
+    resized = [
+        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+        for frame in flat
+    ]
+    return np.stack(resized).reshape(*frames.shape[:-3], height, width, 3)
+
+
+def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
+    """Writes an H.264 video at high quality; `fps` (frames per second) may be fractional.
+
+    Even sizes are stored as yuv420p, which plays everywhere; odd ones, which
+    that format lacks, as yuv444p. Raises InputError if the file cannot be written.
+    """
+    _check(frames, fps)
+    height, width = frames.shape[1:3]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(
+            "libx264",
+            rate=Fraction(fps).limit_denominator(1001),
+            options={"crf": "14", "preset": "medium"},
+        )
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    _write(path, file.getvalue())
+
+
+def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
+    """Writes an endlessly looping GIF, in which equal neighbouring frames become one longer frame.
+
+    Raises InputError if the file cannot be written.
+    """
+    _check(frames, fps)
+    # GIF counts in 1/100 s: round each frame's end, so that the errors do not add up.
+    ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    durations = [10 * int(duration) for duration in np.diff(ends)]
+    _save(path, first, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def write_png(path: str | PathLike[str], image: np.ndarray) -> None:
+    """Writes one `(height, width, 3)` image. Raises InputError if that is not possible."""
+    _save(path, Image.fromarray(image), "PNG")
+
+
+def read_video(path: str | PathLike[str]) -> tuple[np.ndarray, float]:
+    """All frames of a video file, and its frames per second.
+
+    Raises InputError if the file does not exist or holds no video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = stream.average_rate
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise InputError(f"cannot read {path} as a video: {_reason(error)}") from None
+    if not frames or not rate:
+        raise InputError(f"cannot read {path} as a video: it has no frames or no frame rate")
+    return np.stack(frames), float(rate)
+
+
+def _check(frames: np.ndarray, fps: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise InputError(
+            f"a video is (frames, height, width, 3) uint8, not {frames.shape} {frames.dtype}"
+        )
+    if not fps > 0:
+        raise InputError(f"frames per second must be positive, not {fps}")
+
+
+def _save(path: str | PathLike[str], image: Image.Image, kind: str, **options: Any) -> None:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    _write(path, file.getvalue())
+
+
+def _write(path: str | PathLike[str], content: bytes) -> None:
+    """Puts a whole file in place at once, so that a half-written one is never seen."""
+    try:
+        path = Path(path)
+        partial = path.with_name(f".{secrets.token_hex(4)}.partial")
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,176 @@
+"""Attention over the positions of a frame, over text, and over the frames of a clip."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from show1_jax.models.layers import dtypes, exact_gelu, group_norm, layer_norm
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Softmax attention with fp32 logits (Vaswani et al. 2017, eq. 1).
+
+    Args:
+      query: `(batch, queries, heads, width)`.
+      key: `(batch, keys, heads, width)`.
+      value: `(batch, keys, heads, width)`.
+
+    Returns:
+      `(batch, queries, heads, width)` in the dtype of `query`.
+    """
+    return jax.nn.dot_product_attention(query, key, value)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """`(batch, length, heads * width)` to `(batch, length, heads, width)`."""
+    return rearrange(x, "b l (h d) -> b l h d", h=heads)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """`(batch, length, heads, width)` to `(batch, length, heads * width)`."""
+    return rearrange(x, "b l h d -> b l (h d)")
+
+
+class TextPooling(nn.Module):
+    """One vector for a whole text, to be added to the time embedding.
+
+    The mean token, plus a learned embedding, attends to itself and all tokens
+    (Saharia et al. 2022, appendix B.1, with attention pooling as in DeepFloyd IF).
+    """
+
+    channels: int
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> jax.Array:
+        """`(batch, tokens, width)` to `(batch, channels)`."""
+        types = dtypes(self)
+        width = text.shape[-1]
+        text = layer_norm("norm1", **types)(text)
+        position = self.param(
+            "positional_embedding",
+            nn.initializers.normal(width**-0.5),
+            (1, width),
+            self.param_dtype,
+        )
+        mean = text.mean(axis=1, keepdims=True) + position.astype(text.dtype)
+        tokens = jnp.concatenate([mean, text], axis=1)
+        query = nn.Dense(width, name="to_q", **types)(mean)
+        key = nn.Dense(width, name="to_k", **types)(tokens)
+        value = nn.Dense(width, name="to_v", **types)(tokens)
+        pooled = merge_heads(attention(*(split_heads(x, self.heads) for x in (query, key, value))))
+        pooled = nn.Dense(self.channels, name="proj", **types)(pooled[:, 0])
+        return layer_norm("norm2", **types)(pooled)
+
+
+class AddedKVAttention(nn.Module):
+    """Attention of a frame's positions over themselves and the text in one softmax.
+
+    DeepFloyd IF's "added key and value" form: the text's keys and values stand
+    beside the image's. The residual is inside.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
+        """Maps `(batch, frames, h, w, c)`, given text `(batch, tokens, d)`, to the same shape."""
+        types = dtypes(self)
+        inner = self.heads * self.head_dim
+        frames, height = x.shape[1], x.shape[2]
+
+        def project(name: str, value: jax.Array) -> jax.Array:
+            return split_heads(nn.Dense(inner, name=name, **types)(value), self.heads)
+
+        text = group_norm(32, 1e-5, "norm_cross", axes=(-2, -1), **types)(text)
+        text_key, text_value = (
+            # Every frame sees the same text.
+            jnp.repeat(project(name, text), frames, axis=0)
+            for name in ("add_k_proj", "add_v_proj")
+        )
+        h = group_norm(self.groups, 1e-5, "group_norm", **types)(x)
+        h = rearrange(h, "b f h w c -> (b f) (h w) c")
+        key = jnp.concatenate([text_key, project("to_k", h)], axis=1)
+        value = jnp.concatenate([text_value, project("to_v", h)], axis=1)
+        h = merge_heads(attention(project("to_q", h), key, value))
+        h = nn.Dense(x.shape[-1], name="to_out", **types)(h)
+        return x + rearrange(h, "(b f) (h w) c -> b f h w c", f=frames, h=height)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases on queries, keys and values."""
+
+    heads: int
+    head_dim: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Tokens `(batch, length, c)` attend to `context` `(batch, keys, d)`."""
+        types = dtypes(self)
+        inner = self.heads * self.head_dim
+
+        def project(name: str, value: jax.Array) -> jax.Array:
+            return split_heads(
+                nn.Dense(inner, use_bias=False, name=name, **types)(value), self.heads
+            )
+
+        h = attention(project("to_q", x), project("to_k", context), project("to_v", context))
+        return nn.Dense(x.shape[-1], name="to_out", **types)(merge_heads(h))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to a context (or to itself again), gated feed-forward."""
+
+    heads: int
+    head_dim: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """`(batch, length, c)` to the same shape."""
+        types = dtypes(self)
+        width = x.shape[-1]
+        h = layer_norm("norm1", **types)(x)
+        x = x + Attention(self.heads, self.head_dim, name="attn1", **types)(h, h)
+        h = layer_norm("norm2", **types)(x)
+        x = x + Attention(self.heads, self.head_dim, name="attn2", **types)(
+            h, h if context is None else context
+        )
+        h = nn.Dense(8 * width, name="ff_in", **types)(layer_norm("norm3", **types)(x))
+        value, gate = jnp.split(h, 2, axis=-1)
+        return x + nn.Dense(width, name="ff_out", **types)(value * exact_gelu(gate))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the positions of each frame, with cross-attention to the text."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
+        """Maps `(batch, frames, h, w, c)`, given text `(batch, tokens, d)`, to the same shape."""
+        types = dtypes(self)
+        frames, height = x.shape[1], x.shape[2]
+        h = group_norm(self.groups, 1e-6, "norm", **types)(x)
+        h = rearrange(h, "b f h w c -> (b f) (h w) c")
+        h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
+        h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(
+            h, jnp.repeat(text, frames, axis=0)
+        )
+        h = nn.Dense(x.shape[-1], name="proj_out", **types)(h)
+        return x + rearrange(h, "(b f) (h w) c -> b f h w c", f=frames, h=height)

@@ -1,0 +1,178 @@
+"""Layers that act on each image alone: normalisation, embeddings, the ResNet block.
+
+Arrays are channels last with any number of leading axes, `(..., height, width,
+channels)`: a clip is just an image with one more leading axis.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from show1_jax.errors import InputError
+
+Activation = Callable[[jax.Array], jax.Array]
+
+IMAGE_AXES = (-3, -2, -1)
+CLIP_AXES = (-4, -3, -2, -1)
+
+
+def dtypes(module: nn.Module) -> dict[str, Any]:
+    """The two dtypes of a module, as keyword arguments for the modules inside it."""
+    return {"dtype": module.dtype, "param_dtype": module.param_dtype}
+
+
+def activation(name: str) -> Activation:
+    """The activation a configuration names; GELU is the exact one everywhere but in T5.
+
+    Raises:
+      InputError: if the name is neither "gelu" nor "silu".
+    """
+    known = {"gelu": exact_gelu, "silu": nn.silu, "swish": nn.silu}
+    if name not in known:
+        raise InputError(f"activation {name!r} is not one of {', '.join(known)}")
+    return known[name]
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """GELU with the error function (Hendrycks and Gimpel, eq. 2), not its tanh approximation."""
+    return nn.gelu(x, approximate=False)
+
+
+def group_norm(
+    groups: int,
+    eps: float,
+    name: str,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    axes: tuple[int, ...] = IMAGE_AXES,
+) -> nn.GroupNorm:
+    """Group normalisation with fp32 statistics over `axes`: one image, or a whole clip."""
+    # The fast variance E[x^2] - E[x]^2 loses half the digits of fp32.
+    return nn.GroupNorm(
+        groups,
+        epsilon=eps,
+        reduction_axes=axes,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerNorm:
+    """Layer normalisation with fp32 statistics and PyTorch's epsilon."""
+    return nn.LayerNorm(
+        epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name
+    )
+
+
+def conv3x3(
+    channels: int, name: str, dtype: DTypeLike, param_dtype: DTypeLike, stride: int = 1
+) -> nn.Conv:
+    """A 3x3 convolution over each image, zero-padded by one pixel on every side."""
+    return nn.Conv(
+        channels,
+        (3, 3),
+        strides=stride,
+        padding=1,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """2x2 average pooling: `(..., 2h, 2w, c)` to `(..., h, w, c)`."""
+    *lead, height, width, channels = x.shape
+    return x.reshape(*lead, height // 2, 2, width // 2, 2, channels).mean((-4, -2))
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour upsampling: `(..., h, w, c)` to `(..., 2h, 2w, c)`."""
+    *lead, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, height, 2, width, 2, channels))
+    return x.reshape(*lead, 2 * height, 2 * width, channels)
+
+
+def sinusoidal_embedding(positions: jax.Array, channels: int) -> jax.Array:
+    """Sinusoids of `positions`, `(batch,)` to `(batch, channels)` fp32, cosines first.
+
+    Ho et al. 2020, appendix B, after Vaswani et al. 2017, section 3.5.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers on sinusoids of the timestep (or of the noise level)."""
+
+    channels: int
+    activation: Activation
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, sinusoids: jax.Array) -> jax.Array:
+        """`(batch, sinusoids)` to `(batch, channels)`."""
+        x = nn.Dense(
+            self.channels, dtype=self.dtype, param_dtype=self.param_dtype, name="linear_1"
+        )(sinusoids)
+        return nn.Dense(
+            self.channels, dtype=self.dtype, param_dtype=self.param_dtype, name="linear_2"
+        )(self.activation(x))
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, told the time, that may resample.
+
+    With `scale_shift` the time embedding scales and shifts the second norm
+    (Dhariwal and Nichol 2021, section 3, AdaGN), else it is added before it.
+    `resample` halves or doubles the image on both branches.
+    """
+
+    channels: int
+    groups: int
+    eps: float
+    activation: Activation
+    scale_shift: bool = False
+    skip_time_act: bool = False
+    output_scale: float = 1.0
+    resample: Literal["down", "up"] | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        """Maps `(batch, ..., h, w, c)` and `(batch, d)` to `(batch, ..., h', w', channels)`."""
+        types = dtypes(self)
+        h = group_norm(self.groups, self.eps, "norm1", **types)(x)
+        h = self.activation(h)
+        if self.resample is not None:
+            resize = halve if self.resample == "down" else double
+            x, h = resize(x), resize(h)
+        h = conv3x3(self.channels, "conv1", **types)(h)
+
+        shift = jnp.zeros((), h.dtype)
+        if time is not None:
+            time = time if self.skip_time_act else self.activation(time)
+            width = self.channels * (2 if self.scale_shift else 1)
+            time = nn.Dense(width, name="time_emb_proj", **types)(time)
+            shift = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), width)
+        if self.scale_shift:
+            scale, shift = jnp.split(shift, 2, axis=-1)
+            h = group_norm(self.groups, self.eps, "norm2", **types)(h) * (1 + scale) + shift
+        else:
+            h = group_norm(self.groups, self.eps, "norm2", **types)(h + shift)
+        h = conv3x3(self.channels, "conv2", **types)(self.activation(h))
+
+        if x.shape[-1] != self.channels:
+            x = nn.Conv(self.channels, (1, 1), name="conv_shortcut", **types)(x)
+        return (x + h) / self.output_scale

@@ -1,0 +1,153 @@
+"""The T5 v1.1 text encoder (Raffel et al., arXiv 1910.10683; Shazeer, arXiv 2002.05202)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from show1_jax.errors import InputError
+from show1_jax.models.attention import merge_heads, split_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 encoder; the defaults are T5-v1.1-XXL."""
+
+    vocab_size: int = 32128
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_buckets: int = 32
+    max_distance: int = 128
+    eps: float = 1e-6
+
+
+def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of every (query, key) pair, int32 `(length, length)`.
+
+    One half of the buckets is for keys after the query. In each half the first
+    half holds one distance each, the rest grow geometrically up to
+    `max_distance`, beyond which every distance shares the last one.
+    """
+    positions = np.arange(length)
+    relative = positions[None, :] - positions[:, None]
+    distance = np.abs(relative)
+    half = buckets // 2
+    exact = half // 2
+    # fp32 throughout: a distance on a bucket's edge falls where PyTorch puts it.
+    steps = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    steps = steps / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + steps.astype(np.int32), half - 1)
+    return (np.where(distance < exact, distance, far) + half * (relative > 0)).astype(np.int32)
+
+
+class Attention(nn.Module):
+    """Self-attention without biases and without scaling of the scores."""
+
+    config: T5Config
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """Maps `(batch, length, d_model)`; `bias` is fp32 `(batch, heads, length, length)`."""
+        types: dict[str, Any] = {
+            "use_bias": False,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        heads = self.config.num_heads
+        query, key, value = (
+            split_heads(nn.Dense(heads * self.config.d_kv, name=name, **types)(x), heads)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        x = merge_heads(jax.nn.dot_product_attention(query, key, value, bias=bias, scale=1.0))
+        return nn.Dense(self.config.d_model, name="to_out", **types)(x)
+
+
+class Block(nn.Module):
+    """Attention, then the gated feed-forward, each normalised before and added to its input."""
+
+    config: T5Config
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """Maps `(batch, length, d_model)`; `bias` is fp32 `(batch, heads, length, length)`."""
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        h = nn.RMSNorm(epsilon=config.eps, name="norm1", **types)(x)
+        x = x + Attention(config, name="attention", **types)(h, bias)
+
+        h = nn.RMSNorm(epsilon=config.eps, name="norm2", **types)(x)
+        gate = nn.Dense(config.d_ff, use_bias=False, name="ff_gate", **types)(h)
+        h = nn.Dense(config.d_ff, use_bias=False, name="ff_in", **types)(h)
+        # The released "gated-gelu" is the tanh approximation, here alone in the cascade.
+        h = nn.gelu(gate, approximate=True) * h
+        return x + nn.Dense(config.d_model, use_bias=False, name="ff_out", **types)(h)
+
+
+class T5Encoder(nn.Module):
+    """The encoder half of T5 v1.1. Compute in bfloat16 or float32; float16 overflows."""
+
+    config: T5Config
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:  # noqa: D102
+        if jnp.dtype(self.dtype) == jnp.float16:
+            raise InputError("T5 overflows in float16: compute it in bfloat16 or float32")
+        config = self.config
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # Without a compute dtype a table is looked up as stored: casting the few rows
+        # looked up is cheaper than casting the table.
+        self.token_embedding = nn.Embed(
+            config.vocab_size, config.d_model, param_dtype=self.param_dtype
+        )
+        self.relative_bias = nn.Embed(
+            config.relative_buckets, config.num_heads, param_dtype=self.param_dtype
+        )
+        self.blocks = [Block(config, name=f"block_{i}", **types) for i in range(config.num_layers)]
+        self.final_norm = nn.RMSNorm(epsilon=config.eps, **types)
+
+    def position_bias(self, length: int) -> jax.Array:
+        """The attention bias by relative position, which all blocks share.
+
+        Args:
+          length: number of tokens.
+
+        Returns:
+          fp32 `(1, heads, length, length)`, queries before keys.
+        """
+        config = self.config
+        buckets = relative_position_buckets(length, config.relative_buckets, config.max_distance)
+        return self.relative_bias(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """Encodes tokens; padded positions are encoded too, but attended to by none.
+
+        Args:
+          input_ids: int `(batch, length)`.
+          attention_mask: `(batch, length)`, 0 at padding and 1 elsewhere.
+
+        Returns:
+          `(batch, length, d_model)` in the compute dtype.
+
+        Raises:
+          InputError: if the compute dtype is float16.
+        """
+        hidden = jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
+        bias = self.position_bias(input_ids.shape[1]) + hidden
+        x = self.token_embedding(input_ids).astype(self.dtype)
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.final_norm(x)

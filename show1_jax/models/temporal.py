@@ -1,0 +1,86 @@
+"""What makes an image denoiser a video denoiser: convolution and attention over frames.
+
+Both add to their input, so that a new layer whose last projection is zero
+leaves the image model as it was (Show-1, section 3.2, "temporal inflation").
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from show1_jax.models.attention import TransformerBlock
+from show1_jax.models.layers import CLIP_AXES, dtypes, group_norm
+
+
+class FrameConv(nn.Module):
+    """Convolution over three neighbouring frames, each pixel alone, zeros beyond the ends.
+
+    Written as one matrix product over the gathered neighbours, which XLA runs
+    faster than its (3, 1, 1) convolution.
+    """
+
+    channels: int
+    zero_init: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, frames, h, w, c)` to `(batch, frames, h, w, channels)`."""
+        frames, width = x.shape[1], x.shape[-1]
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, width, self.channels), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), self.param_dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        neighbours = jnp.concatenate([padded[:, i : i + frames] for i in range(3)], axis=-1)
+        kernel = kernel.astype(self.dtype).reshape(3 * width, self.channels)
+        return neighbours.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+
+
+class TemporalConv(nn.Module):
+    """Four convolutions over frames with a residual around them; the last starts at zero."""
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`(batch, frames, h, w, c)` to the same shape; `train` turns on 10 % dropout."""
+        types = dtypes(self)
+        channels = x.shape[-1]
+        h = x
+        for i in (1, 2, 3, 4):
+            # 32 groups whatever the model's setting, over the whole clip, and always SiLU.
+            h = nn.silu(group_norm(32, 1e-5, f"norm{i}", axes=CLIP_AXES, **types)(h))
+            if i > 1:
+                h = nn.Dropout(0.1, deterministic=not train, name=f"dropout{i}")(h)
+            h = FrameConv(channels, zero_init=i == 4, name=f"conv{i}", **types)(h)
+        return x + h
+
+
+class TemporalTransformer(nn.Module):
+    """A transformer block over the frames at each pixel: self-attention, twice.
+
+    There is no positional encoding over frames and no mask, as in the released
+    networks; order reaches it only through the temporal convolutions.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, frames, h, w, c)` to the same shape."""
+        types = dtypes(self)
+        height, width = x.shape[2:4]
+        h = group_norm(self.groups, 1e-6, "norm", axes=CLIP_AXES, **types)(x)
+        h = rearrange(h, "b f h w c -> (b h w) f c")
+        h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
+        h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(h)
+        h = nn.Dense(x.shape[-1], name="proj_out", **types)(h)
+        return x + rearrange(h, "(b h w) f c -> b f h w c", h=height, w=width)

@@ -1,0 +1,340 @@
+"""The denoiser: one U-Net for image or video, pixels or latents.
+
+The five denoisers of the cascade are five `UNetConfig`s of this one class
+(Show-1, sections 3.2 to 3.5).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from show1_jax.errors import InputError
+from show1_jax.models.attention import AddedKVAttention, SpatialTransformer, TextPooling
+from show1_jax.models.layers import (
+    ResnetBlock,
+    TimeEmbedding,
+    activation,
+    conv3x3,
+    double,
+    dtypes,
+    group_norm,
+    sinusoidal_embedding,
+)
+from show1_jax.models.temporal import TemporalConv, TemporalTransformer
+
+HeadReading = Literal["width", "number"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """What distinguishes one denoiser from another.
+
+    Attributes:
+      in_channels: channels of the noisy sample together with its condition.
+      out_channels: twice the sample's channels where the variance is learned.
+      channels: width of each level, finest first.
+      layers: ResNet blocks of each level on the way down; one more on the way up.
+      attention: whether a level attends to the text and over frames.
+      attention_head_dim: one number per level, read as the next two fields say.
+      spatial_heads: whether that number is the "width" of a head of spatial
+        attention or the "number" of heads.
+      temporal_heads: likewise for temporal attention. Show-1's pixel networks
+        read it as width in space and as number in time, its latent network as
+        number in both; diffusers' own 3D network as width in both.
+        (Where the numbers differ, the way up of a latent network takes them in
+        reverse, level for level; a pixel network's takes them in the same order
+        again, as the released code does.)
+      space: "pixel": text and image share one attention, resampling happens in
+        ResNet blocks. "latent": transformers with cross-attention to the
+        text, resampling by convolutions.
+      temporal: False for an image denoiser, which takes each frame alone.
+      input_transformer_head_dim: head width of the eight-headed temporal
+        transformer behind the first convolution; None for none.
+      text_dim: width of the text embeddings.
+      text_projection_dim: width they are projected to for attention; None to
+        attend to them as they are.
+      text_pooling_heads: heads of the pooling of the text into the time
+        embedding; None for no pooling.
+      noise_level: whether the network is told the noise level of its condition.
+      time_embed_dim: width of the time embedding.
+      activation: "gelu" or "silu".
+      time_embedding_activation: applied once to the sum of the embeddings.
+      skip_time_activation: ResNet blocks then take the embedding as it is.
+      scale_shift: whether the time scales and shifts, rather than shifts.
+      output_scale: ResNet blocks divide their sum by it.
+      mid_output_scale: the same for the middle of the network.
+      norm_groups: groups of the normalisation of each frame.
+      norm_eps: its epsilon.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    layers: tuple[int, ...]
+    attention: tuple[bool, ...]
+    attention_head_dim: tuple[int, ...]
+    spatial_heads: HeadReading
+    temporal_heads: HeadReading
+    space: Literal["pixel", "latent"]
+    text_dim: int
+    time_embed_dim: int
+    temporal: bool = True
+    input_transformer_head_dim: int | None = None
+    text_projection_dim: int | None = None
+    text_pooling_heads: int | None = None
+    noise_level: bool = False
+    activation: str = "silu"
+    time_embedding_activation: str | None = None
+    skip_time_activation: bool = False
+    scale_shift: bool = False
+    output_scale: float = 1.0
+    mid_output_scale: float = 1.0
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Raises InputError if the per-level settings differ in length."""
+        for field in ("layers", "attention", "attention_head_dim"):
+            if len(getattr(self, field)) != len(self.channels):
+                raise InputError(
+                    f"{field} lists {len(getattr(self, field))} levels, "
+                    f"channels {len(self.channels)}"
+                )
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of a sample must be multiples of this many pixels."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def split_into_heads(channels: int, head_dim: int, reading: HeadReading) -> tuple[int, int]:
+    """How many heads, and how wide, for `attention_head_dim` read in one of the two ways."""
+    if reading == "number":
+        return head_dim, channels // head_dim
+    return channels // head_dim, head_dim
+
+
+class Level(nn.Module):
+    """What happens at one resolution: ResNet blocks, attention, their temporal halves.
+
+    On the way down the outputs are the skip connections; on the way up `skips`
+    are taken from the end. `middle` puts one ResNet block before the first attention.
+    """
+
+    config: UNetConfig
+    channels: int
+    layers: int
+    attention: bool
+    head_dim: int
+    resample: Literal["down", "up"] | None = None
+    middle: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        time: jax.Array,
+        text: jax.Array,
+        skips: list[jax.Array] | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns the level's output and all outputs on the way, coarsest last."""
+        outputs = []
+        if self.middle:
+            x = self._resnet(x, time, 0, train)
+        for i in range(self.layers):
+            if self.middle:
+                x = self._resnet(self._attend(x, text, i), time, i + 1, train)
+                continue
+            if skips is not None:
+                x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
+            x = self._resnet(x, time, i, train)
+            if self.attention:
+                x = self._attend(x, text, i)
+            outputs.append(x)
+        if self.resample is not None:
+            x = self._resample(x, time)
+            outputs.append(x)
+        return x, outputs
+
+    def _resnet_block(self, name: str, resample: Literal["down", "up"] | None) -> ResnetBlock:
+        config = self.config
+        return ResnetBlock(
+            self.channels,
+            config.norm_groups,
+            config.norm_eps,
+            activation(config.activation),
+            scale_shift=config.scale_shift,
+            skip_time_act=config.skip_time_activation,
+            output_scale=config.mid_output_scale if self.middle else config.output_scale,
+            resample=resample,
+            name=name,
+            **dtypes(self),
+        )
+
+    def _resnet(self, x: jax.Array, time: jax.Array, i: int, train: bool) -> jax.Array:
+        x = self._resnet_block(f"resnet_{i}", None)(x, time)
+        if self.config.temporal:
+            x = TemporalConv(name=f"temporal_conv_{i}", **dtypes(self))(x, train)
+        return x
+
+    def _attend(self, x: jax.Array, text: jax.Array, i: int) -> jax.Array:
+        config = self.config
+        spatial = AddedKVAttention if config.space == "pixel" else SpatialTransformer
+        heads = split_into_heads(self.channels, self.head_dim, config.spatial_heads)
+        x = spatial(*heads, config.norm_groups, name=f"attention_{i}", **dtypes(self))(x, text)
+        if config.temporal:
+            heads = split_into_heads(self.channels, self.head_dim, config.temporal_heads)
+            x = TemporalTransformer(
+                *heads, config.norm_groups, name=f"temporal_attention_{i}", **dtypes(self)
+            )(x)
+        return x
+
+    def _resample(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        name = f"{self.resample}sample"
+        if self.config.space == "pixel":
+            return self._resnet_block(name, self.resample)(x, time)
+        if self.resample == "down":
+            return conv3x3(self.channels, name, stride=2, **dtypes(self))(x)
+        return conv3x3(self.channels, name, **dtypes(self))(double(x))
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or velocity) in a clip, told the time, the text and a condition."""
+
+    config: UNetConfig
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        sample: jax.Array,
+        timesteps: jax.Array,
+        text: jax.Array,
+        noise_level: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Runs the network on a batch of clips; an image is a clip of one frame.
+
+        Args:
+          sample: `(batch, frames, height, width, in_channels)`.
+          timesteps: `(batch,)`, 0 to 999.
+          text: `(batch, tokens, text_dim)`.
+          noise_level: `(batch,)` timesteps to which the condition was noised,
+            for networks that are told.
+          train: turns on the dropout of the temporal convolutions, which
+            draws from the random stream "dropout".
+
+        Returns:
+          `(batch, frames, height, width, out_channels)` in fp32.
+
+        Raises:
+          InputError: if a shape does not fit the configuration.
+        """
+        config = self.config
+        self._check(sample, timesteps, text, noise_level)
+        types = dtypes(self)
+        channels, levels = config.channels, range(len(config.channels))
+        text = text.astype(self.dtype)
+        time = self._embed(timesteps, text, noise_level)
+        if config.text_projection_dim is not None:
+            text = nn.Dense(config.text_projection_dim, name="text_projection", **types)(text)
+
+        def level(name: str, i: int, head_dim: int, **settings: Any) -> Level:
+            return Level(
+                config, channels[i], attention=config.attention[i], head_dim=head_dim,
+                name=name, **types, **settings,
+            )  # fmt: skip
+
+        x = conv3x3(channels[0], "conv_in", **types)(sample.astype(self.dtype))
+        if config.input_transformer_head_dim is not None:
+            x = TemporalTransformer(
+                8, config.input_transformer_head_dim, 32, name="input_transformer", **types
+            )(x)
+        skips = [x]
+        for i in levels:
+            x, outputs = level(
+                f"down_{i}", i, config.attention_head_dim[i], layers=config.layers[i],
+                resample="down" if i < levels[-1] else None,
+            )(x, time, text, train=train)  # fmt: skip
+            skips += outputs
+        x, _ = level("mid", -1, config.attention_head_dim[-1], layers=1, middle=True)(
+            x, time, text, train=train
+        )
+        for i in levels:
+            down = levels[-1] - i
+            layers = config.layers[down] + 1
+            x, _ = level(
+                f"up_{i}", down, config.attention_head_dim[down if config.space == "latent" else i],
+                layers=layers, resample="up" if down > 0 else None,
+            )(x, time, text, skips=skips[-layers:], train=train)  # fmt: skip
+            skips = skips[:-layers]
+
+        x = group_norm(config.norm_groups, config.norm_eps, "conv_norm_out", **types)(x)
+        x = activation(config.activation)(x)
+        return conv3x3(config.out_channels, "conv_out", **types)(x).astype(jnp.float32)
+
+    def _embed(
+        self, timesteps: jax.Array, text: jax.Array, noise_level: jax.Array | None
+    ) -> jax.Array:
+        config = self.config
+        types = dtypes(self)
+        act = activation(config.activation)
+
+        def embed(name: str, value: jax.Array) -> jax.Array:
+            sinusoids = sinusoidal_embedding(value, config.channels[0])
+            return TimeEmbedding(config.time_embed_dim, act, name=name, **types)(sinusoids)
+
+        time = embed("time_embedding", timesteps)
+        if noise_level is not None:
+            time = time + embed("noise_level_embedding", noise_level)
+        if config.text_pooling_heads is not None:
+            time = time + TextPooling(
+                config.time_embed_dim, config.text_pooling_heads, name="text_pooling", **types
+            )(text)
+        if config.time_embedding_activation is not None:
+            time = activation(config.time_embedding_activation)(time)
+        return time
+
+    def _check(
+        self,
+        sample: jax.Array,
+        timesteps: jax.Array,
+        text: jax.Array,
+        noise_level: jax.Array | None,
+    ) -> None:
+        config = self.config
+        if sample.ndim != 5 or sample.shape[-1] != config.in_channels:
+            raise InputError(
+                f"sample has shape {sample.shape}; this denoiser takes "
+                f"(batch, frames, height, width, {config.in_channels})"
+            )
+        batch, _, height, width, _ = sample.shape
+        multiple = config.size_multiple
+        if height % multiple or width % multiple:
+            raise InputError(
+                f"a {width}x{height} sample cannot be halved {len(config.channels) - 1} times; "
+                f"take a width and height that are multiples of {multiple}"
+            )
+        if timesteps.shape != (batch,):
+            raise InputError(
+                f"timesteps has shape {timesteps.shape}; give one per clip: ({batch},)"
+            )
+        if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != config.text_dim:
+            raise InputError(
+                f"text has shape {text.shape}; this denoiser takes "
+                f"({batch}, tokens, {config.text_dim})"
+            )
+        if config.noise_level != (noise_level is not None):
+            raise InputError(
+                "this denoiser is told the noise level of its condition: pass noise_level"
+                if config.noise_level
+                else "this denoiser takes no noise_level"
+            )

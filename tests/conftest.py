@@ -1,0 +1,73 @@
+"""Recordings of the original PyTorch code, and how tests reach them.
+
+`goldens/` holds one folder per recorded case (see its `meta.json`), `release/`
+a whole tiny checkpoint in the released layout. Networks whose weights are the
+released ones are not stored twice.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+GOLDENS = Path(__file__).parent / "goldens"
+RELEASE = Path(__file__).parent / "release"
+
+IN_RELEASE = {
+    "unet3d_base": "show-1-base/unet",
+    "unet3d_interp": "show-1-interpolation/unet",
+    "unet3d_sr1": "show-1-sr1/unet",
+    "unet3d_latent": "show-1-sr2/unet",
+    "vae": "show-1-sr2/vae",
+    "unet2d_if_sr": "IF-II-L-v1.0/unet",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """One recorded case; arrays are channel-first, as PyTorch recorded them."""
+
+    folder: Path
+    config: dict
+    meta: dict
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The recorded weights under their PyTorch keys, in fp32."""
+        stored = load_file(self.folder / "weights.safetensors")
+        return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in stored.items()}
+
+
+def golden(name: str) -> Golden:
+    folder = GOLDENS / name
+    return Golden(
+        folder,
+        json.loads((folder / "config.json").read_text()),
+        json.loads((folder / "meta.json").read_text()),
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
+
+
+def network_folder(name: str) -> Path:
+    """The folder with `config.json` and weights of a recorded network."""
+    return RELEASE / IN_RELEASE[name] if name in IN_RELEASE else GOLDENS / name
+
+
+def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
+    """Compares within `tolerance` times the largest absolute expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= tolerance, f"{name}: relative error {error:.2e} exceeds {tolerance:.1e}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _exact_matmuls():
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
