@@ -1,6 +1,7 @@
 """From a network folder's `config.json` to the module, its key table and its parameters' shapes."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class Network:
         """The parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
         return abstract_params(self.module)
 
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by its slashed path."""
         return {k: v.shape for k, v in flatten_dict(self.abstract_params(), sep="/").items()}

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from show1_jax.checkpoints import torch_files
 from show1_jax.checkpoints.networks import Network, network, read_json
-from show1_jax.checkpoints.store import load_params, save_params
+from show1_jax.checkpoints.store import check_shapes, load_params, save_params
 from show1_jax.checkpoints.torch_params import (
     cast,
     params_from_torch,
@@ -70,7 +70,13 @@ def components(pipeline: Path) -> Iterator[tuple[str, str]]:
     """
     index = read_json(pipeline / "model_index.json")
     for name, value in index.items():
-        if not isinstance(value, list) or value[1] is None or value[1] in LEFT_OUT:
+        if not isinstance(value, list):
+            continue
+        if len(value) != 2 or not isinstance(value[1], str | None):
+            raise InputError(
+                f"{pipeline / 'model_index.json'}: {name} is {value!r}, not a library and a class"
+            )
+        if value[1] is None or value[1] in LEFT_OUT:
             continue
         if value[1] not in NETWORKS | COPIED:
             raise InputError(f"{pipeline / 'model_index.json'}: {name} is a {value[1]}, not known")
@@ -104,6 +110,8 @@ def convert_pipelines(
     Raises:
       InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
     """
+    if verify and to_torch and dtype is not None:
+        raise InputError("--verify compares stored precisions; leave --dtype out")
     pipelines = find_pipelines(src)
     if dst.exists():
         raise InputError(f"{dst} exists already; give a new folder")
@@ -145,6 +153,8 @@ def _open(folder: Path) -> Network:
 
 
 def _network_to_orbax(src: Path, dst: Path, dtype: np.dtype | None, verify: bool) -> int:
+    if (src / PARAMS).is_dir():
+        raise InputError(f"{src} is converted already: it holds {PARAMS}/; add --to-torch for back")
     built, weights = _open(src), torch_files.find_weights(src)
     params = params_from_torch(built, weights.tensors, str(src), dtype)
     save_params(dst / PARAMS, params)
@@ -162,7 +172,7 @@ def _network_to_orbax(src: Path, dst: Path, dtype: np.dtype | None, verify: bool
     (dst / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
     if verify:
         verify_params(built, weights.tensors, load_params(dst / PARAMS), str(src), dtype)
-    return sum(math.prod(shape) for shape in built.shapes().values())
+    return sum(math.prod(shape) for shape in built.shapes.values())
 
 
 def _network_to_torch(src: Path, dst: Path, dtype: np.dtype | None, verify: bool) -> int:
@@ -170,7 +180,8 @@ def _network_to_torch(src: Path, dst: Path, dtype: np.dtype | None, verify: bool
         raise InputError(f"{src} holds no Orbax checkpoint {PARAMS}/; is it PyTorch already?")
     built = _open(src)
     origin = _origin(src, built)
-    params = flatten_dict(load_params(src / PARAMS, None), sep="/")
+    params = flatten_dict(load_params(src / PARAMS), sep="/")
+    check_shapes({path: v.shape for path, v in params.items()}, built.shapes, src / PARAMS)
     arrays = {}
     for path in list(params):
         arrays[path] = cast(np.asarray(params.pop(path)), dtype, f"{src}: {path}")
@@ -181,19 +192,21 @@ def _network_to_torch(src: Path, dst: Path, dtype: np.dtype | None, verify: bool
         _write_index(dst / origin["index"], origin["files"])
     if verify:
         tensors = torch_files.find_weights(dst).tensors
-        if dtype is not None:
-            raise InputError("--verify compares stored precisions; leave --dtype out")
         verify_params(built, tensors, load_params(src / PARAMS), str(dst))
-    return sum(math.prod(shape) for shape in built.shapes().values())
+    return sum(math.prod(shape) for shape in built.shapes.values())
 
 
 def _origin(src: Path, built: Network) -> dict[str, Any]:
     """Which file each tensor goes to: as it came, or one new file for a network trained here."""
-    if (src / ORIGIN).is_file():
-        return read_json(src / ORIGIN)
-    text = isinstance(built.module, T5Encoder | CLIPText)
-    name = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
-    return {"index": None, "files": dict.fromkeys(torch_keys(built), name), "buffers": {}}
+    if not (src / ORIGIN).is_file():
+        text = isinstance(built.module, T5Encoder | CLIPText)
+        name = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
+        return {"index": None, "files": dict.fromkeys(torch_keys(built), name), "buffers": {}}
+    origin = {"index": None, "files": {}, "buffers": {}} | read_json(src / ORIGIN)
+    found = [built.table.to_ours(key) for key in origin["files"] if key not in origin["buffers"]]
+    if {path and path[0] for path in found} != built.shapes.keys():
+        raise InputError(f"{src / ORIGIN} does not list this network; delete it for new file names")
+    return origin
 
 
 def _write_index(path: Path, files: dict[str, str]) -> None:

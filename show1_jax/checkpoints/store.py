@@ -59,7 +59,8 @@ def load_params(folder: Path, target: Any = None) -> Any:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
                 checkpointer.metadata(folder).item_metadata.tree,
             )
-        _check(stored, target, folder)
+        if target is not None:
+            check_shapes(_shapes(stored), _shapes(target), folder)
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=leaf.sharding or device
@@ -78,12 +79,18 @@ def load_params(folder: Path, target: Any = None) -> Any:
         raise InputError(f"{folder} cannot be restored: {reason}") from error
 
 
-def _check(stored: Any, target: Any, folder: Path) -> None:
-    """Raises InputError if a wanted array is not there, or not in its shape."""
-    if target is None:
-        return
-    held = {k: tuple(v.shape) for k, v in flatten_dict(stored, sep="/").items()}
-    wanted = {k: tuple(v.shape) for k, v in flatten_dict(target, sep="/").items()}
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in flatten_dict(tree, sep="/").items()}
+
+
+def check_shapes(
+    held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    """Compares the shapes that a checkpoint holds with those of a network, by slashed path.
+
+    Raises:
+      InputError: if a parameter is missing, unexpected or in another shape.
+    """
     if held != wanted:
         different = sorted(k for k in held.keys() | wanted.keys() if held.get(k) != wanted.get(k))
         raise InputError(

@@ -5,8 +5,11 @@ each tensor lies, and its bytes are read when asked for. So the memory a
 conversion takes is that of the network it makes.
 """
 
+import dataclasses
 import json
 import math
+import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +23,10 @@ from show1_jax.errors import InputError
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "weights")
 # The full precision first, where a folder has several.
 ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+
+# What unpickling raises on damaged bytes; its documentation leaves the list open.
+DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, OSError, ValueError, TypeError)
+DAMAGE += (LookupError, AttributeError, AssertionError, struct.error)
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -54,7 +61,8 @@ class Stored(NamedTuple):
         return flat.reshape(self.shape)
 
 
-class WeightFiles(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class WeightFiles:
     """The weights of one network folder: its files, and each tensor in them by key."""
 
     index: Path | None
@@ -126,16 +134,18 @@ def _safetensors_header(file: Path) -> dict[str, Stored]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         return {
-            key: Stored(
-                file,
-                8 + length + entry["data_offsets"][0],
-                SAFETENSORS_DTYPES[entry["dtype"]],
-                tuple(entry["shape"]),
-            )
-            for key, entry in header.items()
+            key: _safetensors_entry(file, 8 + length, key, entry) for key, entry in header.items()
         }
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def _safetensors_entry(file: Path, start: int, key: str, entry: Mapping[str, Any]) -> Stored:
+    begin, end = entry["data_offsets"]
+    stored = Stored(file, start + begin, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    if begin < 0 or end - begin != math.prod(stored.shape) * stored.dtype.itemsize:
+        raise ValueError(f"{key} has other bytes than its shape takes")
+    return stored
 
 
 def _bin_header(file: Path) -> dict[str, Stored]:
@@ -146,17 +156,20 @@ def _bin_header(file: Path) -> dict[str, Stored]:
 
     try:
         # Fake tensors carry no bytes but know where in the file theirs are.
-        with FakeTensorMode():
+        with FakeTensorMode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch makes of strange files, we say below
             state = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:
         raise InputError(
             f"{file} holds more than tensors, or is damaged; it was not unpickled: "
             "copy it again, or re-save its state dict with torch.save"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file} is truncated or is no PyTorch file: {reason}") from None
-    return {key: _bin_entry(file, key, tensor) for key, tensor in dict(state).items()}
+    if not isinstance(state, dict):
+        raise InputError(f"{file} holds no state dict, but a {type(state).__name__}")
+    return {key: _bin_entry(file, key, tensor) for key, tensor in state.items()}
 
 
 def _bin_entry(file: Path, key: str, tensor: Any) -> Stored:

@@ -99,7 +99,7 @@ def params_to_torch(
 def torch_keys(network: Network) -> dict[str, tuple[int, ...]]:
     """The keys under which a network trained here is written to PyTorch, with our shapes."""
     keys = {}
-    for path, shape in network.shapes().items():
+    for path, shape in network.shapes.items():
         found = network.table.to_torch(path)
         assert found is not None, f"{path} is in no row of the key table"
         keys[found[0]] = shape
@@ -141,7 +141,7 @@ def _match(
     network: Network, tensors: Mapping[str, Stored], where: str
 ) -> dict[str, tuple[str, Layout]]:
     """Our path for each key; raises one InputError that lists everything that does not fit."""
-    shapes = network.shapes()
+    shapes = network.shapes
     targets: dict[str, tuple[str, Layout]] = {}
     unexpected, misshapen = [], []
     for key, stored in tensors.items():

@@ -338,3 +338,7 @@ class UNet(nn.Module):
                 if config.noise_level
                 else "this denoiser takes no noise_level"
             )
+        if noise_level is not None and noise_level.shape != (batch,):
+            raise InputError(
+                f"noise_level has shape {noise_level.shape}; give one per clip: ({batch},)"
+            )

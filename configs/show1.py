@@ -1,0 +1,199 @@
+"""The released Show-1 cascade, every number of it.
+
+    python -m show1_jax.convert RELEASED_FOLDERS checkpoints/show1
+    python sample.py --config configs/show1.py --checkpoint checkpoints/show1 \
+        --prompt "a panda besides the waterfall is holding a sign that says show 1"
+
+Expect 8 keyframes of 64x40, 29 frames of them, 256x160 and 576x320, at 7.5
+frames a second. The paper reports 178 s and 15 GB on an A100 in PyTorch (table
+5); this implementation has not been run with the released weights.
+
+When sampling, a checkpoint's own `config.json` files decide what its networks
+are; where they differ from this file, that is said. Settings marked
+RECONSTRUCTED are not published and follow from the released code and weights.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+COSINE = {"kind": "cosine"}
+
+
+def pixel_unet(**changes: Any) -> dict[str, Any]:
+    """The denoiser of the keyframes, with changes."""
+    return {
+        "in_channels": 3,
+        "out_channels": 6,  # the noise and its learned variance
+        "channels": (320, 640, 960, 1280),
+        "layers": (3, 3, 3, 3),
+        "attention": (False, True, True, True),
+        "attention_head_dim": (64, 64, 64, 64),
+        "spatial_heads": "width",
+        "temporal_heads": "number",
+        "space": "pixel",
+        "text_dim": 4096,
+        "text_projection_dim": 1280,
+        "text_pooling_heads": 64,
+        "time_embed_dim": 1280,
+        "activation": "gelu",
+        "scale_shift": True,
+    } | changes
+
+
+def super_resolution_unet(**changes: Any) -> dict[str, Any]:
+    """What the two pixel upscalers share: they are told the noise level of their condition."""
+    return (
+        pixel_unet(
+            in_channels=6,  # the noisy frames and the upsampled ones
+            attention=(False, False, False, True, True),
+            attention_head_dim=(64, 64, 64, 64, 64),
+            noise_level=True,
+            time_embedding_activation="gelu",
+            skip_time_activation=True,
+            output_scale=1.4142271248762552,
+            mid_output_scale=1.4142271248762552,
+        )
+        | changes
+    )
+
+
+def pixel_solver(threshold_max: float, **changes: Any) -> dict[str, Any]:
+    """DPM-Solver++ 2M with cosine betas and dynamic thresholding."""
+    return {
+        "kind": "dpm_solver",
+        "schedule": COSINE,
+        "spacing": "linspace",
+        "threshold": 0.95,
+        "threshold_max": threshold_max,
+    } | changes
+
+
+def get_config() -> ConfigDict:
+    """The whole cascade."""
+    return ConfigDict(
+        {
+            "dtype": "bfloat16",  # what networks compute in; T5 overflows in float16
+            "batch_size": 1,  # prompts sampled together
+            "text": {
+                "t5": {
+                    "vocab_size": 32128,
+                    "d_model": 4096,
+                    "d_kv": 64,
+                    "d_ff": 10240,
+                    "num_layers": 24,
+                    "num_heads": 64,
+                },
+                "clip": {
+                    "vocab_size": 49408,
+                    "width": 1024,
+                    "ff_width": 4096,
+                    "num_layers": 23,
+                    "num_heads": 16,
+                },
+                # DeepFloyd's caption cleaner; the published script only lower-cases.
+                "clean_captions": False,
+            },
+            "keyframes": {
+                "unet": pixel_unet(),
+                "solver": pixel_solver(1.5, lambda_min_clipped=-5.1),
+                "frames": 8,
+                "height": 40,
+                "width": 64,
+                "fps": 2.0,
+                "steps": 75,
+                "guidance": 9.0,
+                # The published script leaves the dropout of the temporal
+                # convolutions on while sampling. Not meant, so off here.
+                "dropout": False,
+            },
+            "interpolation": {
+                "unet": pixel_unet(in_channels=7),  # RECONSTRUCTED but for the channels
+                "solver": pixel_solver(1.5, lambda_min_clipped=-5.1),  # RECONSTRUCTED
+                "frames_per_gap": 5,  # both keyframes included: 8 become 29
+                "fps": 7.5,
+                "steps": 75,
+                "guidance": 4.0,
+            },
+            "first_frame": {
+                "unet": super_resolution_unet(
+                    temporal=False,
+                    temporal_heads="width",
+                    channels=(160, 320, 640, 960, 1280),
+                    layers=(2, 2, 3, 5, 5),
+                ),
+                "solver": {
+                    "kind": "ddpm",
+                    "schedule": COSINE,
+                    "variance": "learned_range",
+                    "threshold": 0.95,
+                    "threshold_max": 1.0,
+                },
+                "noise_schedule": COSINE,
+                "noise_level": 150,
+                "steps": 70,
+                "guidance": 4.0,
+            },
+            "super_resolution": {
+                "unet": super_resolution_unet(
+                    channels=(128, 256, 512, 768, 768),
+                    layers=(2, 2, 3, 4, 2),
+                    text_projection_dim=768,
+                    time_embed_dim=768,
+                ),
+                "solver": pixel_solver(1.0),  # RECONSTRUCTED
+                "noise_schedule": COSINE,
+                "height": 160,
+                "width": 256,
+                "window": 8,  # frames at a time; the last of one is the first of the next
+                "noise_level": 250,
+                "fps": 7.5,
+                "steps": 125,
+                "guidance": 7.0,
+            },
+            "translation": {
+                "unet": {
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "channels": (320, 640, 1280, 1280),
+                    "layers": (2, 2, 2, 2),
+                    "attention": (True, True, True, False),
+                    # RECONSTRUCTED: 5 to 20 heads of width 64, as Show-1's class reads it.
+                    "attention_head_dim": (5, 10, 20, 20),
+                    "spatial_heads": "number",
+                    "temporal_heads": "number",
+                    "space": "latent",
+                    "input_transformer_head_dim": 64,
+                    "text_dim": 1024,
+                    "time_embed_dim": 1280,
+                },
+                # How sampling reads a checkpoint's attention_head_dim: "released" is as the
+                # class does that the checkpoint names; "number" and "width" insist.
+                "head_reading": "released",
+                "vae": {
+                    "channels": (128, 256, 512, 512),
+                    "layers_per_block": 2,
+                    "latent_channels": 4,
+                    "scaling_factor": 0.18215,
+                },
+                "solver": {
+                    "kind": "dpm_solver",
+                    "schedule": {
+                        "kind": "scaled_linear",
+                        "beta_start": 0.00085,
+                        "beta_end": 0.012,
+                    },
+                    "spacing": "linspace",
+                    "steps_offset": 1,
+                },
+                "height": 320,
+                "width": 576,
+                "strength": 0.8,  # of 50 steps the last 40 are executed
+                "negative_prompt": "low resolution, blur",
+                "vae_frames": 4,  # frames encoded or decoded at a time
+                "fps": 7.5,
+                "steps": 50,
+                "guidance": 15.0,
+            },
+        }
+    )

@@ -1,0 +1,53 @@
+"""Makes videos from prompts.
+
+    python sample.py --prompt "a small red circle moving left on a black background"
+
+writes OUT/000/translation.mp4 and the clip of every stage before it; see
+`--help` for the rest. `--stages keyframes` stops early; `--stages
+interpolation,first_frame --out OUT` goes on from what is there.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from show1_jax import commands
+
+CONFIG = commands.define_config(
+    "How to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
+)
+PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
+PROMPTS = flags.DEFINE_string("prompts", None, "A text file with a prompt on each line.")
+SEED = flags.DEFINE_integer("seed", 0, "The random seed of every prompt.", 0, 2**32 - 1)
+OUT = flags.DEFINE_string("out", "outputs", "The folder to write.")
+STAGES = flags.DEFINE_list(
+    "stages", None, "The stages to run (default: all that the checkpoint has)."
+)
+STEPS = flags.DEFINE_list(
+    "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
+)
+GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
+
+
+def main() -> None:
+    """Makes one call of the flags."""
+    # Here, so that --help and misspelt flags do not wait for JAX.
+    from show1_jax.generate import generate
+
+    generate(
+        CONFIG.value,
+        checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+        prompts=PROMPT.value,
+        prompts_file=PROMPTS.value,
+        seed=SEED.value,
+        out=Path(OUT.value),
+        stages=STAGES.value,
+        overrides={"steps": STEPS.value, "guidance": GUIDANCE.value},
+    )
+
+
+if __name__ == "__main__":
+    commands.run(main, Path(__file__).parent / "configs" / "tiny.py")

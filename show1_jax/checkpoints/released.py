@@ -1,0 +1,93 @@
+"""A converted checkpoint as the cascade sees it: one folder for each stage."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from show1_jax.checkpoints.networks import abstract_params, network, read_json
+from show1_jax.checkpoints.pipelines import PARAMS, find_pipelines
+from show1_jax.checkpoints.scheduler_config import solver_config
+from show1_jax.checkpoints.store import load_params
+from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.diffusion.solvers import SolverConfig
+from show1_jax.errors import InputError
+
+STAGE_OF_PIPELINE = {
+    "TextToVideoIFPipeline": "keyframes",
+    "TextToVideoIFInterpPipeline": "interpolation",
+    "IFSuperResolutionPipeline": "first_frame",
+    "TextToVideoIFSuperResolutionPipeline_Cond": "super_resolution",
+    "VideoToVideoSDPipeline": "translation",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFolder:
+    """One stage's networks and settings, read when asked for."""
+
+    folder: Path
+
+    def has(self, name: str) -> bool:
+        """Whether the network `name` is here with its weights."""
+        return (self.folder / name / PARAMS).is_dir()
+
+    def module(self, name: str, dtype: DTypeLike) -> nn.Module:
+        """Builds a network as its `config.json` says, to compute in `dtype`.
+
+        Raises:
+          InputError: if its configuration or its weights are missing.
+        """
+        path = self.folder / name
+        if not self.has(name):
+            hint = (
+                "; this looks like PyTorch: run python -m show1_jax.convert first"
+                if (path / "config.json").is_file()
+                else ""
+            )
+            raise InputError(f"{path} has no {PARAMS}/{hint}")
+        return network(read_json(path / "config.json"), str(path / "config.json"), dtype).module
+
+    def params(self, name: str, module: nn.Module, dtype: DTypeLike) -> Any:
+        """Restores a network's parameters in `dtype` onto the default device.
+
+        Raises:
+          InputError: if they cannot be restored or do not fit the network.
+        """
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(module)
+        )
+        return load_params(self.folder / name / PARAMS, target)
+
+    def solver(self) -> SolverConfig:
+        """The solver that `scheduler/scheduler_config.json` describes."""
+        return self._scheduler("scheduler")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule of the noise on the condition, of stages that have such."""
+        return self._scheduler("image_noising_scheduler").schedule
+
+    def _scheduler(self, name: str) -> SolverConfig:
+        path = self.folder / name / "scheduler_config.json"
+        return solver_config(read_json(path), str(path))
+
+
+def find_stages(checkpoint: Path) -> dict[str, StageFolder]:
+    """The stages a checkpoint has, by name.
+
+    Raises:
+      InputError: if it is no checkpoint, or has a stage twice.
+    """
+    stages: dict[str, StageFolder] = {}
+    for folder in find_pipelines(checkpoint):
+        kind = read_json(folder / "model_index.json").get("_class_name")
+        stage = STAGE_OF_PIPELINE.get(str(kind))
+        if stage is None:
+            raise InputError(f"{folder / 'model_index.json'}: {kind} is no stage of the cascade")
+        if stage in stages:
+            raise InputError(f"{stages[stage].folder} and {folder} are both the stage {stage}")
+        stages[stage] = StageFolder(folder)
+    return stages

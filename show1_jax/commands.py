@@ -1,0 +1,54 @@
+"""How command-line programs start and how they fail: one line, status 1, no traceback."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from show1_jax.errors import InputError
+
+FAILURES = (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError)
+
+
+def define_config(help_text: str) -> flags.FlagHolder:
+    """Defines `--config FILE`, of which `--config.KEY=VALUE` changes a value; see `run`."""
+    # Without a default here: ml_collections would apply the changes to it
+    # while flags are still being defined, outside of any error handling.
+    return config_flags.DEFINE_config_file("config", None, help_text)
+
+
+def run(main: Callable[[], None], default_config: Path) -> None:
+    """Parses absl flags, calls `main`, and exits.
+
+    Args:
+      main: the program.
+      default_config: what `--config` is when it is not given.
+    """
+
+    def parse(arguments: list[str]) -> Any:
+        program, *rest = arguments
+        if not any(text.lstrip("-").split("=")[0] == "config" for text in rest):
+            rest = [f"--config={default_config}", *rest]
+        try:
+            left = flags.FLAGS([program, *rest])
+            # A file that cannot be loaded is reported when it is first used.
+            flags.FLAGS.config.is_locked  # noqa: B018
+        # ml_collections reports unknown keys and wrong types with any of these.
+        except FAILURES as error:
+            text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
+            unknown = isinstance(error, KeyError | AttributeError)
+            sys.exit(f"error: {'the config has no key ' if unknown else ''}{text}")
+        return left
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"error: {argv[1]!r} is not a flag; see --help")
+        try:
+            main()
+        except InputError as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=parse)

@@ -1,0 +1,146 @@
+"""One run of `sample.py`: from flags to files."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from show1_jax.errors import InputError
+from show1_jax.outputs import Outputs
+from show1_jax.stages.cascade import STAGES, Cascade
+
+
+def generate(
+    config: ConfigDict,
+    checkpoint: str | None,
+    prompts: Sequence[str],
+    prompts_file: str | None,
+    seed: int,
+    out: Path,
+    stages: Sequence[str] | None,
+    overrides: Mapping[str, Sequence[str]],
+) -> None:
+    """Samples prompts and writes their videos.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint.
+      prompts: the prompts themselves.
+      prompts_file: more of them, one on each line.
+      seed: the random seed of every prompt.
+      out: the folder to write. If it already holds the stages that `stages`
+        go on from, prompts and seeds may be left out.
+      stages: the stages to run; None for all that the checkpoint has.
+      overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
+
+    Raises:
+      InputError: if anything given is wrong.
+    """
+    if checkpoint is None:
+        raise InputError("give --checkpoint: this config comes without one")
+    _use_compilation_cache()
+    for name, kind in (("steps", int), ("guidance", float)):
+        _override(config, name, kind, overrides.get(name, ()))
+    asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
+    cascade = Cascade(config, Path(checkpoint), stages)
+    outputs = Outputs(out, {stage: config[stage].get("fps", 1.0) for stage in STAGES})
+    prompts, seeds = _items(asked, seed, outputs, goes_on="keyframes" not in cascade.stages)
+    for item, prompt in enumerate(prompts):
+        outputs.describe(item, _metadata(config, checkpoint, prompt, seeds[item]))
+    with _Bars() as bars:
+        cascade.run(prompts, seeds, outputs, bars.update)
+    print(f"{len(prompts)} item(s) in {out}: {', '.join(cascade.stages)}")
+
+
+def _items(
+    asked: list[str], seed: int, outputs: Outputs, goes_on: bool
+) -> tuple[list[str], list[int]]:
+    """Prompts and seeds of this run; one that goes on takes those of the items it finds."""
+    there = outputs.items()
+    found = [item["prompt"] for item in there], [item["seed"] for item in there]
+    if goes_on:
+        if not there:
+            raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
+        if asked and asked != found[0]:
+            raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
+        return found
+    if not asked:
+        raise InputError("give a --prompt or a file of --prompts")
+    wanted = asked, [seed] * len(asked)
+    if there and found != wanted:
+        raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
+    return wanted
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path} holds no prompt; write one on each line")
+    return prompts
+
+
+def _override(
+    config: ConfigDict, name: str, kind: type[int] | type[float], values: Sequence[str]
+) -> None:
+    """Sets a value in the stages' settings, from `value` or `stage=value`s."""
+    for text in values:
+        stage, _, value = text.rpartition("=")
+        try:
+            number = kind(value)
+        except ValueError:
+            raise InputError(f"--{name}: {value!r} is not a number") from None
+        if stage and stage not in STAGES:
+            raise InputError(f"--{name}: there is no stage {stage!r}, only {', '.join(STAGES)}")
+        for each in [stage] if stage else STAGES:
+            config[each][name] = number
+
+
+def _metadata(config: ConfigDict, checkpoint: str, prompt: str, seed: int) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "seed": seed,
+        "checkpoint": str(Path(checkpoint).absolute()),
+        "config": config.to_dict(),
+        "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
+        "platform": jax.default_backend(),
+    }
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, where the user has not said otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "show1_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class _Bars:
+    """A progress bar with the time left for each stage, one below the other."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm] = {}
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def update(self, stage: str, done: int, steps: int) -> None:
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(total=steps, desc=stage, unit="step", file=sys.stderr)
+        bar = self._bars[stage]
+        bar.update(done - bar.n)
+        if done == steps:
+            bar.close()

@@ -1,0 +1,318 @@
+"""The whole cascade: text, keyframes, interpolation, super-resolution, translation.
+
+Stages run one after the other for all prompts, so that the weights of one
+alone are in memory. What a stage made is kept by the caller (`Results`), and
+may come from an earlier run.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.released import StageFolder, find_stages
+from show1_jax.diffusion.solvers import make_solver
+from show1_jax.errors import InputError
+from show1_jax.media import from_uint8, resize_uint8, to_uint8
+from show1_jax.models.unet import UNet
+from show1_jax.models.vae import VAE
+from show1_jax.stages import interpolation, keyframes, super_resolution, translation
+from show1_jax.stages.sampling import Denoiser, Progress
+from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.encoding import encode_clip, encode_t5
+from show1_jax.text.tokenizers import clip_tokenizer, t5_tokenizer
+
+STAGES = ("keyframes", "interpolation", "first_frame", "super_resolution", "translation")
+# What each stage takes from the ones before; first_frame's result is optional.
+INPUTS = {
+    "keyframes": (),
+    "interpolation": ("keyframes",),
+    "first_frame": ("interpolation",),
+    "super_resolution": ("interpolation",),
+    "translation": ("super_resolution",),
+}
+
+# Not float16: T5 overflows in it.
+DTYPES = ("float32", "bfloat16")
+
+
+class Results(Protocol):
+    """Where results are kept, by item and stage."""
+
+    def has(self, item: int, stage: str) -> bool:
+        """Whether there is a result."""
+
+    def load(self, item: int, stage: str) -> np.ndarray:
+        """A result as it was saved: `(frames, height, width, 3)`, or one frame."""
+
+    def save(self, item: int, stage: str, result: np.ndarray) -> None:
+        """Keeps a result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Embeddings of all items, `(2, items, tokens, width)`, the negative prompts' first."""
+
+    t5: np.ndarray | None
+    clip: np.ndarray | None
+
+
+class Cascade:
+    """The stages of a checkpoint that are to be run, checked before any weight is read."""
+
+    def __init__(self, config: ConfigDict, checkpoint: Path, stages: Sequence[str] | None = None):
+        """Reads every configuration and checks that sizes fit.
+
+        Args:
+          config: as in `configs/show1.py`.
+          checkpoint: a converted checkpoint.
+          stages: the stages to run; None for all that the checkpoint has.
+
+        Raises:
+          InputError: if a stage is unknown or not there, or a size does not fit.
+        """
+        self.config = config
+        if config.dtype not in DTYPES:
+            raise InputError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
+        self.dtype = jnp.dtype(config.dtype)
+        self.folders = find_stages(checkpoint)
+        self.stages = self._choose(stages)
+        self.denoisers = {stage: self._denoiser(stage) for stage in self.stages}
+        self.vae = self._vae() if "translation" in self.stages else None
+        for stage in self.stages:
+            self._check_size(stage)
+
+    def _choose(self, stages: Sequence[str] | None) -> list[str]:
+        if stages is None:
+            missing = [stage for stage in STAGES if stage not in self.folders]
+            if missing:
+                logging.warning("The checkpoint has no %s: left out.", ", ".join(missing))
+            stages = [stage for stage in STAGES if stage in self.folders]
+        for stage in stages:
+            if stage not in STAGES:
+                raise InputError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+            if stage not in self.folders:
+                raise InputError(f"the checkpoint has no {stage}, only {', '.join(self.folders)}")
+        return [stage for stage in STAGES if stage in stages]
+
+    def _denoiser(self, stage: str) -> Denoiser:
+        folder, config = self.folders[stage], self.config[stage]
+        unet = folder.module("unet", self.dtype)
+        assert isinstance(unet, UNet)
+        reading = config.get("head_reading", "released")
+        if reading != "released":
+            heads = {"spatial_heads": reading, "temporal_heads": reading}
+            unet = unet.clone(config=dataclasses.replace(unet.config, **heads))
+        _warn_of_differences(stage, config.get("unet"), unet.config)
+        solver = folder.solver()
+        _warn_of_differences(stage, config.get("solver"), solver)
+        return Denoiser(unet, make_solver(solver, config.steps), config.get("dropout", False))
+
+    def _vae(self) -> VAE:
+        vae = self.folders["translation"].module("vae", self.dtype)
+        assert isinstance(vae, VAE)
+        _warn_of_differences("translation", self.config.translation.get("vae"), vae.config)
+        return vae
+
+    def _check_size(self, stage: str) -> None:
+        section = {"interpolation": "keyframes", "first_frame": "super_resolution"}.get(
+            stage, stage
+        )
+        multiple = self.denoisers[stage].unet.config.size_multiple
+        if stage == "translation" and self.vae is not None:
+            multiple *= self.vae.config.downscale
+        for side in ("height", "width"):
+            size = self.config[section][side]
+            if size < 1 or size % multiple:
+                raise InputError(
+                    f"{section}.{side} is {size}, but the {stage} denoiser needs "
+                    f"a multiple of {multiple}"
+                )
+
+    def encode(self, prompts: Sequence[str]) -> Texts:
+        """Encodes all prompts with the encoders that the stages need, which are then dropped.
+
+        Raises:
+          InputError: if the checkpoint lacks an encoder or its tokenizer.
+        """
+        clean = clean_caption if self.config.text.clean_captions else normalize
+        prompts = [clean(prompt) for prompt in prompts]
+        t5 = clip = None
+        if set(self.stages) - {"translation"}:
+            t5 = self._encode(self._t5_folder(), t5_tokenizer, encode_t5, prompts, "")
+        if "translation" in self.stages:
+            negative = self.config.translation.negative_prompt
+            folder = self.folders["translation"]
+            clip = self._encode(folder, clip_tokenizer, encode_clip, prompts, negative)
+        return Texts(t5, clip)
+
+    def _t5_folder(self) -> StageFolder:
+        for stage in STAGES[:-1]:
+            if stage in self.folders and self.folders[stage].has("text_encoder"):
+                return self.folders[stage]
+        raise InputError("no stage of the checkpoint has a T5 text_encoder/")
+
+    def _encode(
+        self,
+        folder: StageFolder,
+        tokenizer: Callable[..., Any],
+        encode: Callable[..., jax.Array],
+        prompts: Sequence[str],
+        negative: str,
+    ) -> np.ndarray:
+        """`(2, items, tokens, width)` embeddings, in batches of one size."""
+        tokenize = tokenizer(folder.folder / "tokenizer")
+        module = folder.module("text_encoder", self.dtype)
+        params = folder.params("text_encoder", module, self.dtype)
+        embeddings = []
+        for batch in _batches([*prompts, negative], self.config.batch_size):
+            rows = encode(module, params, tokenize([text for text, _ in batch]))
+            embeddings += [
+                row for row, (_, wanted) in zip(np.asarray(rows), batch, strict=True) if wanted
+            ]
+        *positive, unconditional = embeddings
+        return np.stack([np.stack([unconditional] * len(positive)), np.stack(positive)])
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        results: Results,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Runs the stages on all items.
+
+        Args:
+          prompts: one for each item.
+          seeds: one for each item, 0 to 2**32 - 1.
+          results: holds the results of stages that are not run here, and receives the others.
+          progress: called with the stage, its steps done and its steps in all.
+
+        Raises:
+          InputError: if a result is missing that a stage starts from.
+        """
+        self._check_inputs(len(prompts), results)
+        texts = self.encode(prompts)
+        for stage in self.stages:
+            folder = self.folders[stage]
+            params = {"unet": folder.params("unet", self.denoisers[stage].unet, self.dtype)}
+            if stage == "translation":
+                assert self.vae is not None
+                params["vae"] = folder.params("vae", self.vae, self.dtype)
+            batches = list(_batches(range(len(prompts)), self.config.batch_size))
+            for i, batch in enumerate(batches):
+                report = _part_of(progress, stage, i, len(batches))
+                items = [item for item, _ in batch]
+                made = self._sample(stage, params, texts, items, seeds, results, report)
+                for row, (item, wanted) in zip(np.asarray(made), batch, strict=True):
+                    if wanted:
+                        results.save(item, stage, row)
+            # The next stage's weights take the place of these.
+            del params
+
+    def _check_inputs(self, items: int, results: Results) -> None:
+        for stage in self.stages:
+            for needed in INPUTS[stage]:
+                for item in range(items):
+                    if needed not in self.stages and not results.has(item, needed):
+                        raise InputError(
+                            f"{stage} starts from the result of {needed}, which item {item} lacks: "
+                            "run that stage first, or name the folder that holds it"
+                        )
+
+    def _sample(
+        self,
+        stage: str,
+        params: dict[str, Any],
+        texts: Texts,
+        items: list[int],
+        seeds: Sequence[int],
+        results: Results,
+        progress: Progress | None,
+    ) -> jax.Array:
+        """Runs one stage on one batch; see the stages' own `sample` functions."""
+        config, denoiser, folder = self.config[stage], self.denoisers[stage], self.folders[stage]
+        embeddings = texts.clip if stage == "translation" else texts.t5
+        assert embeddings is not None
+        unet, text = params["unet"], jnp.asarray(embeddings[:, items])
+        own_seeds = jnp.asarray([seeds[item] for item in items], jnp.uint32)
+        guidance = jnp.float32(config.guidance)
+        size = (self.config.super_resolution.height, self.config.super_resolution.width)
+
+        def made_by(stage: str) -> jax.Array:
+            return jnp.asarray(np.stack([results.load(item, stage) for item in items]))
+
+        match stage:
+            case "keyframes":
+                shape = (config.frames, config.height, config.width)
+                return keyframes.sample(denoiser, unet, text, own_seeds, guidance, shape, progress)
+            case "interpolation":
+                return interpolation.sample(
+                    denoiser, unet, text, own_seeds, guidance,
+                    made_by("keyframes"), config.frames_per_gap, progress,
+                )  # fmt: skip
+            case "first_frame":
+                return super_resolution.sample_first_frame(
+                    denoiser, unet, text, own_seeds, guidance,
+                    made_by("interpolation")[:, 0], size,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
+                )  # fmt: skip
+            case "super_resolution":
+                video = made_by("interpolation")
+                if all(results.has(item, "first_frame") for item in items):
+                    first = made_by("first_frame")
+                else:
+                    logging.warning("No first_frame result: that frame is upscaled bilinearly.")
+                    first = super_resolution.upsample(video[:, 0], *size)
+                return super_resolution.sample(
+                    denoiser, unet, text, own_seeds, guidance, video, first, config.window,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
+                )  # fmt: skip
+            case "translation":
+                large = [
+                    from_uint8(resize_uint8(to_uint8(clip), config.height, config.width))
+                    for clip in np.asarray(made_by("super_resolution"))
+                ]
+                assert self.vae is not None
+                return translation.sample(
+                    denoiser, self.vae, unet, params["vae"], text, own_seeds, guidance,
+                    jnp.asarray(np.stack(large)), config.strength, config.vae_frames, progress,
+                )  # fmt: skip
+        raise AssertionError(stage)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:
+    """Batches of exactly `size`; the last one repeats its last item, marked as not wanted."""
+    for start in range(0, len(items), size):
+        batch = [(item, True) for item in items[start : start + size]]
+        yield batch + [(batch[-1][0], False)] * (size - len(batch))
+
+
+def _part_of(
+    progress: Callable[[str, int, int], None] | None, stage: str, part: int, parts: int
+) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, steps: progress(stage, part * steps + done, parts * steps)
+
+
+def _warn_of_differences(stage: str, expected: ConfigDict | None, found: Any) -> None:
+    """Says where a checkpoint's settings differ from the config's."""
+    if expected is None:
+        return
+    actual = dataclasses.asdict(found)
+    different = [
+        f"{key} is {actual.get(key)}, not {value}"
+        for key, value in expected.to_dict().items()
+        if not isinstance(value, dict) and actual.get(key) != value
+    ]
+    if different:
+        logging.warning(
+            "The checkpoint's %s differs from the config: %s.", stage, "; ".join(different)
+        )

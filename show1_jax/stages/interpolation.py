@@ -1,0 +1,87 @@
+"""Stage 2, interpolation: frames between the keyframes (Show-1, section 3.3).
+
+The denoiser makes all frames of a gap, both ends included. It is conditioned
+on the text and, beside the noisy frames, on a blend in time of the gap's two
+keyframes and a mask that marks the ends. All gaps of all clips are one batch.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+
+STAGE = "interpolation"
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def condition(keyframes: jax.Array, frames_per_gap: int) -> jax.Array:
+    """What the denoiser sees of the keyframes on either side of each gap.
+
+    The paper says that the frames between are zero; the released network was
+    made for the linear blend (trilinear interpolation with aligned corners).
+
+    Args:
+      keyframes: `(batch, n, height, width, 3)`.
+      frames_per_gap: frames from one keyframe to the next, both included.
+
+    Returns:
+      `(batch * (n - 1), frames_per_gap, height, width, 4)`: blend and mask.
+    """
+    before, after = keyframes[:, :-1, None], keyframes[:, 1:, None]
+    weight = jnp.linspace(0, 1, frames_per_gap)[:, None, None, None]
+    blend = rearrange(before * (1 - weight) + after * weight, "b g ... -> (b g) ...")
+    mask = jnp.zeros((*blend.shape[:-1], 1)).at[:, jnp.array([0, -1])].set(1)
+    return jnp.concatenate([blend, mask], axis=-1)
+
+
+def join(gaps: jax.Array) -> jax.Array:
+    """Joins gaps to clips; of the frame that two gaps share, the later one's is taken.
+
+    Args:
+      gaps: `(batch, gaps, frames_per_gap, height, width, 3)`.
+
+    Returns:
+      `(batch, gaps * (frames_per_gap - 1) + 1, height, width, 3)`.
+    """
+    body = rearrange(gaps[:, :, :-1], "b g f h w c -> b (g f) h w c")
+    return jnp.concatenate([body, gaps[:, -1, -1:]], axis=1)
+
+
+def sample(
+    denoiser: Denoiser,
+    params: Any,
+    text: jax.Array,
+    seeds: jax.Array,
+    guidance: jax.Array,
+    keyframes: jax.Array,
+    frames_per_gap: int,
+    progress: Progress | None = None,
+) -> jax.Array:
+    """Fills the gaps between the keyframes of a batch of clips.
+
+    Every gap of a clip starts from the same noise, as released.
+
+    Args:
+      denoiser: network and solver.
+      params: the network's parameters.
+      text: `(2, batch, tokens, width)` T5 embeddings, negative prompts first.
+      seeds: `(batch,)`.
+      guidance: guidance scale.
+      keyframes: `(batch, n, height, width, 3)` in [-1, 1].
+      frames_per_gap: frames from one keyframe to the next, both included.
+      progress: told how many steps are done.
+
+    Returns:
+      `(batch, (n - 1) * (frames_per_gap - 1) + 1, height, width, 3)` in [-1, 1].
+    """
+    batch, n = keyframes.shape[:2]
+    frames = condition(keyframes, frames_per_gap)
+    keys = jnp.repeat(clip_keys(seeds, STAGE), n - 1)
+    conditions = Conditions(jnp.repeat(text, n - 1, axis=1), guidance, keys, frames)
+    start = draw(keys, START, (*frames.shape[1:-1], 3))
+    gaps = run(denoiser, params, start, conditions, progress)
+    return join(gaps.reshape(batch, n - 1, *gaps.shape[1:]))

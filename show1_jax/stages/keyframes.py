@@ -1,0 +1,43 @@
+"""Stage 1, keyframes: text in, a few small frames that follow it out (Show-1, section 3.2).
+
+The denoiser is conditioned on nothing but the text. It is sampled from noise.
+"""
+
+from typing import Any
+
+import jax
+
+from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+
+STAGE = "keyframes"
+
+
+def sample(
+    denoiser: Denoiser,
+    params: Any,
+    text: jax.Array,
+    seeds: jax.Array,
+    guidance: jax.Array,
+    size: tuple[int, int, int],
+    progress: Progress | None = None,
+) -> jax.Array:
+    """Samples the keyframes of a batch of prompts.
+
+    Args:
+      denoiser: network and solver.
+      params: the network's parameters.
+      text: `(2, batch, tokens, width)` T5 embeddings, negative prompts first.
+      seeds: `(batch,)`.
+      guidance: guidance scale.
+      size: frames, height and width in pixels.
+      progress: told how many steps are done.
+
+    Returns:
+      `(batch, frames, height, width, 3)` in [-1, 1].
+
+    Raises:
+      InputError: if the denoiser cannot divide the size.
+    """
+    keys = clip_keys(seeds, STAGE)
+    start = draw(keys, START, (*size, 3))
+    return run(denoiser, params, start, Conditions(text, guidance, keys), progress)

@@ -1,0 +1,312 @@
+"""What the stages promise beyond the recordings, on networks small enough to compile quickly."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.errors import InputError
+from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.stages import interpolation, keyframes, sampling, super_resolution, translation
+from show1_jax.stages.sampling import Denoiser, advance, clip_keys, draw
+from tests.conftest import golden
+
+COSINE = NoiseSchedule("cosine")
+DPM = SolverConfig("dpm_solver", COSINE, spacing="linspace", threshold=0.95, threshold_max=1.5)
+DDPM = SolverConfig("ddpm", COSINE, variance="learned_range", threshold=0.95)
+BASE = UNetConfig(
+    in_channels=3,
+    out_channels=6,
+    channels=(32,),
+    layers=(1,),
+    attention=(True,),
+    attention_head_dim=(8,),
+    spatial_heads="width",
+    temporal_heads="number",
+    space="pixel",
+    text_dim=8,
+    time_embed_dim=32,
+    text_projection_dim=32,
+    text_pooling_heads=2,
+    norm_groups=8,
+    scale_shift=True,
+)
+
+
+def random_params(module):
+    """Parameters that make every layer matter, without compiling an initialiser."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        kind = path[-1].key
+        scale = np.prod(leaf.shape[:-1]) ** -0.5 if kind == "kernel" else 0.1
+        noise = rng.normal(size=leaf.shape) * scale
+        return jnp.asarray(noise + (kind == "scale"), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, abstract_params(module))
+
+
+def make(solver: SolverConfig, steps: int, dropout: bool = False, **changes):
+    """A denoiser and its parameters."""
+    unet = UNet(dataclasses.replace(BASE, **changes))
+    return Denoiser(unet, make_solver(solver, steps), dropout), random_params(unet)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return jax.random.normal(jax.random.key(7), (2, 2, 5, 8))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return make(DPM, 4)
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return make(DDPM, 3, in_channels=6, noise_level=True)
+
+
+SEEDS = jnp.array([3, 5], jnp.uint32)
+GUIDANCE = jnp.float32(3.0)
+
+
+def second(stage, *batched, **options):
+    """A stage's result for the second item, from a batch of two and alone."""
+    both = stage(*batched, **options)[1]
+    alone = stage(*(x[:, 1:] if i == 0 else x[1:] for i, x in enumerate(batched)), **options)[0]
+    return both, alone
+
+
+def test_keyframes_do_not_depend_on_the_batch(base, text):
+    denoiser, params = base
+    both, alone = second(
+        lambda t, s: keyframes.sample(denoiser, params, t, s, GUIDANCE, (3, 4, 6)), text, SEEDS
+    )
+    assert both.shape == (3, 4, 6, 3)
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+
+
+def test_dropout_is_on_when_asked_and_does_not_depend_on_the_batch(text):
+    denoiser, params = make(DPM, 2, dropout=True)
+
+    def sample(t, s, denoiser=denoiser):
+        return keyframes.sample(denoiser, params, t, s, GUIDANCE, (3, 4, 6))
+
+    both, alone = second(sample, text, SEEDS)
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+    without = sample(text, SEEDS, dataclasses.replace(denoiser, dropout=False))[1]
+    assert np.abs(both - without).max() > 1e-3
+
+
+def test_interpolation_does_not_depend_on_the_batch(text):
+    denoiser, params = make(DPM, 2, in_channels=7)
+    frames = jax.random.uniform(jax.random.key(0), (2, 3, 4, 6, 3), minval=-1)
+    both, alone = second(
+        lambda t, s, k: interpolation.sample(denoiser, params, t, s, GUIDANCE, k, 3),
+        text, SEEDS, frames,
+    )  # fmt: skip
+    assert both.shape == (5, 4, 6, 3)
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+
+
+def test_super_resolution_does_not_depend_on_the_batch(upscaler, text):
+    denoiser, params = upscaler
+    key = jax.random.key(0)
+    small = jax.random.uniform(key, (2, 4, 4, 6, 3), minval=-1)
+    first = jax.random.uniform(key, (2, 8, 12, 3), minval=-1)
+    both, alone = second(
+        lambda t, s, v, f: super_resolution.sample(
+            denoiser, params, t, s, GUIDANCE, v, f, 3, jnp.int32(250), COSINE
+        ),
+        text, SEEDS, small, first,
+    )  # fmt: skip
+    assert both.shape == (4, 8, 12, 3)
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    vae = VAE(VAEConfig(channels=(8, 16), layers_per_block=1, norm_groups=4))
+    return vae, random_params(vae)
+
+
+@pytest.fixture(scope="module")
+def translator():
+    return make(
+        SolverConfig("dpm_solver", NoiseSchedule("scaled_linear", 0.00085, 0.012)), 5,
+        space="latent", in_channels=4, out_channels=4, text_projection_dim=None,
+        text_pooling_heads=None, spatial_heads="number",
+    )  # fmt: skip
+
+
+def translate(translator, vae, strength=0.8, vae_frames=2):
+    (denoiser, params), (autoencoder, vae_params) = translator, vae
+    return lambda t, s, v: translation.sample(
+        denoiser, autoencoder, params, vae_params, t, s, GUIDANCE, v, strength, vae_frames
+    )
+
+
+def test_translation_does_not_depend_on_the_batch_or_the_chunks(translator, vae, text):
+    video = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 3), minval=-1)
+    both, alone = second(translate(translator, vae), text, SEEDS, video)
+    assert both.shape == (3, 8, 8, 3)
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+    chunked = translate(translator, vae, vae_frames=5)(text, SEEDS, video)[1]
+    np.testing.assert_allclose(both, chunked, atol=1e-4)
+
+
+def test_translation_starts_nearer_to_its_input_the_less_it_is_noised(
+    translator, vae, text, monkeypatch
+):
+    video = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 3), minval=-1)
+    latents = translation.encode(*vae, video, 2)[0] * vae[0].config.scaling_factor
+    starts = []
+
+    def fake_run(denoiser, params, start, conditions, progress, first_step):
+        starts.append((start, first_step))
+        return start
+
+    monkeypatch.setattr(translation, "run", fake_run)
+    for strength in (0.2, 1.0):
+        translate(translator, vae, strength)(text, SEEDS, video)
+    (weak, last_step), (strong, first_step) = starts
+    assert (last_step, first_step) == (4, 0)
+    assert jnp.abs(weak - latents).mean() < jnp.abs(strong - latents).mean()
+    with pytest.raises(InputError, match="strength"):
+        translate(translator, vae, 0.1)(text, SEEDS, video)
+
+
+def test_values_never_compile_again(base, upscaler, translator, vae, text):
+    def everything(guidance, seeds, level, strength):
+        denoiser, params = base
+        keyframes.sample(denoiser, params, text, seeds, guidance, (3, 4, 6))
+        denoiser, params = upscaler
+        frame = jnp.zeros((2, 4, 6, 3))
+        super_resolution.sample_first_frame(
+            denoiser, params, text, seeds, guidance, frame, (8, 12), level, COSINE
+        )
+        video = jnp.zeros((2, 3, 8, 8, 3))
+        (denoiser, params), (autoencoder, vae_params) = translator, vae
+        translation.sample(
+            denoiser, autoencoder, params, vae_params, text, seeds, guidance, video, strength, 2
+        )
+
+    everything(GUIDANCE, SEEDS, jnp.int32(150), 0.8)
+    functions = (advance, draw, clip_keys, super_resolution.augment, translation.encode)
+    compiled = [f._cache_size() for f in functions]
+    everything(jnp.float32(7.5), SEEDS + 11, jnp.int32(30), 0.4)
+    assert compiled == [f._cache_size() for f in functions]
+
+
+def test_guidance_of_one_and_below_ignores_the_negative_prompt(base, text):
+    denoiser, params = base
+
+    def sample(text, guidance):
+        return keyframes.sample(denoiser, params, text, SEEDS, jnp.float32(guidance), (3, 4, 6))
+
+    other = text.at[0].set(0)
+    np.testing.assert_allclose(sample(text, 1.0), sample(other, 1.0), atol=1e-4)
+    np.testing.assert_allclose(sample(text, 0.0), sample(other, 1.0), atol=1e-4)
+    assert np.abs(sample(text, 4.0) - sample(other, 4.0)).max() > 1e-3
+
+
+def test_progress_counts_every_step(base, text):
+    denoiser, params = base
+    seen = []
+    keyframes.sample(
+        denoiser, params, text, SEEDS, GUIDANCE, (3, 4, 6), lambda *done: seen.append(done)
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_keys_tell_seeds_and_stages_apart():
+    keys = [clip_keys(SEEDS, stage) for stage in ("keyframes", "interpolation")]
+    data = np.concatenate([jax.random.key_data(k) for k in keys])
+    assert len(np.unique(data, axis=0)) == 4
+    noise = draw(keys[0], 0, (100,))
+    assert np.abs(noise[0] - noise[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "expected"),
+    [
+        (29, 8, [0, 7, 14, 21]),
+        (30, 8, [0, 7, 14, 21, 22]),
+        (9, 8, [0, 1]),
+        (8, 8, [0]),
+        (1, 1, [0]),
+        (3, 2, [0, 1]),
+    ],
+)
+def test_windows(frames, window, expected):
+    assert list(super_resolution.windows(frames, window)) == expected
+    made = {0}
+    for start in expected:
+        assert start in made, "a window continues from a frame that is there"
+        made |= set(range(start, start + window))
+    assert made == set(range(frames))
+
+
+def test_a_window_of_one_frame_cannot_continue():
+    with pytest.raises(InputError, match="at least 2"):
+        list(super_resolution.windows(2, 1))
+
+
+def test_each_window_continues_from_the_one_before(monkeypatch):
+    told = []
+
+    def fake_run(denoiser, params, start, conditions, progress):
+        told.append(np.asarray(conditions.frames[:, 0]))
+        return jnp.full(start.shape, float(len(told)))
+
+    monkeypatch.setattr(super_resolution, "run", fake_run)
+    result = super_resolution.sample(
+        None, None, None, SEEDS, GUIDANCE, jnp.zeros((2, 5, 2, 2, 3)),
+        jnp.full((2, 4, 4, 3), 0.5), 3, jnp.int32(250), COSINE,
+    )  # fmt: skip
+    assert (told[0] == 0.5).all()
+    assert (told[1] == 1.0).all()
+    # The frame that two windows share is the later one's.
+    assert np.asarray(result[0, :, 0, 0, 0]).tolist() == [1, 1, 2, 2, 2]
+
+
+def test_gaps_share_their_noise_and_the_later_one_keeps_the_shared_frame(monkeypatch):
+    starts = []
+
+    def fake_run(denoiser, params, start, conditions, progress):
+        starts.append(np.asarray(start))
+        return jnp.broadcast_to(jnp.arange(4.0)[:, None, None, None, None], start.shape)
+
+    monkeypatch.setattr(interpolation, "run", fake_run)
+    result = interpolation.sample(
+        None, None, jnp.zeros((2, 2, 5, 8)), SEEDS, GUIDANCE, jnp.zeros((2, 3, 2, 2, 3)), 3
+    )
+    (start,) = starts
+    assert (start[0] == start[1]).all()
+    assert (start[0] != start[2]).any()
+    assert np.asarray(result[0, :, 0, 0, 0]).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_glue_as_recorded():
+    case = golden("stage_glue")
+    video = np.moveaxis(case.inputs["video"], 1, -1)
+    upsampled = super_resolution.upsample(video, *case.config["upsample_to_hw"])
+    expected = np.moveaxis(case.outputs["sr_bilinear_align_corners"], 1, -1)
+    np.testing.assert_allclose(upsampled, expected, atol=1e-5)
+    blend = interpolation.condition(video[:, [0, -1]], video.shape[1])
+    expected = np.moveaxis(case.outputs["interp_condition"], 1, -1)
+    np.testing.assert_allclose(blend[..., :3], expected, atol=1e-6)
+
+
+def test_the_first_step_of_a_strength_is_the_released_one():
+    # 50 steps at 0.8: 40 are executed.
+    solver = make_solver(SolverConfig("dpm_solver", COSINE, spacing="linspace"), 50)
+    assert solver.num_steps - solver.first_step(0.8) == 40
+    assert sampling.START != sampling.AUGMENTATION

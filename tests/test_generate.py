@@ -1,0 +1,183 @@
+"""From a prompt to files, through every stage of the checkpoint that comes with the project."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from show1_jax.errors import InputError
+from show1_jax.generate import generate
+from show1_jax.media import read_video
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ["a small red circle moving left", "A large blue square  "]
+
+
+def config(batch_size: int = 2):
+    result = tiny.get_config()
+    result.batch_size = batch_size
+    result.keyframes.update(frames=2, height=8, width=16)
+    result.interpolation.frames_per_gap = 3
+    result.super_resolution.update(height=32, width=48, window=2)
+    result.translation.update(height=32, width=64)
+    return result.lock()
+
+
+def run(out: Path, prompts=(), settings=None, **changes) -> None:
+    arguments = {
+        "checkpoint": str(tiny.CHECKPOINT),
+        "prompts_file": None,
+        "seed": 4,
+        "stages": None,
+        "overrides": {"steps": ["2"]},
+    } | changes
+    generate(settings or config(), prompts=list(prompts), out=out, **arguments)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(out, PROMPTS)
+    return out
+
+
+def test_every_stage_of_every_prompt_is_there(made):
+    for item, prompt in enumerate(PROMPTS):
+        folder = made / f"{item:03d}"
+        sizes = {
+            "keyframes": (2, 8, 16, 3),
+            "interpolation": (3, 8, 16, 3),
+            "super_resolution": (3, 32, 48, 3),
+            "translation": (3, 32, 64, 3),
+        }
+        for stage, shape in sizes.items():
+            video, fps = read_video(folder / f"{stage}.mp4")
+            assert video.shape == shape
+            assert fps == pytest.approx(2.0 if stage == "keyframes" else 7.5)
+            assert (folder / f"{stage}.gif").stat().st_size > 0
+        assert (folder / "first_frame.png").is_file()
+        metadata = json.loads((folder / "metadata.json").read_text())
+        assert metadata["prompt"] == prompt
+        assert metadata["seed"] == 4
+        assert metadata["config"]["super_resolution"]["steps"] == 2
+    assert not list(made.rglob("*tmp*"))
+
+
+def test_results_are_clean_and_differ_between_prompts(made):
+    first, second = (np.load(made / f"{i:03d}" / "keyframes.npy") for i in (0, 1))
+    assert np.isfinite(first).all()
+    assert np.abs(first).max() <= 1.5
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_alone_as_in_a_batch_and_in_a_padded_batch(made, tmp_path):
+    run(tmp_path / "one", PROMPTS[1:], stages=["keyframes"])
+    expected = np.load(made / "001" / "keyframes.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "one/000/keyframes.npy"), expected, atol=1e-4)
+
+
+def test_going_on_gives_what_one_run_gives(made, tmp_path):
+    shutil.copytree(made, tmp_path / "out")
+    (tmp_path / "out/000/super_resolution.npy").unlink()
+    run(tmp_path / "out", stages=["super_resolution"])
+    expected = np.load(made / "000" / "super_resolution.npy")
+    actual = np.load(tmp_path / "out/000/super_resolution.npy")
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_without_a_first_frame_it_is_upscaled_bilinearly_and_said(made, tmp_path, caplog):
+    shutil.copytree(made, tmp_path / "out")
+    for item in ("000", "001"):
+        (tmp_path / "out" / item / "first_frame.npy").unlink()
+    run(tmp_path / "out", stages=["super_resolution"])
+    assert "upscaled bilinearly" in caplog.text
+    expected = np.load(made / "000" / "super_resolution.npy")
+    assert np.abs(np.load(tmp_path / "out/000/super_resolution.npy") - expected).max() > 1e-3
+
+
+def test_a_long_prompt_warns_and_runs(tmp_path, caplog):
+    run(tmp_path / "out", ["word " * 1000, "short"], stages=["keyframes"])
+    assert "are cut" in caplog.text
+    assert (tmp_path / "out/000/keyframes.mp4").is_file()
+
+
+def bad(tmp_path, match, prompts=("x",), **changes):
+    with pytest.raises(InputError, match=match) as caught:
+        run(tmp_path / "out", prompts, **changes)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_bad_prompts(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n  \n")
+    bad(tmp_path, "holds no prompt", (), prompts_file=str(empty))
+    bad(tmp_path, "cannot be read", (), prompts_file=str(tmp_path / "missing.txt"))
+    bad(tmp_path, "give a --prompt", ())
+
+
+def test_bad_stages_and_overrides(tmp_path):
+    bad(tmp_path, "there is no stage 'keyframe'", stages=["keyframe"])
+    bad(tmp_path, "no earlier stages to go on from", stages=["interpolation"])
+    bad(tmp_path, "'many' is not a number", overrides={"steps": ["many"]})
+    bad(tmp_path, "there is no stage 'first'", overrides={"guidance": ["first=2"]})
+    bad(tmp_path, "steps", overrides={"steps": ["0"]})
+
+
+def test_bad_sizes_name_the_multiple(tmp_path):
+    for section, multiple in (("keyframes", 8), ("super_resolution", 16), ("translation", 32)):
+        settings = config()
+        settings[section].height = 20
+        bad(tmp_path, f"{section}.height is 20.*multiple of {multiple}", settings=settings)
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(tmp_path / "file" / "out", ["x"])
+    bad(tmp_path, "model_index.json", checkpoint=str(tmp_path))
+    bad(tmp_path, "convert first", checkpoint=str(ROOT / "tests" / "release"))
+
+
+def test_other_prompts_are_not_mixed_into_a_folder(made):
+    with pytest.raises(InputError, match="other prompts"):
+        run(made, ["something else"])
+    with pytest.raises(InputError, match="other prompts"):
+        run(made, ["something else"], stages=["interpolation"])
+
+
+def test_a_checkpoint_without_a_stage(tmp_path):
+    shutil.copytree(tiny.CHECKPOINT, tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint" / "IF-II-L-v1.0")
+    with pytest.raises(InputError, match="the checkpoint has no first_frame"):
+        run(
+            tmp_path / "out", ["x"], checkpoint=str(tmp_path / "checkpoint"), stages=["first_frame"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "keyframe", "--prompt", "x"], "error: there is no stage 'keyframe'"),
+        (["--config.keyframes.stepz=3", "--prompt", "x"], "stepz"),
+        (["words without a flag"], "is not a flag"),
+        (["--seed", "-1", "--prompt", "x"], "seed"),
+        (["--config.keyframes.steps=few", "--prompt", "x"], "few"),
+        (["--config=missing.py", "--prompt", "x"], "missing.py"),
+    ],
+)
+def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
+    done = subprocess.run(
+        [sys.executable, ROOT / "sample.py", *arguments, "--out", tmp_path / "out"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
