@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from show1_jax.errors import InputError
@@ -46,6 +46,8 @@ def run(main: Callable[[], None], default_config: Path) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: {argv[1]!r} is not a flag; see --help")
+        # Orbax narrates every array otherwise.
+        logging.set_verbosity(logging.WARNING)
         try:
             main()
         except InputError as error:

@@ -160,6 +160,21 @@ def test_a_checkpoint_without_a_stage(tmp_path):
         )
 
 
+def sample_py(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "sample.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
+    done = sample_py(
+        "--prompt=x", "--stages=keyframes", "--steps=1", f"--out={tmp_path}",
+        "--config.keyframes.frames=2", "--config.keyframes.height=8", "--config.keyframes.width=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("keyframes:") for line in done.stderr.splitlines() if line.strip())
+    assert (tmp_path / "000/keyframes.mp4").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -172,10 +187,7 @@ def test_a_checkpoint_without_a_stage(tmp_path):
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
-    done = subprocess.run(
-        [sys.executable, ROOT / "sample.py", *arguments, "--out", tmp_path / "out"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = sample_py(*arguments, "--out", tmp_path / "out")
     assert done.returncode != 0
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

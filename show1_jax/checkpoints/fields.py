@@ -40,6 +40,12 @@ class Fields:
         for key in keys:
             self._left.pop(key, None)
 
+    def null_is_default(self, *keys: str) -> None:
+        """Forgets those of `keys` whose value is null."""
+        for key in keys:
+            if self._left.get(key, 0) is None:
+                del self._left[key]
+
     def done(self) -> None:
         """Raises InputError if a key is left that nothing has asked for."""
         if self._left:

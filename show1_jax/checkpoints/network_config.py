@@ -23,7 +23,7 @@ def size(fields: Fields, key: str, default: int) -> int:
     Raises:
       InputError: if the file holds anything else.
     """
-    return _positive(fields, key, fields.take(key, default))
+    return positive(fields, key, fields.take(key, default))
 
 
 def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
@@ -35,10 +35,15 @@ def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
     values = fields.take(key, default)
     if not isinstance(values, list | tuple) or not values:
         raise InputError(f"{fields.where}: {key} is {values!r}, which is not a list of numbers")
-    return tuple(_positive(fields, key, value) for value in values)
+    return tuple(positive(fields, key, value) for value in values)
 
 
-def _positive(fields: Fields, key: str, value: Any) -> int:
+def positive(fields: Fields, key: str, value: Any) -> int:
+    """`value` of `key`, which must be a positive whole number.
+
+    Raises:
+      InputError: if it is anything else.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise InputError(f"{fields.where}: {key} has {value!r}, not a positive whole number")
     return value

@@ -41,8 +41,9 @@ class Network:
         return {k: v.shape for k, v in flatten_dict(self.abstract_params(), sep="/").items()}
 
 
+@functools.cache
 def abstract_params(module: nn.Module) -> dict[str, Any]:
-    """Shapes and dtypes of a network's parameters, from `jax.eval_shape`."""
+    """Shapes and dtypes of a network's parameters, from `jax.eval_shape`. Not to be changed."""
     variables = jax.eval_shape(module.init, jax.random.key(0), *example_inputs(module))
     return variables["params"]
 

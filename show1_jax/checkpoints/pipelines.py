@@ -203,10 +203,12 @@ def _origin(src: Path, built: Network) -> dict[str, Any]:
         name = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
         return {"index": None, "files": dict.fromkeys(torch_keys(built), name), "buffers": {}}
     origin = {"index": None, "files": {}, "buffers": {}} | read_json(src / ORIGIN)
-    found = [built.table.to_ours(key) for key in origin["files"] if key not in origin["buffers"]]
-    if {path and path[0] for path in found} != built.shapes.keys():
-        raise InputError(f"{src / ORIGIN} does not list this network; delete it for new file names")
-    return origin
+    files, buffers = origin["files"], origin["buffers"]
+    if isinstance(files, dict) and isinstance(buffers, dict):
+        found = [built.table.to_ours(key) for key in files if key not in buffers]
+        if {path and path[0] for path in found} == built.shapes.keys():
+            return origin
+    raise InputError(f"{src / ORIGIN} does not list this network; delete it for new file names")
 
 
 def _write_index(path: Path, files: dict[str, str]) -> None:

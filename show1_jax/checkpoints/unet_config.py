@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from show1_jax.checkpoints.fields import Fields
+from show1_jax.checkpoints.network_config import number, positive, size, sizes
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNetConfig
 
@@ -40,6 +41,7 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         networks do not have.
     """
     fields = Fields(config, where)
+    fields.null_is_default("resnet_out_scale_factor", "mid_block_scale_factor")
     show1 = "transfromer_in_opt" in config
     class_name = config.get("_class_name", "UNet3DConditionModel")
     if class_name not in ("UNet3DConditionModel", "UNet2DConditionModel"):
@@ -48,38 +50,40 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     diffusers_3d = temporal and not show1
     dimensions = "3D" if temporal else "2D"
 
-    channels = tuple(fields.take("block_out_channels", (320, 640, 1280, 1280)))
+    channels = sizes(fields, "block_out_channels", [320, 640, 1280, 1280])
     levels = len(channels)
     space, attention = _blocks(fields, dimensions, levels)
     if not temporal and space == "latent":
         raise InputError(f"{where}: image denoisers in latent space are not part of the cascade")
     latent = space == "latent"
-    width = fields.take("attention_head_dim", 64 if diffusers_3d else 8)
-    if diffusers_3d and not isinstance(width, int):
+    head_dim = _per_level(fields, "attention_head_dim", 64 if diffusers_3d else 8, levels)
+    if diffusers_3d and isinstance(config.get("attention_head_dim"), list):
         raise InputError(f"{where}: this class takes one attention_head_dim, not a list")
 
-    text_width = fields.take("cross_attention_dim", 1024 if diffusers_3d else 1280)
-    hidden = fields.take("encoder_hid_dim", None)
+    text_width = size(fields, "cross_attention_dim", 1024 if diffusers_3d else 1280)
+    hidden = _optional(fields, "encoder_hid_dim")
     fields.expect(encoder_hid_dim_type=(None, "text_proj") if hidden else None)
     pooled = fields.choice("addition_embed_type", None, (None, "text")) == "text"
-    heads = fields.take("addition_embed_type_num_heads", 64)
+    heads = size(fields, "addition_embed_type_num_heads", 64)
     noise_level = fields.choice("class_embed_type", None, (None, "timestep")) == "timestep"
-    time_width = fields.take("time_embedding_dim", None) or 4 * channels[0]
+    time_width = _optional(fields, "time_embedding_dim") or 4 * channels[0]
     input_transformer = True if diffusers_3d else bool(fields.take("transfromer_in_opt", False))
 
     result = UNetConfig(
-        in_channels=fields.take("in_channels", 4),
-        out_channels=fields.take("out_channels", 4),
+        in_channels=size(fields, "in_channels", 4),
+        out_channels=size(fields, "out_channels", 4),
         channels=channels,
-        layers=_per_level(fields.take("layers_per_block", 2), levels),
+        layers=_per_level(fields, "layers_per_block", 2, levels),
         attention=attention,
-        attention_head_dim=_per_level(width, levels),
+        attention_head_dim=head_dim,
         spatial_heads="number" if show1 and latent else "width",
         temporal_heads="number" if show1 else "width",
         space=space,
         temporal=temporal,
         # Show-1 fixes 64; diffusers' class takes the width of the other heads.
-        input_transformer_head_dim=(width if diffusers_3d else 64) if input_transformer else None,
+        input_transformer_head_dim=(head_dim[0] if diffusers_3d else 64)
+        if input_transformer
+        else None,
         text_dim=hidden or text_width,
         text_projection_dim=text_width if hidden else None,
         text_pooling_heads=heads if pooled else None,
@@ -93,37 +97,17 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         scale_shift=fields.choice("resnet_time_scale_shift", "default", ("default", "scale_shift"))
         == "scale_shift",
         # The latent blocks never receive the first of these two.
-        output_scale=1.0 if latent else float(_drop_none(fields, "resnet_out_scale_factor", 1.0)),
-        mid_output_scale=float(_drop_none(fields, "mid_block_scale_factor", 1.0)),
-        norm_groups=fields.take("norm_num_groups", 32),
-        norm_eps=float(fields.take("norm_eps", 1e-5)),
+        output_scale=1.0 if latent else number(fields, "resnet_out_scale_factor", 1.0),
+        mid_output_scale=number(fields, "mid_block_scale_factor", 1.0),
+        norm_groups=size(fields, "norm_num_groups", 32),
+        norm_eps=number(fields, "norm_eps", 1e-5),
     )
-    fields.expect(
-        center_input_sample=False,
-        class_embeddings_concat=False,
-        conv_in_kernel=3,
-        conv_out_kernel=3,
-        cross_attention_norm=None if latent else "group_norm",
-        downsample_padding=1,
-        dual_cross_attention=False,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-        mid_block_only_cross_attention=(None, False),
-        num_attention_heads=None,
-        only_cross_attention=False,
-        time_cond_proj_dim=None,
-        time_embedding_type="positional",
-        timestep_post_act=None,
-        transformer_layers_per_block=1,
-        upcast_attention=False,
-        addition_time_embed_dim=None,
-        num_class_embeds=None,
-        projection_class_embeddings_input_dim=None,
-        resnet_out_scale_factor=1.0,
-    )
-    # The latent 3D blocks project linearly whatever this says; the pixel ones never project.
-    fields.ignore("sample_size", "use_linear_projection")
-    fields.done()
+    _expect_the_rest(fields, latent)
+    if any(width % result.norm_groups for width in channels):
+        raise InputError(
+            f"{where}: norm_num_groups {result.norm_groups} does not divide"
+            f" block_out_channels {list(channels)}"
+        )
     return result
 
 
@@ -181,6 +165,36 @@ def unet_json(config: UNetConfig) -> dict[str, Any]:
     return result
 
 
+def _expect_the_rest(fields: Fields, latent: bool) -> None:
+    """Refuses what no released network has, and every key that nobody asked for."""
+    fields.expect(
+        center_input_sample=False,
+        class_embeddings_concat=False,
+        conv_in_kernel=3,
+        conv_out_kernel=3,
+        cross_attention_norm=None if latent else "group_norm",
+        downsample_padding=1,
+        dual_cross_attention=False,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        mid_block_only_cross_attention=(None, False),
+        num_attention_heads=None,
+        only_cross_attention=False,
+        time_cond_proj_dim=None,
+        time_embedding_type="positional",
+        timestep_post_act=None,
+        transformer_layers_per_block=1,
+        upcast_attention=False,
+        addition_time_embed_dim=None,
+        num_class_embeds=None,
+        projection_class_embeddings_input_dim=None,
+        resnet_out_scale_factor=1.0,
+    )
+    # The latent 3D blocks project linearly whatever this says; the pixel ones never project.
+    fields.ignore("sample_size", "use_linear_projection")
+    fields.done()
+
+
 def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bool, ...]]:
     """Reads the block types; the way up must mirror the way down."""
     cross = [f"CrossAttnDownBlock{dimensions}"] * 3 + [f"DownBlock{dimensions}"]
@@ -189,6 +203,8 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
     def look_up(key: str, default: list[str], table: dict[str, tuple[str, bool]]) -> list[Any]:
         known = {f"{name}{dimensions}": value for name, value in table.items()}
         names = fields.take(key, default)
+        if not isinstance(names, list | tuple):
+            raise InputError(f"{fields.where}: {key} is {names!r}, which is not a list of blocks")
         for name in names:
             if name not in known:
                 raise InputError(f"{fields.where}: {key} has {name}, not one of {', '.join(known)}")
@@ -207,14 +223,20 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
     return mid, tuple(attention for _, attention in down)
 
 
-def _per_level(value: Any, levels: int) -> tuple[int, ...]:
-    return (value,) * levels if isinstance(value, int) else tuple(value)
+def _per_level(fields: Fields, key: str, default: int, levels: int) -> tuple[int, ...]:
+    """One number for each level, or one for all of them."""
+    value = fields.take(key, default)
+    if not isinstance(value, list | tuple):
+        return (positive(fields, key, value),) * levels
+    if len(value) != levels:
+        raise InputError(f"{fields.where}: {key} has {len(value)} numbers for {levels} levels")
+    return tuple(positive(fields, key, each) for each in value)
 
 
 def _shortest(values: tuple[int, ...]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _drop_none(fields: Fields, key: str, default: float) -> float:
-    value = fields.take(key, default)
-    return default if value is None else value
+def _optional(fields: Fields, key: str) -> int | None:
+    value = fields.take(key, None)
+    return None if value is None else positive(fields, key, value)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-from show1_jax.models.layers import dtypes, exact_gelu, group_norm, layer_norm
+from show1_jax.models.layers import GroupNorm, dtypes, exact_gelu, layer_norm
 
 # Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
 # frame would else need gigabytes of them.
@@ -100,13 +100,13 @@ class AddedKVAttention(nn.Module):
         def project(name: str, value: jax.Array) -> jax.Array:
             return split_heads(nn.Dense(inner, name=name, **types)(value), self.heads)
 
-        text = group_norm(32, 1e-5, "norm_cross", axes=(-2, -1), **types)(text)
+        text = GroupNorm(32, 1e-5, axes=(-2,), name="norm_cross", **types)(text)
         text_key, text_value = (
             # Every frame sees the same text.
             jnp.repeat(project(name, text), frames, axis=0)
             for name in ("add_k_proj", "add_v_proj")
         )
-        h = group_norm(self.groups, 1e-5, "group_norm", **types)(x)
+        h = GroupNorm(self.groups, 1e-5, name="group_norm", **types)(x)
         h = rearrange(h, "b f h w c -> (b f) (h w) c")
         key = jnp.concatenate([text_key, project("to_k", h)], axis=1)
         value = jnp.concatenate([text_value, project("to_v", h)], axis=1)
@@ -176,7 +176,7 @@ class SpatialTransformer(nn.Module):
         """Maps `(batch, frames, h, w, c)`, given text `(batch, tokens, d)`, to the same shape."""
         types = dtypes(self)
         frames, height = x.shape[1], x.shape[2]
-        h = group_norm(self.groups, 1e-6, "norm", **types)(x)
+        h = GroupNorm(self.groups, 1e-6, name="norm", **types)(x)
         h = rearrange(h, "b f h w c -> (b f) (h w) c")
         h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
         h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(

@@ -17,8 +17,8 @@ from show1_jax.errors import InputError
 
 Activation = Callable[[jax.Array], jax.Array]
 
-IMAGE_AXES = (-3, -2, -1)
-CLIP_AXES = (-4, -3, -2, -1)
+IMAGE_AXES = (-3, -2)
+CLIP_AXES = (-4, -3, -2)
 
 
 def dtypes(module: nn.Module) -> dict[str, Any]:
@@ -43,25 +43,43 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
 
 
-def group_norm(
-    groups: int,
-    eps: float,
-    name: str,
-    dtype: DTypeLike,
-    param_dtype: DTypeLike,
-    axes: tuple[int, ...] = IMAGE_AXES,
-) -> nn.GroupNorm:
-    """Group normalisation with fp32 statistics over `axes`: one image, or a whole clip."""
-    # The fast variance E[x^2] - E[x]^2 loses half the digits of fp32.
-    return nn.GroupNorm(
-        groups,
-        epsilon=eps,
-        reduction_axes=axes,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )
+class GroupNorm(nn.Module):
+    """Group normalisation with fp32 statistics (Wu and He 2018) over one image, or a whole clip.
+
+    Sums positions before it sums the channels of a group, in two passes.
+    Flax's own splits the channels first and took 2 to 3 times as long on a
+    CPU; its faster variance, E[x^2] - E[x]^2, loses half the digits of fp32.
+
+    Attributes:
+      groups: how many groups the channels are split into.
+      eps: added to the variance.
+      axes: the axes of positions that share statistics.
+    """
+
+    groups: int
+    eps: float
+    axes: tuple[int, ...] = IMAGE_AXES
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(..., channels)` to the same shape in `dtype`."""
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise InputError(f"{channels} channels cannot be normalised in {self.groups} groups")
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+
+        def mean(x: jax.Array) -> jax.Array:
+            each = x.mean(self.axes, keepdims=True)
+            grouped = each.reshape(*each.shape[:-1], self.groups, -1).mean(-1)
+            return jnp.repeat(grouped, channels // self.groups, axis=-1)
+
+        x = x.astype(jnp.float32)
+        x = x - mean(x)
+        x = x * (jax.lax.rsqrt(mean(jnp.square(x)) + self.eps) * scale.astype(jnp.float32))
+        return (x + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerNorm:
@@ -153,7 +171,7 @@ class ResnetBlock(nn.Module):
     def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
         """Maps `(batch, ..., h, w, c)` and `(batch, d)` to `(batch, ..., h', w', channels)`."""
         types = dtypes(self)
-        h = group_norm(self.groups, self.eps, "norm1", **types)(x)
+        h = GroupNorm(self.groups, self.eps, name="norm1", **types)(x)
         h = self.activation(h)
         if self.resample is not None:
             resize = halve if self.resample == "down" else double
@@ -168,9 +186,9 @@ class ResnetBlock(nn.Module):
             shift = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), width)
         if self.scale_shift:
             scale, shift = jnp.split(shift, 2, axis=-1)
-            h = group_norm(self.groups, self.eps, "norm2", **types)(h) * (1 + scale) + shift
+            h = GroupNorm(self.groups, self.eps, name="norm2", **types)(h) * (1 + scale) + shift
         else:
-            h = group_norm(self.groups, self.eps, "norm2", **types)(h + shift)
+            h = GroupNorm(self.groups, self.eps, name="norm2", **types)(h + shift)
         h = conv3x3(self.channels, "conv2", **types)(self.activation(h))
 
         if x.shape[-1] != self.channels:

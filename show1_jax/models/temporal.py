@@ -11,7 +11,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from show1_jax.models.attention import TransformerBlock
-from show1_jax.models.layers import CLIP_AXES, dtypes, group_norm
+from show1_jax.models.layers import CLIP_AXES, GroupNorm, dtypes
 
 
 class FrameConv(nn.Module):
@@ -53,7 +53,7 @@ class TemporalConv(nn.Module):
         h = x
         for i in (1, 2, 3, 4):
             # 32 groups whatever the model's setting, over the whole clip, and always SiLU.
-            h = nn.silu(group_norm(32, 1e-5, f"norm{i}", axes=CLIP_AXES, **types)(h))
+            h = nn.silu(GroupNorm(32, 1e-5, axes=CLIP_AXES, name=f"norm{i}", **types)(h))
             if i > 1:
                 h = nn.Dropout(0.1, deterministic=not train, name=f"dropout{i}")(h)
             h = FrameConv(channels, zero_init=i == 4, name=f"conv{i}", **types)(h)
@@ -78,7 +78,7 @@ class TemporalTransformer(nn.Module):
         """`(batch, frames, h, w, c)` to the same shape."""
         types = dtypes(self)
         height, width = x.shape[2:4]
-        h = group_norm(self.groups, 1e-6, "norm", axes=CLIP_AXES, **types)(x)
+        h = GroupNorm(self.groups, 1e-6, axes=CLIP_AXES, name="norm", **types)(x)
         h = rearrange(h, "b f h w c -> (b h w) f c")
         h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
         h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(h)

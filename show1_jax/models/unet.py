@@ -15,13 +15,13 @@ from jax.typing import DTypeLike
 from show1_jax.errors import InputError
 from show1_jax.models.attention import AddedKVAttention, SpatialTransformer, TextPooling
 from show1_jax.models.layers import (
+    GroupNorm,
     ResnetBlock,
     TimeEmbedding,
     activation,
     conv3x3,
     double,
     dtypes,
-    group_norm,
     sinusoidal_embedding,
 )
 from show1_jax.models.temporal import TemporalConv, TemporalTransformer
@@ -277,7 +277,7 @@ class UNet(nn.Module):
             )(x, time, text, skips=skips[-layers:], train=train)  # fmt: skip
             skips = skips[:-layers]
 
-        x = group_norm(config.norm_groups, config.norm_eps, "conv_norm_out", **types)(x)
+        x = GroupNorm(config.norm_groups, config.norm_eps, name="conv_norm_out", **types)(x)
         x = activation(config.activation)(x)
         return conv3x3(config.out_channels, "conv_out", **types)(x).astype(jnp.float32)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from show1_jax.models.attention import attention
-from show1_jax.models.layers import ResnetBlock, conv3x3, double, group_norm
+from show1_jax.models.layers import GroupNorm, ResnetBlock, conv3x3, double
 
 EPS = 1e-6
 
@@ -55,7 +55,7 @@ class SpatialAttention(nn.Module):
         """`(..., h, w, c)` to the same shape; the residual is inside."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         *_, height, width, channels = x.shape
-        h = group_norm(self.groups, EPS, "group_norm", **types)(x)
+        h = GroupNorm(self.groups, EPS, name="group_norm", **types)(x)
         h = h.reshape(-1, height * width, channels)
         query, key, value = (
             nn.Dense(channels, name=name, **types)(h)[:, :, None]
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
                 **types,
             )(x)
         x = Middle(config.channels[-1], config.norm_groups, name="mid", **types)(x)
-        x = nn.silu(group_norm(config.norm_groups, EPS, "conv_norm_out", **types)(x))
+        x = nn.silu(GroupNorm(config.norm_groups, EPS, name="conv_norm_out", **types)(x))
         return conv3x3(2 * config.latent_channels, "conv_out", **types)(x)
 
 
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
                 name=f"up_{i}",
                 **types,
             )(x)
-        x = nn.silu(group_norm(config.norm_groups, EPS, "conv_norm_out", **types)(x))
+        x = nn.silu(GroupNorm(config.norm_groups, EPS, name="conv_norm_out", **types)(x))
         return conv3x3(config.out_channels, "conv_out", **types)(x)
 
 
