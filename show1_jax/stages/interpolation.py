@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+from show1_jax.stages.training import Example
 
 STAGE = "interpolation"
 
@@ -85,3 +87,28 @@ def sample(
     start = draw(keys, START, (*frames.shape[1:-1], 3))
     gaps = run(denoiser, params, start, conditions, progress)
     return join(gaps.reshape(batch, n - 1, *gaps.shape[1:]))
+
+
+def example(
+    key: jax.Array, video: jax.Array, schedule: NoiseSchedule, max_noise_level: int
+) -> Example:
+    """The training example of one gap.
+
+    Its two keyframes are noised a little, so that the network learns to live
+    with imperfect ones (Show-1, section 3.3). It is not told how much.
+
+    Args:
+      key: a random key.
+      video: `(batch, frames, height, width, 3)`; the ends are the keyframes.
+      schedule: the schedule of that noise.
+      max_noise_level: the level is drawn below it; 1 adds next to none.
+
+    Returns:
+      The clip, and blend and mask of its noised ends.
+    """
+    level_key, noise_key = jax.random.split(key)
+    ends = video[:, jnp.array([0, -1])].astype(jnp.float32)
+    level = jax.random.randint(level_key, (len(video),), 0, max_noise_level)
+    noise = jax.random.normal(noise_key, ends.shape)
+    ends = add_noise(schedule.alphas_cumprod, ends, noise, level)
+    return Example(video, condition(ends, video.shape[1]))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+from show1_jax.stages.training import Example
 
 STAGE = "keyframes"
 
@@ -41,3 +42,8 @@ def sample(
     keys = clip_keys(seeds, STAGE)
     start = draw(keys, START, (*size, 3))
     return run(denoiser, params, start, Conditions(text, guidance, keys), progress)
+
+
+def example(video: jax.Array) -> Example:
+    """The training example of keyframes `(batch, frames, height, width, 3)`: they alone."""
+    return Example(video)

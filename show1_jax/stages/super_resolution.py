@@ -27,6 +27,7 @@ from show1_jax.stages.sampling import (
     draw,
     run,
 )
+from show1_jax.stages.training import Example
 
 FIRST_FRAME = "first_frame"
 STAGE = "super_resolution"
@@ -165,3 +166,41 @@ def _in_parts(progress: Progress | None, part: int, parts: int) -> Progress | No
     if progress is None:
         return None
     return lambda done, steps: progress(part * steps + done, parts * steps)
+
+
+def example(
+    key: jax.Array,
+    video: jax.Array,
+    small_size: tuple[int, int],
+    schedule: NoiseSchedule,
+    max_noise_level: int,
+    keep_first_frame: bool,
+) -> Example:
+    """The training example of either upscaler.
+
+    The condition is noised to a random level, which the network is told, so
+    that at sampling time any level can be asked for.
+
+    Args:
+      key: a random key.
+      video: `(batch, frames, height, width, 3)`; one frame for the image denoiser.
+      small_size: height and width of the clips that will be upscaled.
+      schedule: the schedule of that noise.
+      max_noise_level: the level is drawn below it.
+      keep_first_frame: whether the first frame of the condition is the clean,
+        large one, as for clips.
+
+    Returns:
+      The clip, its condition and the condition's noise level.
+    """
+    level_key, noise_key = jax.random.split(key)
+    video = video.astype(jnp.float32)
+    *lead, height, width, channels = video.shape
+    # Antialiased: the small clips of the cascade are.
+    small = jax.image.resize(video, (*lead, *small_size, channels), "linear")
+    level = jax.random.randint(level_key, (len(video),), 0, max_noise_level)
+    noise = jax.random.normal(noise_key, video.shape)
+    frames = augment(upsample(small, height, width), noise, level, schedule)
+    if keep_first_frame:
+        frames = with_first_frame(frames, video[:, 0])
+    return Example(video, frames, level)

@@ -23,6 +23,7 @@ from show1_jax.stages.sampling import (
     draw,
     run,
 )
+from show1_jax.stages.training import Example
 
 STAGE = "translation"
 
@@ -120,3 +121,21 @@ def sample(
     start = add_noise(alphas, latents, draw(keys, START, mean.shape[1:]), timesteps)
     latents = run(denoiser, params, start, Conditions(text, guidance, keys), progress, first)
     return decode(vae, vae_params, latents, vae_frames)
+
+
+def example(
+    key: jax.Array, vae: VAE, vae_params: Any, video: jax.Array, vae_frames: int
+) -> Example:
+    """The training example of expert translation: the latents of a clean clip.
+
+    What makes the expert is the objective, which ends at timestep 900.
+
+    Args:
+      key: a random key.
+      vae: the autoencoder, which is not trained with the denoiser.
+      vae_params: its parameters.
+      video: `(batch, frames, height, width, 3)` in [-1, 1].
+      vae_frames: frames encoded at a time.
+    """
+    mean, logvar = jax.lax.stop_gradient(encode(vae, vae_params, video, vae_frames))
+    return Example(to_latents(vae, mean, logvar, jax.random.normal(key, mean.shape)))

@@ -1,0 +1,163 @@
+"""What denoisers are trained to minimise: the error of their prediction, and of its variance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+from jax.typing import ArrayLike
+
+from show1_jax.diffusion import updates
+from show1_jax.diffusion.schedule import PREDICTIONS, NoiseSchedule, to_clean, velocity
+from show1_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which loss, at which timesteps.
+
+    Attributes:
+      schedule: the noise schedule.
+      prediction: what the network predicts, "epsilon" or "v".
+      timesteps: the first and one past the last timestep to train on; expert
+        translation is trained on (0, 900) only (Show-1, section 3.5).
+      min_snr: gamma of the min-SNR weighting (arXiv 2303.09556); None for weights of one.
+      variance_weight: lambda of the hybrid loss with a learned variance (arXiv
+        2102.09672, equation 16; 0.001 there); 0 for networks that learn none.
+    """
+
+    schedule: NoiseSchedule
+    prediction: str = "epsilon"
+    timesteps: tuple[int, int] = (0, 1000)
+    min_snr: float | None = None
+    variance_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses settings that do not exist."""
+        if self.prediction not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise InputError(f"prediction {self.prediction!r} is not one of {known}")
+        first, end = self.timesteps
+        if not 0 <= first < end <= self.schedule.train_steps:
+            raise InputError(
+                f"timesteps {first} to {end} do not lie within 0 to {self.schedule.train_steps}"
+            )
+
+
+def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:
+    """Uniform timesteps within the objective's range, `(batch,)` int32."""
+    return jax.random.randint(key, (batch,), *objective.timesteps)
+
+
+def weights(objective: Objective) -> np.ndarray:
+    """The weight of the squared error at each timestep, `(train_steps,)` fp32."""
+    alpha_bar = objective.schedule.alphas_cumprod
+    if objective.min_snr is None:
+        return np.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    # The error of v is that of the clean sample times SNR + 1, that of epsilon times SNR.
+    per_unit = snr + 1 if objective.prediction == "v" else snr
+    return np.minimum(snr, objective.min_snr) / per_unit
+
+
+def diffusion_loss(
+    objective: Objective,
+    output: jax.Array,
+    clean: jax.Array,
+    noise: jax.Array,
+    noisy: jax.Array,
+    timesteps: jax.Array,
+) -> jax.Array:
+    """The loss of a batch of predictions (DDPM, equation 14, and the above).
+
+    Args:
+      objective: which loss.
+      output: the network's output, `(batch, ..., c)`, or `2 c` channels with the variance.
+      clean: `(batch, ..., c)`.
+      noise: like `clean`.
+      noisy: `clean` noised to its timestep.
+      timesteps: `(batch,)`.
+
+    Returns:
+      `(batch,)` fp32.
+
+    Raises:
+      InputError: if a variance is to be learned that the network does not give.
+    """
+    output = output.astype(jnp.float32)
+    prediction, variance = jnp.split(output, [clean.shape[-1]], axis=-1)
+    alphas = objective.schedule.alphas_cumprod
+    target = noise
+    if objective.prediction == "v":
+        target = velocity(alphas, clean, noise, timesteps)
+    loss = _mean(jnp.square(prediction - target)) * jnp.asarray(weights(objective))[timesteps]
+    if not objective.variance_weight:
+        return loss
+    if variance.shape != clean.shape:
+        raise InputError("variance_weight needs a network with twice the sample's channels")
+    # The variance alone learns from the bound; the mean learns from the squared error.
+    bound = variational_bound(
+        objective, jax.lax.stop_gradient(prediction), variance, clean, noisy, timesteps
+    )
+    return loss + objective.variance_weight * objective.schedule.train_steps * bound
+
+
+def variational_bound(
+    objective: Objective,
+    prediction: jax.Array,
+    variance: jax.Array,
+    clean: jax.Array,
+    noisy: jax.Array,
+    timesteps: jax.Array,
+) -> jax.Array:
+    """One timestep's term of the variational bound, in bits a dimension (DDPM, equation 5).
+
+    Arguments as in `diffusion_loss`; `variance` is the learned one, -1 to 1.
+    Returns `(batch,)`.
+    """
+    now = objective.schedule.alphas_cumprod
+    columns = updates.ddpm_coefficients(now, np.append(np.float32(1), now[:-1]))
+    # The posterior at timestep 0 has no variance; that of timestep 1 stands in for it.
+    small = columns["log_fixed_small"]
+    columns["log_fixed_small"] = np.append(small[1], small[1:])
+    columns["alpha_bar"] = now
+    shape = (-1,) + (1,) * (clean.ndim - 1)
+    at = {name: jnp.asarray(column)[timesteps].reshape(shape) for name, column in columns.items()}
+
+    predicted_clean = to_clean(prediction, noisy, at["alpha_bar"], objective.prediction)
+    true_mean = updates.ddpm(at, noisy, clean)
+    mean = updates.ddpm(at, noisy, predicted_clean)
+    log_variance = updates.learned_log_variance(at, variance)
+    divergence = _normal_divergence(true_mean, at["log_fixed_small"], mean, log_variance)
+    likelihood = discretized_likelihood(clean, mean, log_variance)
+    nats = jnp.where(timesteps > 0, _mean(divergence), -_mean(likelihood))
+    return nats / np.log(2)
+
+
+def discretized_likelihood(clean: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+    """Log likelihood of 8-bit values in [-1, 1] under a Gaussian (DDPM, equation 13)."""
+    spread = jnp.exp(0.5 * log_variance)
+    upper = norm.cdf(clean + 1 / 255, mean, spread)
+    lower = norm.cdf(clean - 1 / 255, mean, spread)
+    upper = jnp.where(clean > 0.999, 1.0, upper)
+    lower = jnp.where(clean < -0.999, 0.0, lower)
+    return jnp.log(jnp.maximum(upper - lower, 1e-12))
+
+
+def _normal_divergence(
+    mean: jax.Array, log_variance: ArrayLike, other_mean: jax.Array, other: jax.Array
+) -> jax.Array:
+    """KL divergence of one Gaussian from another."""
+    return 0.5 * (
+        other
+        - log_variance
+        - 1
+        + jnp.exp(log_variance - other)
+        + jnp.square(mean - other_mean) * jnp.exp(-other)
+    )
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """Mean over all axes but the batch."""
+    return x.mean(tuple(range(1, x.ndim)))
