@@ -1,0 +1,303 @@
+"""Moving shapes: captioned clips whose every attribute can be measured.
+
+One shape in one colour moves in a straight line over a plain background. A
+clip lasts `DURATION` = 28 / 7.5 s: 29 frames at 7.5 per second, or 8 keyframes
+of which number k is frame 4k of the 29.
+
+Lengths are in frame heights, so a scene looks the same at every resolution;
+positions are of the centroid, from the frame's centre, x to the right and y
+down. The whole path of the shape lies in the central 1.6 x 1 heights, which is
+all of a 64x40 or 256x160 frame; a wider frame shows more background.
+
+- shape: circle, square (level) or equilateral triangle (pointing up), all of
+  the same area at the same size
+- size: the square root of the shape's area, small 0.18, large 0.34 heights
+- color, background: the RGB of `COLORS` and `BACKGROUNDS`
+- direction: one of 8, at multiples of 45 degrees
+- speed: uniform in `SPEEDS`, 0.08 to 0.14 heights per second (0.30 to 0.52
+  heights in the whole clip); the start is uniform where the path fits
+
+A tenth of the 864 combinations of attributes are held out of training, to test
+whether a model composes what it learnt.
+
+Only the parameters of a scene are stored: a scene is rendered at whatever
+resolution and frame rate a stage asks for, faster than a video decodes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from numpy.typing import ArrayLike
+
+from show1_jax.data.clip import ClipSpec
+from show1_jax.errors import InputError
+
+DURATION = 28 / 7.5
+ASPECT = 1.6
+SPEEDS = (0.08, 0.14)
+
+SIZES = {"small": 0.18, "large": 0.34}
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (150, 50, 190),
+    "cyan": (40, 200, 220),
+}
+SIDES = {"circle": 0, "square": 4, "triangle": 3}
+DIRECTIONS = {
+    "right": (1, 0),
+    "down and to the right": (1, 1),
+    "down": (0, 1),
+    "down and to the left": (-1, 1),
+    "left": (-1, 0),
+    "up and to the left": (-1, -1),
+    "up": (0, -1),
+    "up and to the right": (1, -1),
+}
+BACKGROUNDS = {"black": (0, 0, 0), "gray": (128, 128, 128), "white": (255, 255, 255)}
+
+ATTRIBUTES: dict[str, Mapping[str, Any]] = {
+    "size": SIZES,
+    "color": COLORS,
+    "shape": SIDES,
+    "direction": DIRECTIONS,
+    "background": BACKGROUNDS,
+}
+
+TEMPLATES = (
+    "a {size} {color} {shape} moving {direction} on a {background} background",
+    "a {size} {color} {shape} moves {direction} across a {background} background",
+    "on a {background} background, a {size} {color} {shape} is moving {direction}",
+    "a {background} background with a {size} {color} {shape} that goes {direction}",
+    "a {color} {shape} of {size} size drifts {direction} in front of a {background} background",
+)
+
+SUBPIXELS = 2  # per side of a pixel; edges are antialiased within each
+
+
+class Combination(NamedTuple):
+    """What a caption says: a name for every attribute."""
+
+    size: str
+    color: str
+    shape: str
+    direction: str
+    background: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """All there is to know of a clip: attributes, centroid at time 0, and speed."""
+
+    combination: Combination
+    x: float
+    y: float
+    speed: float
+
+    def centroid(self, times: ArrayLike) -> np.ndarray:
+        """Where the shape is at times in seconds: `(..., 2)`, x and y."""
+        step = self.speed * _heading(self.combination.direction)
+        return np.array([self.x, self.y]) + np.asarray(times)[..., None] * step
+
+
+def combinations() -> list[Combination]:
+    """All combinations of attributes, in a fixed order."""
+    return [Combination(*values) for values in itertools.product(*ATTRIBUTES.values())]
+
+
+def held_out(combination: Combination) -> bool:
+    """Whether the combination never appears in training."""
+    return combination in _held_out()
+
+
+def caption(combination: Combination, template: int = 0) -> str:
+    """The words for a combination, by one of the `TEMPLATES`; no two have the same."""
+    return TEMPLATES[template].format(**combination._asdict())
+
+
+def random_scene(combination: Combination, rng: np.random.Generator) -> Scene:
+    """A scene with these attributes, whose shape stays in sight."""
+    speed = rng.uniform(*SPEEDS)
+    travel = speed * DURATION * _heading(combination.direction)
+    low, high = _extent(combination)
+    edge = np.array([ASPECT / 2, 0.5])
+    x, y = rng.uniform(-edge - low - np.minimum(travel, 0), edge - high - np.maximum(travel, 0))
+    return Scene(combination, float(x), float(y), float(speed))
+
+
+def render(scene: Scene, frames: int | ArrayLike, height: int, width: int) -> np.ndarray:
+    """Draws a scene, antialiased.
+
+    Args:
+      scene: what to draw.
+      frames: how many, spread evenly over the clip, or their times in seconds.
+      height: of the frames.
+      width: of the frames.
+
+    Returns:
+      `(frames, height, width, 3)` uint8.
+    """
+    times = np.linspace(0, DURATION, frames) if isinstance(frames, int) else np.asarray(frames)
+    background = np.array(BACKGROUNDS[scene.combination.background], np.float32)
+    contrast = np.array(COLORS[scene.combination.color], np.float32) - background
+    low, high = (height * extent for extent in _extent(scene.combination))
+    video = np.empty((len(times), height, width, 3), np.uint8)
+    video[:] = background.astype(np.uint8)
+    for frame, centroid in zip(video, scene.centroid(times), strict=True):
+        x, y = centroid * height + [width / 2, height / 2]
+        left, right = np.clip([math.floor(x + low[0]), math.ceil(x + high[0])], 0, width)
+        top, bottom = np.clip([math.floor(y + low[1]), math.ceil(y + high[1])], 0, height)
+        coverage = _coverage(
+            scene.combination, height, np.arange(left, right) - x, np.arange(top, bottom) - y
+        )
+        frame[top:bottom, left:right] = background + coverage[..., None] * contrast + 0.5
+    return video
+
+
+class MovingShapesConfig(tfds.core.BuilderConfig):
+    """How many clips there are in each split."""
+
+    def __init__(self, train: int = 20_000, validation: int = 1_000, held_out: int = 1_000):
+        """Raises InputError if a split would be empty."""
+        if min(train, validation, held_out) < 1:
+            raise InputError(
+                f"a split needs at least 1 clip, not {train}, {validation} and {held_out}"
+            )
+        super().__init__(name=f"{train}_{validation}_{held_out}")
+        self.clips = {"train": train, "validation": validation, "held_out": held_out}
+
+
+class MovingShapes(tfds.core.GeneratorBasedBuilder):
+    """Scenes and captions: train and validation share combinations, held_out has its own.
+
+    Within a split, combinations are equally frequent.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        labels = {
+            name: tfds.features.ClassLabel(names=list(values))
+            for name, values in ATTRIBUTES.items()
+        }
+        features = {
+            "name": tfds.features.Text(),
+            "caption": tfds.features.Text(),
+            **labels,
+            "x": np.float32,
+            "y": np.float32,
+            "speed": np.float32,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description=__doc__, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        return {
+            split: self._generate_examples(split, clips)
+            for split, clips in self.builder_config.clips.items()
+        }
+
+    def _generate_examples(self, split: str, clips: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        allowed = [c for c in combinations() if held_out(c) == (split == "held_out")]
+        seed = list(self.builder_config.clips).index(split)
+        order = np.random.default_rng(seed).permutation(len(allowed))
+        for index in range(clips):
+            rng = np.random.default_rng((seed, index))
+            scene = random_scene(allowed[order[index % len(allowed)]], rng)
+            yield (
+                index,
+                {
+                    "name": f"{split}-{index}",
+                    "caption": caption(scene.combination, int(rng.integers(len(TEMPLATES)))),
+                    **scene.combination._asdict(),
+                    "x": scene.x,
+                    "y": scene.y,
+                    "speed": scene.speed,
+                },
+            )
+
+
+def scene_of(record: Mapping[str, Any]) -> Scene:
+    """The scene that a stored record describes."""
+    names = (list(values)[record[name]] for name, values in ATTRIBUTES.items())
+    return Scene(Combination(*names), *(float(record[name]) for name in ("x", "y", "speed")))
+
+
+def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
+    """Renders a stored record as `spec` says: `(frames, height, width, 3)` uint8.
+
+    Raises UnusableClip if `spec` wants more than `DURATION`.
+    """
+    return render(scene_of(record), spec.times(DURATION, rng), spec.height, spec.width)
+
+
+@functools.cache
+def _held_out() -> frozenset[Combination]:
+    """The tenth of the combinations whose names have the smallest SHA-256."""
+
+    def rank(combination: Combination) -> bytes:
+        return hashlib.sha256(" ".join(combination).encode()).digest()
+
+    ranked = sorted(combinations(), key=rank)
+    return frozenset(ranked[: len(ranked) // 10])
+
+
+def _heading(direction: str) -> np.ndarray:
+    vector = np.array(DIRECTIONS[direction])
+    return vector / np.linalg.norm(vector)
+
+
+def _inradius(sides: int) -> float:
+    """Of the regular polygon of area 1; a circle counts as having 0 sides."""
+    return 1 / math.sqrt(sides * math.tan(math.pi / sides) if sides else math.pi)
+
+
+def _around(sides: int, turn: float = 0.0) -> np.ndarray:
+    """Unit vectors `(sides, 2)`: out of the edges of a polygon that stands on one, or turned."""
+    angles = np.pi / 2 + turn + 2 * np.pi * np.arange(sides) / sides
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def _extent(combination: Combination) -> tuple[np.ndarray, np.ndarray]:
+    """The bounding box, from the centroid: smallest and largest x and y, in heights."""
+    sides = SIDES[combination.shape]
+    inradius = SIZES[combination.size] * _inradius(sides)
+    if not sides:
+        return np.full(2, -inradius), np.full(2, inradius)
+    corners = inradius / math.cos(math.pi / sides) * _around(sides, math.pi / sides)
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _coverage(
+    combination: Combination, height: int, left: np.ndarray, top: np.ndarray
+) -> np.ndarray:
+    """The share of each pixel that the shape covers, `(rows, columns)`.
+
+    `left` and `top` are the pixels' edges, counted in pixels from the centroid.
+    """
+    sides = SIDES[combination.shape]
+    inradius = height * SIZES[combination.size] * _inradius(sides)
+    offsets = (np.arange(SUBPIXELS) + 0.5) / SUBPIXELS
+    x = (left[:, None] + offsets).ravel().astype(np.float32)
+    y = (top[:, None] + offsets).reshape(-1, 1).astype(np.float32)
+
+    def inside(depth: np.ndarray) -> np.ndarray:
+        return np.clip(0.5 + SUBPIXELS * depth, 0, 1)
+
+    if sides:
+        edges = [inside(inradius - a * x - b * y) for a, b in _around(sides)]
+        coverage = np.prod(edges, axis=0)
+    else:
+        coverage = inside(inradius - np.hypot(x, y))
+    return coverage.reshape(len(top), SUBPIXELS, len(left), SUBPIXELS).mean(axis=(1, 3))

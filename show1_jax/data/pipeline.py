@@ -1,0 +1,145 @@
+"""From a stored dataset to batches of clips: one Grain pipeline for all datasets.
+
+The order of a run's examples and what is random about each depend only on the
+seed, the epoch and the number of the record: neither on the batch size, nor on
+how many processes there are, nor on where the run was last interrupted. The
+state of the iterator, from `get_state()`, is a small dictionary that JSON can
+hold; `set_state()` continues with the batch that would have been next.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from show1_jax.data.clip import ClipSpec, UnusableClip
+from show1_jax.errors import InputError
+
+
+class Read(Protocol):
+    """Makes a clip from a stored record: `moving_shapes.read`, `video_folder.read`."""
+
+    def __call__(
+        self, record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None
+    ) -> np.ndarray:
+        """See `video_folder.read`."""
+
+
+def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mapping[str, Any]]:
+    """The records of a split, after building the dataset if it is not there yet.
+
+    On a disk that processes share, let one of them build first.
+
+    Args:
+      builder: `MovingShapes` or `VideoFolder`.
+      split: its name, or part of it: `train[:95%]`.
+
+    Raises:
+      InputError: if there is no such split, or it is empty.
+    """
+    builder.download_and_prepare(file_format="array_record")
+    try:
+        return builder.as_data_source(split)
+    except ValueError:
+        splits = ", ".join(builder.info.splits)
+        raise InputError(
+            f"{builder.name} has no clips in the split {split!r}; its splits are {splits}"
+        ) from None
+
+
+def make_pipeline(
+    records: Sequence[Mapping[str, Any]],
+    read: Read,
+    spec: ClipSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    training: bool,
+    process_index: int = 0,
+    process_count: int = 1,
+    text: Callable[[str], np.ndarray] | None = None,
+    threads: int = 4,
+    prefetch: int = 16,
+) -> grain.IterDataset:
+    """Batches of clips, without end and shuffled in training, once and in order otherwise.
+
+    Records that cannot be used are skipped and named in the log. Only whole
+    batches are given. In evaluation, processes may get different numbers of them.
+
+    Args:
+      records: of a split; see `open_split`.
+      read: makes a clip from a record.
+      spec: the clips that the stage wants.
+      batch_size: clips in each batch of this process.
+      seed: of order and augmentation.
+      training: whether to shuffle, repeat and augment.
+      process_index: of this process; it sees every `process_count`-th example.
+      process_count: how many processes share the records.
+      text: looks up a caption's embedding; see `text_cache`.
+      threads: how many read and decode; 0 for none beside the caller's.
+      prefetch: examples made ahead.
+
+    Returns:
+      An iterable of dictionaries: `video` `(batch, frames, height, width, 3)` uint8,
+      to be converted where it is used because a quarter as many bytes then travel;
+      `caption` `(batch,)` strings; and with `text`, `text` `(batch, tokens, width)`.
+
+    Raises:
+      InputError: if there are too few records for a batch, and while iterating if
+        no record can be used.
+    """
+    if not 0 <= process_index < process_count or batch_size < 1:
+        raise InputError(
+            f"process {process_index} of {process_count} with batches of {batch_size} cannot be"
+        )
+    if not training and len(records) < batch_size * process_count:
+        raise InputError(
+            f"{len(records)} clips do not fill {process_count} batches of {batch_size}"
+        )
+    examples = grain.MapDataset.source(records).seed(seed)
+    examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))
+    if training:
+        examples = examples.shuffle().repeat()
+    # Sharded last, so that together the processes see each epoch exactly once.
+    examples = examples[process_index::process_count]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return examples.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+
+
+class _ToExample(grain.transforms.RandomMap):
+    """Makes the example of a record, or None of one that cannot be used."""
+
+    def __init__(
+        self,
+        read: Read,
+        spec: ClipSpec,
+        training: bool,
+        text: Callable[[str], np.ndarray] | None,
+        records: int,
+    ):
+        self._read, self._spec, self._training, self._text = read, spec, training, text
+        self._records = records
+        self._skipped: set[str] = set()
+
+    def random_map(
+        self, record: Mapping[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any] | None:
+        try:
+            video = self._read(record, self._spec, rng if self._training else None)
+        except UnusableClip as error:
+            self._skip(record["name"].decode(), error)
+            return None
+        caption = record["caption"].decode()
+        example = {"video": video, "caption": caption}
+        return example | {"text": self._text(caption)} if self._text else example
+
+    def _skip(self, name: str, error: UnusableClip) -> None:
+        if name in self._skipped:
+            return
+        self._skipped.add(name)
+        logging.warning("clip %s is skipped: %s (%d so far)", name, error, len(self._skipped))
+        if len(self._skipped) == self._records:
+            raise InputError(f"none of the {self._records} clips can be used; {name}: {error}")

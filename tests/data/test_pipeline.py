@@ -1,0 +1,219 @@
+import itertools
+import json
+
+import grain
+import numpy as np
+import pytest
+
+from show1_jax.data import moving_shapes, video_folder
+from show1_jax.data.clip import ClipSpec, UnusableClip
+from show1_jax.data.pipeline import make_pipeline, open_split
+from show1_jax.data.text_cache import build_text_cache
+from show1_jax.errors import InputError
+from tests.data.videos import numbers, write_clip
+
+COUNT = 10
+SPEC = ClipSpec(frames=2, height=1, width=1)
+
+
+class Records:
+    """Named records in memory."""
+
+    def __init__(self, count=COUNT):
+        self.names = [f"clip{i}" for i in range(count)]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        name = self.names[index].encode()
+        return {"name": name, "caption": b"caption of " + name}
+
+
+def read(record, spec, rng):
+    """A clip that carries the number of its record and what it drew."""
+    video = np.zeros((spec.frames, spec.height, spec.width, 3), np.uint8)
+    video[..., 0] = int(record["name"][4:])
+    video[..., 1:] = 0 if rng is None else rng.integers(256, size=2)
+    return video
+
+
+def pipeline(records=None, read=read, batch_size=2, seed=0, training=True, **settings):
+    records = Records() if records is None else records
+    return make_pipeline(
+        records, read, SPEC, batch_size=batch_size, seed=seed, training=training, **settings
+    )
+
+
+def pixels(batches, count=None):
+    """One pixel per example: the record's number and its two random ones."""
+    found = [tuple(p) for b in itertools.islice(batches, count) for p in b["video"][:, 0, 0, 0]]
+    return [tuple(map(int, pixel)) for pixel in found]
+
+
+def test_what_a_batch_holds():
+    batch = next(iter(pipeline(text=lambda caption: np.full((3, 4), len(caption), np.float16))))
+    assert {key: (value.shape, value.dtype.kind) for key, value in batch.items()} == {
+        "video": ((2, 2, 1, 1, 3), "u"),
+        "caption": ((2,), "U"),
+        "text": ((2, 3, 4), "f"),
+    }
+    number = batch["video"][0, 0, 0, 0, 0]
+    assert batch["caption"][0] == f"caption of clip{number}"
+
+
+def test_evaluation_is_in_order_once_and_without_chance():
+    found = pixels(pipeline(batch_size=3, training=False))
+    assert found == [(i, 0, 0) for i in range(9)]  # the tenth fills no batch
+
+
+def test_the_same_seed_gives_the_same_examples_whatever_the_threads_and_batches():
+    expected = pixels(pipeline(threads=0), 20)
+    assert pixels(pipeline(threads=4), 20) == expected
+    assert pixels(pipeline(batch_size=4), 10) == expected
+    assert pixels(pipeline(seed=1), 20) != expected
+
+
+def test_each_epoch_has_every_record_in_another_order_and_augmentation():
+    found = pixels(pipeline(), 15)
+    epochs = [found[i : i + COUNT] for i in range(0, 30, COUNT)]
+    orders = [[number for number, *_ in epoch] for epoch in epochs]
+    assert all(sorted(order) == list(range(COUNT)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    drawn = {pixel[1:] for pixel in found}
+    assert len(drawn) == len(found)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_share_the_examples_of_one(processes):
+    together = [
+        pixels(pipeline(batch_size=1, process_index=i, process_count=processes), 12)
+        for i in range(processes)
+    ]
+    # Taken in turns, they are exactly what a single process would see.
+    in_turn = [pixel for turn in zip(*together, strict=True) for pixel in turn]
+    assert in_turn == pixels(pipeline(batch_size=1), 12 * processes)
+    evaluated = [
+        pixels(pipeline(batch_size=1, training=False, process_index=i, process_count=processes))
+        for i in range(processes)
+    ]
+    found = sorted(itertools.chain.from_iterable(evaluated))
+    assert found == [(i, 0, 0) for i in range(COUNT)]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 5, 12])  # an epoch is 3 1/3 batches
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_restored_iterator_continues_exactly(after, threads):
+    iterator = iter(pipeline(FLAWED, read_flawed, batch_size=3, threads=threads))
+    pixels(iterator, after)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = pixels(iterator, 9)
+    restored = iter(pipeline(FLAWED, read_flawed, batch_size=3, threads=threads))
+    next(restored)
+    restored.set_state(state)
+    assert pixels(restored, 9) == expected
+
+
+FLAWED = Records()
+
+
+def read_flawed(record, spec, rng):
+    if record["name"] in (b"clip3", b"clip7"):
+        raise UnusableClip("it is broken")
+    return read(record, spec, rng)
+
+
+def test_unusable_clips_are_skipped_counted_and_named_once(caplog):
+    found = pixels(pipeline(FLAWED, read_flawed), 12)
+    assert len(found) == 24
+    assert {number for number, *_ in found} == {0, 1, 2, 4, 5, 6, 8, 9}
+    # What is random about the others does not change.
+    whole = [pixel for pixel in pixels(pipeline(), 15) if pixel[0] not in (3, 7)]
+    assert found == whole[:24]
+    skipped = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
+    assert len(skipped) == 2
+    assert skipped[1].endswith("is skipped: it is broken (2 so far)")
+    assert {message.split()[1] for message in skipped} == {"clip3", "clip7"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_usable_ends_the_run_with_the_reason(training):
+    def broken(record, spec, rng):
+        raise UnusableClip("it is broken")
+
+    message = r"none of the 10 clips can be used; clip\d: it is broken"
+    with pytest.raises(InputError, match=message):
+        next(iter(pipeline(read=broken, training=training)))
+
+
+def test_bad_settings_are_refused():
+    for settings in ({"process_index": 2, "process_count": 2}, {"batch_size": 0}):
+        with pytest.raises(InputError, match="cannot be"):
+            pipeline(**settings)
+    with pytest.raises(InputError, match="10 clips do not fill 3 batches of 4"):
+        pipeline(batch_size=4, training=False, process_count=3)
+
+
+def test_video_files_from_disk_to_batches(tmp_path, caplog):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    lengths = {"long.mp4": 100, "longer.mp4": 120, "short.mp4": 5, "broken.mp4": 60}
+    for name, frames in lengths.items():
+        write_clip(folder / name, frames, 10)
+    whole = (folder / "broken.mp4").read_bytes()
+    (folder / "broken.mp4").write_bytes(whole[: len(whole) // 2])
+    lines = [f"{name},the {name} clip" for name in lengths]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *lines]))
+    config = video_folder.VideoFolderConfig(folder)
+    builder = video_folder.VideoFolder(config=config, data_dir=tmp_path / "tfds")
+    records = open_split(builder, "train")
+    assert len(records) == 4
+    assert len(open_split(builder, "train[:50%]")) == 2
+
+    captions = [clip.caption for clip in video_folder.list_clips(folder)]
+    cache = build_text_cache(
+        tmp_path / "text", captions, lambda c: np.array([[[len(x)]] for x in c]), "length"
+    )
+    batches = make_pipeline(
+        records,
+        video_folder.read,
+        ClipSpec(4, 24, 32, 2.0),
+        batch_size=4,
+        seed=0,
+        training=True,
+        text=cache,
+    )
+    seen = set()
+    for batch in itertools.islice(batches, 4):
+        assert batch["video"].shape == (4, 4, 24, 32, 3)
+        for video, caption, text in zip(
+            batch["video"], batch["caption"], batch["text"], strict=True
+        ):
+            np.testing.assert_array_equal(np.diff(numbers(video)), 5)
+            assert text == len(caption)
+            seen.add((str(caption), int(numbers(video)[0])))
+    assert {caption for caption, _ in seen} == {"the long.mp4 clip", "the longer.mp4 clip"}
+    assert len(seen) > 10  # other windows in other epochs
+    assert "clip short.mp4 is skipped: too short: 0.40 s where 1.50 s are needed" in caplog.text
+    assert "clip broken.mp4 is skipped: it does not decode" in caplog.text
+
+
+def test_shapes_from_disk_to_batches(tmp_path):
+    config = moving_shapes.MovingShapesConfig(train=12, validation=4, held_out=4)
+    builder = moving_shapes.MovingShapes(config=config, data_dir=tmp_path)
+    batches = make_pipeline(
+        open_split(builder, "held_out"),
+        moving_shapes.read,
+        ClipSpec(8, 20, 32),
+        batch_size=2,
+        seed=0,
+        training=False,
+    )
+    assert isinstance(batches, grain.IterDataset)
+    found = list(batches)
+    assert [batch["video"].shape for batch in found] == [(2, 8, 20, 32, 3)] * 2
+    captions = {str(caption) for batch in found for caption in batch["caption"]}
+    held_out = filter(moving_shapes.held_out, moving_shapes.combinations())
+    templates = range(len(moving_shapes.TEMPLATES))
+    allowed = itertools.product(held_out, templates)
+    assert captions <= {moving_shapes.caption(*choice) for choice in allowed}

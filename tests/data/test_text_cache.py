@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from show1_jax.data.text_cache import TextCache, build_text_cache
+from show1_jax.errors import InputError
+
+CAPTIONS = ["a red circle", "a blue square", "", "a dog – «running»", "a red circle"]
+
+
+class Encoder:
+    """Embeddings that tell captions apart, and a count of what was asked."""
+
+    def __init__(self, fail_after=None):
+        self.asked = []
+        self.fail_after = fail_after
+
+    def __call__(self, captions):
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += captions
+        return np.stack([self.one(caption) for caption in captions])
+
+    @staticmethod
+    def one(caption):
+        return np.random.default_rng(list(caption.encode())).normal(size=(3, 5))
+
+
+def check(cache, captions):
+    for caption in captions:
+        assert cache(caption).dtype == np.float16
+        np.testing.assert_allclose(cache(caption), Encoder.one(caption), atol=2e-3)
+
+
+def test_round_trip(tmp_path):
+    encoder = Encoder()
+    cache = build_text_cache(tmp_path / "deep" / "cache", CAPTIONS, encoder, "t5", batch_size=2)
+    assert encoder.asked == ["", "a red circle", "a blue square", "a dog – «running»"]
+    check(cache, CAPTIONS)
+    check(TextCache(tmp_path / "deep" / "cache", "t5"), CAPTIONS)
+    assert "a red circle" in cache
+    assert "a cat" not in cache
+
+
+def test_the_empty_caption_is_always_there(tmp_path):
+    check(build_text_cache(tmp_path, [], Encoder(), "t5"), [""])
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    captions = [f"caption {i}" for i in range(7)]
+    with pytest.raises(KeyboardInterrupt):
+        build_text_cache(tmp_path, captions, Encoder(fail_after=4), "t5", batch_size=2)
+    # Cut off between the two files of a part, and while writing a file.
+    np.save(tmp_path / "00002.npy", np.zeros((2, 3, 5), np.float16))
+    (tmp_path / "00003.npy.tmp").write_bytes(b"half")
+    encoder = Encoder()
+    cache = build_text_cache(tmp_path, captions, encoder, "t5", batch_size=2)
+    assert encoder.asked == captions[3:]
+    check(cache, [*captions, ""])
+
+
+def test_captions_can_be_added_and_nothing_is_encoded_twice(tmp_path):
+    build_text_cache(tmp_path, CAPTIONS, Encoder(), "t5")
+    encoder = Encoder()
+    check(build_text_cache(tmp_path, [*CAPTIONS, "more"], encoder, "t5"), [*CAPTIONS, "more"])
+    assert encoder.asked == ["more"]
+
+
+def test_another_encoder_is_refused(tmp_path):
+    build_text_cache(tmp_path, CAPTIONS, Encoder(), "t5")
+    for use in (lambda f: TextCache(tmp_path, f), lambda f: build_text_cache(tmp_path, [], 0, f)):
+        with pytest.raises(InputError, match="made by the encoder 't5', not 'clip'"):
+            use("clip")
+
+
+def test_bad_caches_are_explained(tmp_path):
+    with pytest.raises(InputError, match="is not a text cache"):
+        TextCache(tmp_path, "t5")
+    cache = build_text_cache(tmp_path, CAPTIONS, Encoder(), "t5")
+    with pytest.raises(InputError, match="lacks the caption 'a cat'"):
+        cache("a cat")
+    for name in ("00000.npy", "00000.json"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(InputError, match=r"00000.json or its .npy cannot be read"):
+            TextCache(tmp_path, "t5")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        build_text_cache(tmp_path / "file" / "cache", CAPTIONS, Encoder(), "t5")
+
+
+@pytest.mark.parametrize("value", [1e6, np.nan])
+def test_what_float16_cannot_hold_is_refused(tmp_path, value):
+    with pytest.raises(InputError, match="not finite in float16"):
+        build_text_cache(tmp_path, [], lambda c: np.full((len(c), 3, 5), value), "t5")

@@ -1,0 +1,240 @@
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from show1_jax.data import video_folder
+from show1_jax.data.clip import ClipSpec, UnusableClip
+from show1_jax.data.pipeline import open_split
+from show1_jax.data.video_folder import VideoFolder, VideoFolderConfig, list_clips
+from show1_jax.errors import InputError
+from show1_jax.media import write_mp4
+from tests.data.videos import numbers, write_clip
+
+
+def build(folder, data_dir, captions=None):
+    config = VideoFolderConfig(folder, captions)
+    return open_split(VideoFolder(config=config, data_dir=data_dir), "train")
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Ten seconds at 25 frames per second, read into memory."""
+    write_clip(tmp_path / "clip.mp4", 250, 25)
+    return {"video": (tmp_path / "clip.mp4").read_bytes()}
+
+
+def test_webvid_layout(tmp_path, caplog):
+    folder = tmp_path / "webvid"
+    write(
+        folder / "results_2M_val.csv",
+        "videoid,contentUrl,duration,page_dir,name\n"
+        '11,https://example.com/11.mp4,PT00H00M01S,000001_000050,"Two cats, playing"\n'
+        "12,https://example.com/12.mp4,PT00H00M01S,000051_000100,A dog – running\n"
+        "13,https://example.com/13.mp4,PT00H00M01S,000051_000100,gone\n",
+    )
+    (folder / "videos" / "000001_000050").mkdir(parents=True)
+    write_clip(folder / "videos" / "000001_000050" / "11.mp4", 5, 5)
+    write_clip(folder / "12.mp4", 6, 5)
+
+    records = build(folder, tmp_path / "tfds")
+    found = {r["name"].decode(): (r["caption"].decode(), r["video"]) for r in records}
+    assert found == {
+        "videos/000001_000050/11.mp4": (
+            "Two cats, playing",
+            (folder / "videos" / "000001_000050" / "11.mp4").read_bytes(),
+        ),
+        "12.mp4": ("A dog – running", (folder / "12.mp4").read_bytes()),
+    }
+    assert "13.mp4 is missing and skipped" in caplog.text
+    assert "1 of 3 clips are missing" in caplog.text
+
+
+def test_any_folder_with_captions(tmp_path):
+    rows = [{"file": "a/1.mp4", "caption": "one"}, {"file": "2.mp4", "caption": "two\n"}]
+    as_csv, as_json = tmp_path / "csv", tmp_path / "json"
+    write(as_csv / "captions.csv", '\ufefffile,caption\na/1.mp4,one\n2.mp4,"two\n"\n')
+    write(as_json / "captions.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
+    for folder in (as_csv, as_json):
+        write(folder / "a" / "1.mp4", "bytes")
+        write(folder / "2.mp4", "bytes")
+        clips = list_clips(folder)
+        assert [clip.caption for clip in clips] == ["one", "two\n"]
+        assert [clip.path for clip in clips] == [folder / row["file"] for row in rows]
+
+
+def test_other_captions_make_another_dataset(tmp_path):
+    write(tmp_path / "captions.csv", "file,caption\n1.mp4,one\n")
+    first = VideoFolderConfig(tmp_path).name
+    assert VideoFolderConfig(tmp_path).name == first
+    write(tmp_path / "captions.csv", "file,caption\n1.mp4,two\n")
+    assert VideoFolderConfig(tmp_path).name != first
+
+
+def test_bytes_are_stored_unchanged(tmp_path):
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n")
+    (tmp_path / "in" / "1.mp4").write_bytes(b"\0\xff not a video \0\0")
+    (record,) = build(tmp_path / "in", tmp_path / "tfds")
+    assert record["video"] == b"\0\xff not a video \0\0"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "must have one .csv or .jsonl of captions, or say which: none"),
+        ({"a.csv": "", "b.jsonl": ""}, "or say which: a.csv, b.jsonl"),
+        ({"a.csv": ""}, "gives no clips: it lists none"),
+        ({"a.csv": "file,caption\n"}, "gives no clips: it lists none"),
+        ({"a.csv": "file,caption\n1.mp4,one\n"}, "gives no clips: all 1 files are missing"),
+        ({"a.csv": "file,text\n1.mp4,one\n"}, "clip 1: has file, text, needs file and caption"),
+        ({"a.csv": "file,caption\n1.mp4\n"}, "clip 1: has file, needs file and caption"),
+        ({"a.jsonl": '{"file": "1.mp4"}'}, "clip 1: has file, needs"),
+        ({"a.jsonl": "[1]"}, "clip 1: has nothing, needs"),
+        ({"a.jsonl": '{"file"'}, "a.jsonl cannot be read: "),
+        ({"a.csv": "file,caption\n1.mp4,\ud800\n"}, "a.csv cannot be read: "),
+    ],
+)
+def test_bad_folders_are_explained(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(InputError, match=message):
+        list_clips(tmp_path)
+
+
+def test_a_missing_folder_or_caption_file_is_explained(tmp_path):
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        VideoFolderConfig(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"other\.csv does not exist"):
+        VideoFolderConfig(tmp_path, "other.csv")
+
+
+def test_nothing_left_is_explained_when_building(tmp_path):
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n")
+    with pytest.raises(InputError, match="gives no clips: all 1 files are missing"):
+        build(tmp_path / "in", tmp_path / "tfds")
+
+
+@pytest.mark.parametrize("fps", [2.0, 7.5, 25.0])
+def test_frames_are_those_shown_at_the_asked_times(record, fps):
+    spec = ClipSpec(8, 48, 64, fps)
+    for rng in (None, *map(np.random.default_rng, range(8))):
+        video = video_folder.read(record, spec, rng)
+        assert (video.shape, video.dtype) == ((8, 48, 64, 3), np.uint8)
+        found = numbers(video)
+        exact = found[0] + np.arange(8) * 25 / fps
+        assert np.abs(found - exact).max() <= 1
+        if rng is None:
+            assert abs(found.mean() - 124.5) <= 1
+
+
+def test_random_windows_reach_both_ends(record):
+    starts = [
+        numbers(video_folder.read(record, ClipSpec(8, 48, 64, 1.0), np.random.default_rng(i)))[0]
+        for i in range(30)
+    ]
+    assert min(starts) < 10
+    assert max(starts) > 65
+    assert max(starts) <= 74
+
+
+def test_without_a_rate_the_whole_clip_is_spanned(record):
+    found = numbers(video_folder.read(record, ClipSpec(4, 48, 64), None))
+    np.testing.assert_array_equal(found, [0, 83, 166, 249])
+    np.testing.assert_array_equal(
+        numbers(video_folder.read(record, ClipSpec(250, 48, 64), None)), range(250)
+    )
+
+
+def test_a_slower_clip_repeats_frames(tmp_path):
+    write_clip(tmp_path / "slow.mp4", 10, 5)
+    record = {"video": (tmp_path / "slow.mp4").read_bytes()}
+    found = numbers(video_folder.read(record, ClipSpec(10, 48, 64, 10.0), None))
+    assert set(np.diff(found)) == {0, 1}
+
+
+def test_the_crop_covers_and_moves_only_in_training(tmp_path):
+    # Red grows to the right and green downwards.
+    y, x = np.mgrid[:60, :200]
+    frame = np.stack([x * 255 / 200, y * 255 / 60, 0 * x], -1).astype(np.uint8)
+    write_mp4(tmp_path / "clip.mp4", np.stack([frame] * 4), 4)
+    record = {"video": (tmp_path / "clip.mp4").read_bytes()}
+    spec = ClipSpec(2, 30, 30, 4.0)
+    middle = video_folder.read(record, spec, None).astype(float)
+    # 60 x 60 of 60 x 200: all of the height, the middle 30% of the width.
+    np.testing.assert_allclose(middle[0, 15, [0, -1], 0] / 255, [0.355, 0.645], atol=0.03)
+    np.testing.assert_allclose(middle[0, [0, -1], 15, 1] / 255, [0.01, 0.99], atol=0.03)
+    places = []
+    for seed in range(20):
+        video = video_folder.read(record, spec, np.random.default_rng(seed)).astype(float)
+        np.testing.assert_allclose(video[0, 15, -1, 0] - video[0, 15, 0, 0], 74, atol=8)
+        np.testing.assert_allclose(video[0], video[1], atol=8)
+        places.append(video[0, 15, 0, 0] / 255)
+    assert min(places) < 0.15
+    assert max(places) > 0.55
+
+
+def test_unusable_clips_say_why(record):
+    cases = {
+        "too short: 9.96 s where 14.00 s are needed": (record["video"], 0.5),
+        "it does not decode: ": (record["video"][: len(record["video"]) // 2], 2.0),
+        "does not decode: Invalid data": (b"not a video", 2.0),
+    }
+    for message, (data, fps) in cases.items():
+        with pytest.raises(UnusableClip, match=message):
+            video_folder.read({"video": data}, ClipSpec(8, 40, 64, fps), None)
+
+
+def test_damage_within_a_clip_is_noticed(record):
+    start, end = record["video"].index(b"mdat") + 900, record["video"].index(b"moov")
+    reasons = set()
+    for place in range(start, end, (end - start) // 20):
+        data = bytearray(record["video"])
+        data[place : place + 4] = b"\xff" * 4
+        with pytest.raises(UnusableClip) as error:
+            video_folder.read({"video": bytes(data)}, ClipSpec(250, 48, 64), None)
+        reasons.add(str(error.value))
+    # Decoders conceal some damage, and then only mark the frame.
+    assert "it is damaged" in reasons
+
+
+def test_damaged_metadata_does_not_matter(record):
+    data = record["video"].replace(b"isomiso2", b"iso\xb5iso2")
+    video = video_folder.read({"video": data}, ClipSpec(2, 48, 64), None)
+    assert list(numbers(video)) == [0, 249]
+
+
+def test_a_file_cut_short_is_noticed(tmp_path):
+    # Matroska says at its start how long it is, and can be read without its end.
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        for _ in range(50):
+            frame = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = (tmp_path / "clip.mkv").read_bytes()
+    assert len(video_folder.read({"video": data}, ClipSpec(50, 24, 32), None)) == 50
+    with pytest.raises(UnusableClip, match=r"ends at .* where 4\.90 s are needed"):
+        video_folder.read({"video": data[: len(data) * 3 // 4]}, ClipSpec(50, 24, 32), None)
+
+
+def test_any_size_fits_in_any_other():
+    rng = np.random.default_rng(0)
+    for width, height, *wanted in [(325, 833, 1535, 386), *rng.integers(1, 99, (200, 4))]:
+        image = Image.new("RGB", (int(width), int(height)), (9, 9, 9))
+        for place in (np.full(2, 0.5), np.zeros(2), np.ones(2)):
+            fitted = video_folder._fit(image, ClipSpec(1, *map(int, wanted)), place)
+            assert fitted.shape == (*wanted, 3)
+            assert (fitted == 9).all()
+
+
+@pytest.mark.parametrize("values", [(0, 40, 64), (8, 40, -1), (8, 40, 64, 0.0), (8, 40, 64, -1)])
+def test_impossible_specs_are_refused(values):
+    with pytest.raises(InputError, match="must be"):
+        ClipSpec(*values)
