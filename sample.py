@@ -21,7 +21,9 @@ CHECKPOINT = flags.DEFINE_string(
 )
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A text file with a prompt on each line.")
-SEED = flags.DEFINE_integer("seed", 0, "The random seed of every prompt.", 0, 2**32 - 1)
+SEED = flags.DEFINE_integer(
+    "seed", None, "The random seed of every prompt (default: 0).", 0, 2**32 - 1
+)
 OUT = flags.DEFINE_string("out", "outputs", "The folder to write.")
 STAGES = flags.DEFINE_list(
     "stages", None, "The stages to run (default: all that the checkpoint has)."

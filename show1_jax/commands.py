@@ -30,7 +30,7 @@ def run(main: Callable[[], None], default_config: Path) -> None:
 
     def parse(arguments: list[str]) -> Any:
         program, *rest = arguments
-        if not any(text.lstrip("-").split("=")[0] == "config" for text in rest):
+        if not any(text.split("=")[0] in ("-config", "--config") for text in rest):
             rest = [f"--config={default_config}", *rest]
         try:
             left = flags.FLAGS([program, *rest])

@@ -3,9 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +19,7 @@ def generate(
     checkpoint: str | None,
     prompts: Sequence[str],
     prompts_file: str | None,
-    seed: int,
+    seed: int | None,
     out: Path,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
@@ -33,7 +31,7 @@ def generate(
       checkpoint: a converted checkpoint.
       prompts: the prompts themselves.
       prompts_file: more of them, one on each line.
-      seed: the random seed of every prompt.
+      seed: the random seed of every prompt; None for 0, or for those of `out`.
       out: the folder to write. If it already holds the stages that `stages`
         go on from, prompts and seeds may be left out.
       stages: the stages to run; None for all that the checkpoint has.
@@ -49,38 +47,40 @@ def generate(
         _override(config, name, kind, overrides.get(name, ()))
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
     cascade = Cascade(config, Path(checkpoint), stages)
-    outputs = Outputs(out, {stage: config[stage].get("fps", 1.0) for stage in STAGES})
-    prompts, seeds = _items(asked, seed, outputs, goes_on="keyframes" not in cascade.stages)
-    for item, prompt in enumerate(prompts):
-        outputs.describe(item, _metadata(config, checkpoint, prompt, seeds[item]))
+    outputs = Outputs(out)
+    items = _items(asked, seed, outputs, goes_on="keyframes" not in cascade.stages)
+    all_prompts, seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+    cascade.check_inputs(len(items), outputs)
+    outputs.begin(all_prompts, seeds)
     with _Bars() as bars:
-        cascade.run(prompts, seeds, outputs, bars.update)
-    print(f"{len(prompts)} item(s) in {out}: {', '.join(cascade.stages)}")
+        cascade.run(all_prompts, seeds, outputs, bars.update)
+    print(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
 
 
 def _items(
-    asked: list[str], seed: int, outputs: Outputs, goes_on: bool
-) -> tuple[list[str], list[int]]:
+    asked: list[str], seed: int | None, outputs: Outputs, goes_on: bool
+) -> list[tuple[str, int]]:
     """Prompts and seeds of this run; one that goes on takes those of the items it finds."""
-    there = outputs.items()
-    found = [item["prompt"] for item in there], [item["seed"] for item in there]
-    if goes_on:
-        if not there:
-            raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
-        if asked and asked != found[0]:
-            raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
-        return found
-    if not asked:
-        raise InputError("give a --prompt or a file of --prompts")
-    wanted = asked, [seed] * len(asked)
-    if there and found != wanted:
-        raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
-    return wanted
+    found = outputs.items()
+    if not goes_on:
+        if not asked:
+            raise InputError("give a --prompt or a file of --prompts")
+        wanted = [(prompt, seed or 0) for prompt in asked]
+        if found and found != wanted:
+            raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
+        return wanted
+    if not found:
+        raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
+    if asked and asked != [prompt for prompt, _ in found]:
+        raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
+    if seed is not None and any(seed != own for _, own in found):
+        raise InputError(f"{outputs.folder} holds other seeds; leave --seed out to go on")
+    return found
 
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     prompts = [line.strip() for line in lines if line.strip()]
@@ -103,17 +103,6 @@ def _override(
             raise InputError(f"--{name}: there is no stage {stage!r}, only {', '.join(STAGES)}")
         for each in [stage] if stage else STAGES:
             config[each][name] = number
-
-
-def _metadata(config: ConfigDict, checkpoint: str, prompt: str, seed: int) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "seed": seed,
-        "checkpoint": str(Path(checkpoint).absolute()),
-        "config": config.to_dict(),
-        "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
-        "platform": jax.default_backend(),
-    }
 
 
 def _use_compilation_cache() -> None:

@@ -8,62 +8,56 @@ OUT/000/metadata.json           what reproduces them
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from show1_jax.errors import InputError
 from show1_jax.media import to_uint8, write_gif, write_mp4, write_png
+from show1_jax.stages.cascade import STAGES
 
-LAST_STAGE = "translation"
+LAST_STAGE = STAGES[-1]
 
 
 class Outputs:
     """Results of a run, on disk; see `stages.cascade.Results`."""
 
-    def __init__(self, folder: Path, fps: Mapping[str, float]):
-        """Opens or makes the folder.
-
-        Args:
-          folder: where to write.
-          fps: frames per second of each stage's clips.
-
-        Raises:
-          InputError: if it cannot be written.
-        """
+    def __init__(self, folder: Path):
+        """A folder that may exist already; nothing is written before the first `save`."""
         self.folder = folder
-        self.fps = fps
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+        self.prompts: Sequence[str] = ()
+        self.seeds: Sequence[int] = ()
 
-    def items(self) -> list[dict[str, Any]]:
-        """The metadata of the items that are here, in order.
+    def items(self) -> list[tuple[str, int]]:
+        """Prompt and seed of the items that are here, in order.
 
         Raises:
           InputError: if one of them cannot be read.
         """
-        found: list[dict[str, Any]] = []
-        while (path := self._item(len(found)) / "metadata.json").is_file():
-            try:
-                found.append(json.loads(path.read_text()))
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} cannot be read: {error}") from None
+        found: list[tuple[str, int]] = []
+        while self._metadata_path(len(found)).is_file():
+            metadata = self._metadata(len(found))
+            found.append((metadata["prompt"], metadata["seed"]))
         return found
 
-    def describe(self, item: int, metadata: Mapping[str, Any]) -> None:
-        """Writes an item's metadata."""
-        self._item(item).mkdir(exist_ok=True)
-        path = self._item(item) / "metadata.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(metadata, indent=2) + "\n")
-        temporary.rename(path)
+    def begin(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+        """Says which items the results will be of, and makes the folder.
+
+        Raises:
+          InputError: if it cannot be written.
+        """
+        self.prompts, self.seeds = prompts, seeds
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for item in range(len(prompts)):
+                self._item(item).mkdir(exist_ok=True)
+            probe = self.folder / f".{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
     def has(self, item: int, stage: str) -> bool:
         """Whether the exact result of a stage is here."""
@@ -80,29 +74,78 @@ class Outputs:
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self._exact(item, stage)} cannot be read: {error}") from None
 
-    def save(self, item: int, stage: str, result: np.ndarray) -> None:
-        """Writes a result: a clip `(frames, height, width, 3)` or an image, in [-1, 1].
+    def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
+        """Writes a result and removes what later stages made of the one before it.
+
+        Args:
+          item: which item.
+          stage: which stage.
+          result: a clip `(frames, height, width, 3)` or an image, in [-1, 1].
+          settings: what made it; `fps` is a clip's frames per second.
 
         Raises:
           InputError: if a file cannot be written.
         """
         path = self._item(item) / stage
-        frames = to_uint8(result)
-        if result.ndim == 3:
-            write_png(path.with_suffix(".png"), frames)
-        else:
-            write_mp4(path.with_suffix(".mp4"), frames, self.fps[stage])
-            write_gif(path.with_suffix(".gif"), frames, self.fps[stage])
-        if stage != LAST_STAGE:
-            temporary = path.with_suffix(".tmp.npy")
-            try:
-                np.save(temporary, result)
-                temporary.rename(self._exact(item, stage))
-            except OSError as error:
-                raise InputError(f"{path}.npy cannot be written: {error.strerror}") from None
+        later = STAGES[STAGES.index(stage) :]
+        try:
+            self._describe(item, {}, without=later)
+            for old in later:
+                for ending in (".npy", ".mp4", ".gif", ".png"):
+                    (self._item(item) / (old + ending)).unlink(missing_ok=True)
+            frames = to_uint8(result)
+            if result.ndim == 3:
+                write_png(path.with_suffix(".png"), frames)
+            else:
+                write_mp4(path.with_suffix(".mp4"), frames, settings["fps"])
+                write_gif(path.with_suffix(".gif"), frames, settings["fps"])
+            if stage != LAST_STAGE:
+                _replace(self._exact(item, stage), lambda file: np.save(file, result))
+            self._describe(item, {stage: settings})
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+    def _describe(
+        self, item: int, stages: Mapping[str, Any], without: Collection[str] = ()
+    ) -> None:
+        """Adds stages to an item's metadata, and takes others out."""
+        path = self._metadata_path(item)
+        known = self._metadata(item)["stages"] if path.is_file() else {}
+        kept = {name: value for name, value in known.items() if name not in without}
+        metadata = {
+            "prompt": self.prompts[item],
+            "seed": self.seeds[item],
+            "stages": {**kept, **stages},
+        }
+        text = json.dumps(metadata, indent=2) + "\n"
+        _replace(path, lambda file: file.write(text.encode()))
+
+    def _metadata(self, item: int) -> dict[str, Any]:
+        path = self._metadata_path(item)
+        try:
+            metadata = json.loads(path.read_text())
+            if {"prompt", "seed", "stages"} <= metadata.keys():
+                return metadata
+            raise ValueError("it does not describe an item")
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
 
     def _item(self, item: int) -> Path:
         return self.folder / f"{item:03d}"
 
     def _exact(self, item: int, stage: str) -> Path:
         return self._item(item) / f"{stage}.npy"
+
+    def _metadata_path(self, item: int) -> Path:
+        return self._item(item) / "metadata.json"
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file beside its place, then moves it there."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ released ones are not stored twice.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def network_folder(name: str) -> Path:
     return RELEASE / IN_RELEASE[name] if name in IN_RELEASE else GOLDENS / name
 
 
+@functools.cache
+def loaded(folder: Path):
+    """Module and parameters, as stored, of a PyTorch network folder. Not to be changed."""
+    from show1_jax.convert import load_diffusers
+
+    return load_diffusers(folder)
+
+
 def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
     """Compares within `tolerance` times the largest absolute expected value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
@@ -71,3 +80,13 @@ def _exact_matmuls():
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def converted_release(tmp_path_factory) -> Path:
+    """The whole tiny release in our layout, converted once."""
+    from show1_jax.convert import main
+
+    folder = tmp_path_factory.mktemp("converted") / "release"
+    main([str(RELEASE), str(folder), "--verify"])
+    return folder

@@ -13,6 +13,7 @@ from configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.generate import generate
 from show1_jax.media import read_video
+from show1_jax.stages.cascade import STAGES
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a small red circle moving left", "A large blue square  "]
@@ -64,7 +65,9 @@ def test_every_stage_of_every_prompt_is_there(made):
         metadata = json.loads((folder / "metadata.json").read_text())
         assert metadata["prompt"] == prompt
         assert metadata["seed"] == 4
-        assert metadata["config"]["super_resolution"]["steps"] == 2
+        assert list(metadata["stages"]) == list(STAGES)
+        assert metadata["stages"]["super_resolution"]["steps"] == 2
+        assert metadata["stages"]["translation"]["solver"]["schedule"]["kind"] == "scaled_linear"
     assert not list(made.rglob("*tmp*"))
 
 
@@ -84,20 +87,85 @@ def test_alone_as_in_a_batch_and_in_a_padded_batch(made, tmp_path):
 def test_going_on_gives_what_one_run_gives(made, tmp_path):
     shutil.copytree(made, tmp_path / "out")
     (tmp_path / "out/000/super_resolution.npy").unlink()
-    run(tmp_path / "out", stages=["super_resolution"])
+    run(tmp_path / "out", seed=None, stages=["super_resolution"])
     expected = np.load(made / "000" / "super_resolution.npy")
     actual = np.load(tmp_path / "out/000/super_resolution.npy")
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_doing_a_stage_again_removes_what_came_of_the_old_one(made, tmp_path):
+    shutil.copytree(made, tmp_path / "out")
+    run(tmp_path / "out", stages=["interpolation"], overrides={"steps": ["1"]})
+    folder = tmp_path / "out/000"
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {
+        *(f"{stage}.{ending}" for stage in STAGES[:2] for ending in ("npy", "mp4", "gif")),
+        "metadata.json",
+    }
+    stages = json.loads((folder / "metadata.json").read_text())["stages"]
+    assert {name: stage["steps"] for name, stage in stages.items()} == {
+        "keyframes": 2,
+        "interpolation": 1,
+    }
+
+
+def test_a_refused_run_leaves_no_trace(tmp_path):
+    bad(tmp_path, "starts from the result of", stages=["keyframes", "translation"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_first_frame_of_another_size_is_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "out")
+    settings = config()
+    settings.super_resolution.width = 64
+    with pytest.raises(InputError, match="is 48x32, not 64x32"):
+        run(tmp_path / "out", settings=settings, stages=["super_resolution"])
+
+
+def test_going_on_keeps_the_seed(made):
+    with pytest.raises(InputError, match="other seeds"):
+        run(made, seed=5, stages=["interpolation"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size is 0"),
+        ("dtype", "float16", "not one of float32, bfloat16"),
+        ("keyframes.frames", 0, "keyframes.frames is 0"),
+        ("keyframes.frames", 1, "interpolation needs at least 2"),
+        ("keyframes.fps", 0.0, "keyframes.fps is 0.0"),
+        ("keyframes.guidance", float("nan"), "not a number"),
+        ("interpolation.frames_per_gap", 1, "at least 2"),
+        ("super_resolution.window", 1, "at least 2"),
+        ("super_resolution.noise_level", 1000, "within 0 to 999"),
+        ("first_frame.noise_level", -1, "within 0 to 999"),
+        ("translation.strength", 1.5, "strength 1.5"),
+        ("translation.head_reading", "both", "head_reading is 'both'"),
+    ],
+)
+def test_bad_values_are_found_before_anything_runs(tmp_path, key, value, message):
+    settings = config().unlock()
+    settings.update_from_flattened_dict({key: value})
+    bad(tmp_path, message, settings=settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_first_frame_it_is_upscaled_bilinearly_and_said(made, tmp_path, caplog):
     shutil.copytree(made, tmp_path / "out")
-    for item in ("000", "001"):
-        (tmp_path / "out" / item / "first_frame.npy").unlink()
-    run(tmp_path / "out", stages=["super_resolution"])
-    assert "upscaled bilinearly" in caplog.text
-    expected = np.load(made / "000" / "super_resolution.npy")
-    assert np.abs(np.load(tmp_path / "out/000/super_resolution.npy") - expected).max() > 1e-3
+    (tmp_path / "out/000/first_frame.npy").unlink()
+    run(tmp_path / "out", seed=None, stages=["super_resolution"])
+    assert "No first_frame of item 0: it is upscaled bilinearly" in caplog.text
+
+    def difference(item):
+        now, before = (
+            np.load(out / item / "super_resolution.npy") for out in (tmp_path / "out", made)
+        )
+        return np.abs(now - before).max()
+
+    assert difference("000") > 1e-3
+    # The item beside it in the batch is not touched by that.
+    assert difference("001") < 1e-4
 
 
 def test_a_long_prompt_warns_and_runs(tmp_path, caplog):

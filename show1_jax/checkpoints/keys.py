@@ -5,11 +5,12 @@ dotted (PyTorch) or slashed (ours) paths in which `{}` stands for a number, the
 same numbers in the same order on both sides. A table is read in both
 directions, so a name is written down once. Two rows may lead to one parameter:
 either another spelling of old checkpoints or a tied tensor stored twice; the
-first of them is the spelling we write when no source file says otherwise.
+first of them is the spelling we write when no source file says otherwise. Of
+the spellings a file may use one only; of the keys named as tied it may have all.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,8 @@ def same_names(names: str, rows: Iterable[Row]) -> list[Row]:
 class KeyTable:
     """One network's names, looked up from either side.
 
+    `tied` are the PyTorch keys that may hold one parameter several times.
+
     `buffers` lists PyTorch entries that hold no parameter, with the function
     that makes them again from their shape (CLIP's position ids).
     """
@@ -70,8 +73,10 @@ class KeyTable:
         self,
         rows: Iterable[Row],
         buffers: dict[str, Callable[[tuple[int, ...]], np.ndarray]] | None = None,
+        tied: Collection[str] = (),
     ):
         self.rows = list(rows)
+        self.tied = frozenset(tied)
         self.buffers = buffers or {}
         self._torch = [(_pattern(t), o, layout) for t, o, layout in self.rows]
         self._ours = [(_pattern(o), t, layout) for t, o, layout in self.rows]

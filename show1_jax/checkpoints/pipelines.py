@@ -14,9 +14,11 @@ from flax.traverse_util import flatten_dict
 
 from show1_jax.checkpoints import torch_files
 from show1_jax.checkpoints.networks import Network, network, read_json
+from show1_jax.checkpoints.scheduler_config import solver_config
 from show1_jax.checkpoints.store import check_shapes, load_params, save_params
 from show1_jax.checkpoints.torch_params import (
     cast,
+    match,
     params_from_torch,
     params_to_torch,
     torch_keys,
@@ -28,8 +30,8 @@ from show1_jax.models.t5 import T5Encoder
 
 NETWORKS = {"UNet3DConditionModel", "UNet2DConditionModel", "AutoencoderKL"}
 NETWORKS |= {"T5EncoderModel", "CLIPTextModel"}
-COPIED = {"T5Tokenizer", "CLIPTokenizer", "CLIPImageProcessor", "DDPMScheduler"}
-COPIED |= {"DDIMScheduler", "DPMSolverMultistepScheduler"}
+SCHEDULERS = {"DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"}
+COPIED = SCHEDULERS | {"T5Tokenizer", "CLIPTokenizer", "CLIPImageProcessor"}
 # DeepFloyd's watermark and safety networks are no part of the cascade.
 LEFT_OUT = {"IFSafetyChecker", "IFWatermarker"}
 
@@ -112,12 +114,18 @@ def convert_pipelines(
     """
     if verify and to_torch and dtype is not None:
         raise InputError("--verify compares stored precisions; leave --dtype out")
+    if to_torch and verify and dtype is not None:
+        raise InputError("--to-torch --verify compares stored precisions; leave --dtype out")
     pipelines = find_pipelines(src)
+    for pipeline in pipelines:
+        _check(pipeline, to_torch)
+    parent = dst.absolute().parent
     if dst.exists():
         raise InputError(f"{dst} exists already; give a new folder")
+    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
-        dst.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{dst.name}-", dir=dst.absolute().parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{dst.name}-", dir=parent))
     except OSError as error:
         raise InputError(f"{dst} cannot be written: {error.strerror}") from None
     try:
@@ -137,6 +145,28 @@ def convert_pipelines(
         raise InputError(f"{dst} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if not dst.exists():
+            for folder in new_parents:
+                folder.rmdir()
+
+
+def _check(pipeline: Path, to_torch: bool) -> None:
+    """Raises InputError for whatever would stop a conversion, before hours went into it."""
+    for name, kind in components(pipeline):
+        folder = pipeline / name
+        if kind in SCHEDULERS:
+            path = folder / "scheduler_config.json"
+            solver_config(read_json(path), str(path))
+        elif kind in NETWORKS and to_torch:
+            _open(folder)
+            if not (folder / PARAMS).is_dir():
+                raise InputError(
+                    f"{folder} holds no Orbax checkpoint {PARAMS}/; is it PyTorch already?"
+                )
+        elif kind in NETWORKS:
+            if (folder / PARAMS).is_dir():
+                raise InputError(f"{folder} has a {PARAMS}/: it is converted already")
+            match(_open(folder), torch_files.find_weights(folder).tensors, str(folder))
 
 
 def _copy_small_files(src: Path, dst: Path) -> None:
@@ -176,8 +206,6 @@ def _network_to_orbax(src: Path, dst: Path, dtype: np.dtype | None, verify: bool
 
 
 def _network_to_torch(src: Path, dst: Path, dtype: np.dtype | None, verify: bool) -> int:
-    if not (src / PARAMS).is_dir():
-        raise InputError(f"{src} holds no Orbax checkpoint {PARAMS}/; is it PyTorch already?")
     built = _open(src)
     origin = _origin(src, built)
     params = flatten_dict(load_params(src / PARAMS), sep="/")

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from show1_jax.checkpoints.networks import abstract_params, network, read_json
@@ -54,11 +55,14 @@ class StageFolder:
     def params(self, name: str, module: nn.Module, dtype: DTypeLike) -> Any:
         """Restores a network's parameters in `dtype` onto the default device.
 
+        Vectors (norms and biases) stay in fp32: they are few, and norms compute in it.
+
         Raises:
           InputError: if they cannot be restored or do not fit the network.
         """
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(module)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32),
+            abstract_params(module),
         )
         return load_params(self.folder / name / PARAMS, target)
 

@@ -172,7 +172,8 @@ T5 = KeyTable(
                 *under("layer.1.DenseReluDense.wo", "ff_out", dense(bias=False)),
             ],
         ),
-    ]
+    ],
+    tied=("shared.weight", "encoder.embed_tokens.weight"),
 )
 
 CLIP = KeyTable(

@@ -53,9 +53,12 @@ class Stored(NamedTuple):
           InputError: if the file ends before them.
         """
         count = math.prod(self.shape)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            flat = np.fromfile(file, self.dtype, count)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                flat = np.fromfile(file, self.dtype, count)
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read: {error.strerror}") from None
         if flat.size != count:
             raise InputError(f"{self.file} is truncated: copy it again")
         return flat.reshape(self.shape)
@@ -75,6 +78,7 @@ def find_weights(folder: Path) -> WeightFiles:
     Raises:
       InputError: if there are none, or a file is damaged.
     """
+    incomplete = []
     for ending in ENDINGS:
         for stem in STEMS:
             file = folder / (stem + ending)
@@ -84,29 +88,35 @@ def find_weights(folder: Path) -> WeightFiles:
             kind = ending.rsplit(".", 1)[1]
             variant = ".fp16" if "fp16" in ending else ""
             index = folder / f"{stem}.{kind}.index{variant}.json"
-            if index.is_file():
+            if not index.is_file():
+                continue
+            # Downloads of some files only leave the indices of all.
+            missing = [name for name in _shards(index) if not (folder / name).is_file()]
+            if not missing:
                 return WeightFiles(index, _sharded(index))
+            incomplete.append(f"{folder / missing[0]} is missing, though {index.name} names it")
     raise InputError(
-        f"{folder} holds no weights: looked for {', '.join(STEMS)} "
+        incomplete[0]
+        if incomplete
+        else f"{folder} holds no weights: looked for {', '.join(STEMS)} "
         f"with {', '.join(ENDINGS)} or an index of shards"
     )
 
 
-def _sharded(index: Path) -> dict[str, Stored]:
+def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise InputError(f"{index} has no weight_map")
-    shards: dict[str, dict[str, Stored]] = {}
-    for name in dict.fromkeys(weight_map.values()):
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index.parent / name} is missing, though {index.name} names it")
-        shards[name] = read_header(index.parent / name)
-    listed = {(key, name) for key, name in weight_map.items()}
-    held = {(key, name) for name, shard in shards.items() for key in shard}
-    if listed != held:
-        different = ", ".join(sorted(key for key, _ in listed ^ held)[:5])
-        raise InputError(f"{index} and its shards do not list the same tensors: {different}")
-    return {key: shards[name][key] for key, name in weight_map.items()}
+    return list(dict.fromkeys(weight_map.values()))
+
+
+def _sharded(index: Path) -> dict[str, Stored]:
+    """All tensors of the shards, in the index's order; whether they fit is judged later."""
+    held: dict[str, Stored] = {}
+    for name in _shards(index):
+        held |= read_header(index.parent / name)
+    listed = [key for key in read_json(index)["weight_map"] if key in held]
+    return {key: held[key] for key in [*listed, *held]}
 
 
 def read_header(file: Path) -> dict[str, Stored]:
@@ -115,8 +125,12 @@ def read_header(file: Path) -> dict[str, Stored]:
     Raises:
       InputError: if the file is damaged, or is a `.bin` and PyTorch is not installed.
     """
-    tensors = _bin_header(file) if file.suffix == ".bin" else _safetensors_header(file)
-    size = file.stat().st_size
+    try:
+        size = file.stat().st_size
+        tensors = _bin_header(file) if file.suffix == ".bin" else _safetensors_header(file)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{file} is truncated or cannot be read: {reason}") from None
     for stored in tensors.values():
         if stored.offset + math.prod(stored.shape) * stored.dtype.itemsize > size:
             raise InputError(f"{file} is truncated: copy it again")

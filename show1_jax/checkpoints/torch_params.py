@@ -126,7 +126,7 @@ def _read(
     network: Network, tensors: Mapping[str, Stored], where: str, dtype: np.dtype | None
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yields key, our path and our array for every tensor, reading it when its turn comes."""
-    targets = _match(network, tensors, where)
+    targets = match(network, tensors, where)
     for key, stored in tensors.items():
         array = stored.read()
         if key in network.table.buffers:
@@ -137,12 +137,17 @@ def _read(
         yield key, path, cast(np.ascontiguousarray(layout.to_jax(array)), dtype, f"{where}: {key}")
 
 
-def _match(
+def match(
     network: Network, tensors: Mapping[str, Stored], where: str
 ) -> dict[str, tuple[str, Layout]]:
-    """Our path for each key; raises one InputError that lists everything that does not fit."""
+    """Our path and layout for each key that is not a buffer's.
+
+    Raises:
+      InputError: one, that lists the missing, the unexpected and the misshapen keys.
+    """
     shapes = network.shapes
     targets: dict[str, tuple[str, Layout]] = {}
+    filled: dict[str, str] = {}
     unexpected, misshapen = [], []
     for key, stored in tensors.items():
         if key in network.table.buffers:
@@ -151,12 +156,17 @@ def _match(
         if found is None or found[0] not in shapes:
             unexpected.append(key)
             continue
-        targets[key] = found
         path, layout = found
+        other = filled.setdefault(path, key)
+        if other != key and not {key, other} <= network.table.tied:
+            unexpected.append(f"{key} beside {other}")
+            continue
+        targets[key] = found
         expected = layout.to_torch(_stand_in(shapes[path])).shape
         if stored.shape != expected:
             misshapen.append(f"{key} {stored.shape} instead of {expected}")
-    filled = {path for path, _ in targets.values()}
+        elif stored.dtype.kind == "i":
+            misshapen.append(f"{key} of integers")
     missing = [key for key in torch_keys(network) if _find(network.table, key)[0] not in filled]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if any(problems.values()):

@@ -130,22 +130,19 @@ def sinusoidal_embedding(positions: jax.Array, channels: int) -> jax.Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers on sinusoids of the timestep (or of the noise level)."""
+    """Two linear layers on sinusoids of the timestep (or of the noise level), in fp32."""
 
     channels: int
     activation: Activation
-    dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, sinusoids: jax.Array) -> jax.Array:
-        """`(batch, sinusoids)` to `(batch, channels)`."""
-        x = nn.Dense(
-            self.channels, dtype=self.dtype, param_dtype=self.param_dtype, name="linear_1"
-        )(sinusoids)
-        return nn.Dense(
-            self.channels, dtype=self.dtype, param_dtype=self.param_dtype, name="linear_2"
-        )(self.activation(x))
+        """`(batch, sinusoids)` to `(batch, channels)`, fp32."""
+        # In bf16 neighbouring timesteps would share an embedding.
+        types: Any = {"dtype": jnp.float32, "param_dtype": self.param_dtype}
+        x = nn.Dense(self.channels, name="linear_1", **types)(sinusoids)
+        return nn.Dense(self.channels, name="linear_2", **types)(self.activation(x))
 
 
 class ResnetBlock(nn.Module):

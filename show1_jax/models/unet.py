@@ -97,7 +97,14 @@ class UNetConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Raises InputError if the per-level settings differ in length."""
+        """Raises InputError for unknown words, and per-level settings that do not fit."""
+        for field, options in (
+            ("space", ("pixel", "latent")),
+            ("spatial_heads", ("width", "number")),
+            ("temporal_heads", ("width", "number")),
+        ):
+            if getattr(self, field) not in options:
+                raise InputError(f"{field} is {getattr(self, field)!r}, not {' or '.join(options)}")
         for field in ("layers", "attention", "attention_head_dim"):
             if len(getattr(self, field)) != len(self.channels):
                 raise InputError(
@@ -279,7 +286,7 @@ class UNet(nn.Module):
 
         x = GroupNorm(config.norm_groups, config.norm_eps, name="conv_norm_out", **types)(x)
         x = activation(config.activation)(x)
-        return conv3x3(config.out_channels, "conv_out", **types)(x).astype(jnp.float32)
+        return conv3x3(config.out_channels, "conv_out", jnp.float32, self.param_dtype)(x)
 
     def _embed(
         self, timesteps: jax.Array, text: jax.Array, noise_level: jax.Array | None
@@ -290,7 +297,9 @@ class UNet(nn.Module):
 
         def embed(name: str, value: jax.Array) -> jax.Array:
             sinusoids = sinusoidal_embedding(value, config.channels[0])
-            return TimeEmbedding(config.time_embed_dim, act, name=name, **types)(sinusoids)
+            return TimeEmbedding(
+                config.time_embed_dim, act, param_dtype=self.param_dtype, name=name
+            )(sinusoids)
 
         time = embed("time_embedding", timesteps)
         if noise_level is not None:
@@ -301,7 +310,7 @@ class UNet(nn.Module):
             )(text)
         if config.time_embedding_activation is not None:
             time = activation(config.time_embedding_activation)(time)
-        return time
+        return time.astype(self.dtype)
 
     def _check(
         self,

@@ -6,7 +6,8 @@ may come from an earlier run.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder, find_stages
@@ -51,8 +53,8 @@ class Results(Protocol):
     def load(self, item: int, stage: str) -> np.ndarray:
         """A result as it was saved: `(frames, height, width, 3)`, or one frame."""
 
-    def save(self, item: int, stage: str, result: np.ndarray) -> None:
-        """Keeps a result."""
+    def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
+        """Keeps a result, and what made it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Cascade:
           InputError: if a stage is unknown or not there, or a size does not fit.
         """
         self.config = config
+        self.checkpoint = checkpoint
         if config.dtype not in DTYPES:
             raise InputError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
         self.dtype = jnp.dtype(config.dtype)
@@ -85,8 +88,11 @@ class Cascade:
         self.stages = self._choose(stages)
         self.denoisers = {stage: self._denoiser(stage) for stage in self.stages}
         self.vae = self._vae() if "translation" in self.stages else None
+        if config.batch_size < 1:
+            raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
         for stage in self.stages:
             self._check_size(stage)
+            self._check_values(stage)
 
     def _choose(self, stages: Sequence[str] | None) -> list[str]:
         if stages is None:
@@ -106,6 +112,8 @@ class Cascade:
         unet = folder.module("unet", self.dtype)
         assert isinstance(unet, UNet)
         reading = config.get("head_reading", "released")
+        if reading not in ("released", "width", "number"):
+            raise InputError(f"{stage}.head_reading is {reading!r}, not released, width or number")
         if reading != "released":
             heads = {"spatial_heads": reading, "temporal_heads": reading}
             unet = unet.clone(config=dataclasses.replace(unet.config, **heads))
@@ -134,6 +142,25 @@ class Cascade:
                     f"{section}.{side} is {size}, but the {stage} denoiser needs "
                     f"a multiple of {multiple}"
                 )
+
+    def _check_values(self, stage: str) -> None:
+        """Raises InputError for values that would stop the stage, or spoil it, later."""
+        config, solver = self.config[stage], self.denoisers[stage].solver
+        least = {"frames": 1, "frames_per_gap": 2, "window": 2, "vae_frames": 1}
+        for key, value in config.items():
+            if key in least and value < least[key]:
+                raise InputError(f"{stage}.{key} is {value}, but must be at least {least[key]}")
+            if key == "noise_level" and not 0 <= value < solver.config.schedule.train_steps:
+                last = solver.config.schedule.train_steps - 1
+                raise InputError(f"{stage}.{key} is {value}, but must lie within 0 to {last}")
+            if key == "fps" and not 0.01 <= value <= 1000:
+                raise InputError(f"{stage}.fps is {value}, but must lie within 0.01 to 1000")
+        if not np.isfinite(config.guidance):
+            raise InputError(f"{stage}.guidance is {config.guidance}, which is not a number")
+        if "strength" in config:
+            solver.first_step(float(config.strength))
+        if "interpolation" in self.stages and stage == "keyframes" and config.frames < 2:
+            raise InputError("keyframes.frames is 1, but interpolation needs at least 2")
 
     def encode(self, prompts: Sequence[str]) -> Texts:
         """Encodes all prompts with the encoders that the stages need, which are then dropped.
@@ -195,9 +222,8 @@ class Cascade:
           progress: called with the stage, its steps done and its steps in all.
 
         Raises:
-          InputError: if a result is missing that a stage starts from.
+          InputError: if an encoder is missing, or a result cannot be read or written.
         """
-        self._check_inputs(len(prompts), results)
         texts = self.encode(prompts)
         for stage in self.stages:
             folder = self.folders[stage]
@@ -212,11 +238,25 @@ class Cascade:
                 made = self._sample(stage, params, texts, items, seeds, results, report)
                 for row, (item, wanted) in zip(np.asarray(made), batch, strict=True):
                     if wanted:
-                        results.save(item, stage, row)
+                        results.save(item, stage, row, self.settings(stage))
             # The next stage's weights take the place of these.
             del params
 
-    def _check_inputs(self, items: int, results: Results) -> None:
+    def settings(self, stage: str) -> dict[str, Any]:
+        """What reproduces a stage's result from those before it, ready for JSON."""
+        denoiser = self.denoisers[stage]
+        return self.config[stage].to_dict() | {
+            "unet": dataclasses.asdict(denoiser.unet.config),
+            "solver": dataclasses.asdict(denoiser.solver.config),
+            "dtype": self.config.dtype,
+            "clean_captions": self.config.text.clean_captions,
+            "checkpoint": str(self.checkpoint.absolute()),
+            "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
+            "platform": jax.default_backend(),
+        }
+
+    def check_inputs(self, items: int, results: Results) -> None:
+        """Raises InputError if a result is missing that a stage starts from."""
         for stage in self.stages:
             for needed in INPUTS[stage]:
                 for item in range(items):
@@ -246,7 +286,12 @@ class Cascade:
         size = (self.config.super_resolution.height, self.config.super_resolution.width)
 
         def made_by(stage: str) -> jax.Array:
-            return jnp.asarray(np.stack([results.load(item, stage) for item in items]))
+            made = [results.load(item, stage) for item in items]
+            if len({array.shape for array in made}) > 1:
+                raise InputError(
+                    f"the results of {stage} differ in shape; take --config.batch_size=1"
+                )
+            return jnp.asarray(np.stack(made))
 
         match stage:
             case "keyframes":
@@ -265,11 +310,7 @@ class Cascade:
                 )  # fmt: skip
             case "super_resolution":
                 video = made_by("interpolation")
-                if all(results.has(item, "first_frame") for item in items):
-                    first = made_by("first_frame")
-                else:
-                    logging.warning("No first_frame result: that frame is upscaled bilinearly.")
-                    first = super_resolution.upsample(video[:, 0], *size)
+                first = self._first_frames(items, results, video[:, 0], size)
                 return super_resolution.sample(
                     denoiser, unet, text, own_seeds, guidance, video, first, config.window,
                     jnp.int32(config.noise_level), folder.noise_schedule(), progress,
@@ -285,6 +326,25 @@ class Cascade:
                     jnp.asarray(np.stack(large)), config.strength, config.vae_frames, progress,
                 )  # fmt: skip
         raise AssertionError(stage)
+
+    def _first_frames(
+        self, items: list[int], results: Results, small: jax.Array, size: tuple[int, int]
+    ) -> jax.Array:
+        """The large first frames, upscaled bilinearly for items that have none."""
+        frames = []
+        for item, frame in zip(items, small, strict=True):
+            if not results.has(item, "first_frame"):
+                logging.warning("No first_frame of item %d: it is upscaled bilinearly.", item)
+                frames.append(super_resolution.upsample(frame, *size))
+                continue
+            frames.append(jnp.asarray(results.load(item, "first_frame")))
+            if frames[-1].shape[:2] != size:
+                height, width = frames[-1].shape[:2]
+                raise InputError(
+                    f"the first_frame of item {item} is {width}x{height}, "
+                    f"not {size[1]}x{size[0]}: run that stage again"
+                )
+        return jnp.stack(frames)
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:
@@ -306,11 +366,11 @@ def _warn_of_differences(stage: str, expected: ConfigDict | None, found: Any) ->
     """Says where a checkpoint's settings differ from the config's."""
     if expected is None:
         return
-    actual = dataclasses.asdict(found)
+    actual = flatten_dict(dataclasses.asdict(found), sep=".")
     different = [
         f"{key} is {actual.get(key)}, not {value}"
-        for key, value in expected.to_dict().items()
-        if not isinstance(value, dict) and actual.get(key) != value
+        for key, value in flatten_dict(expected.to_dict(), sep=".").items()
+        if actual.get(key) != value
     ]
     if different:
         logging.warning(

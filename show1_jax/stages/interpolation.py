@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
+from show1_jax.errors import InputError
 from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
 from show1_jax.stages.training import Example
 
@@ -79,8 +80,13 @@ def sample(
 
     Returns:
       `(batch, (n - 1) * (frames_per_gap - 1) + 1, height, width, 3)` in [-1, 1].
+
+    Raises:
+      InputError: if there is only one keyframe.
     """
     batch, n = keyframes.shape[:2]
+    if n < 2:
+        raise InputError("one keyframe leaves no gap to interpolate; make at least 2")
     frames = condition(keyframes, frames_per_gap)
     keys = jnp.repeat(clip_keys(seeds, STAGE), n - 1)
     conditions = Conditions(jnp.repeat(text, n - 1, axis=1), guidance, keys, frames)

@@ -206,6 +206,8 @@ def run(
     # A copy, since each segment takes over the memory of the state it is given.
     state = denoiser.solver.init(jnp.array(start))
     segment = max(1, (steps - first_step) // 20)
+    if progress is not None:
+        progress(0, steps - first_step)
     for begin in range(first_step, steps, segment):
         end = min(begin + segment, steps)
         state = advance(denoiser, params, state, conditions, jnp.int32(begin), jnp.int32(end))

@@ -1,23 +1,13 @@
 """The autoencoder against recordings of diffusers' AutoencoderKL."""
 
-import json
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
-from show1_jax.checkpoints.keys import KeyTable
-from show1_jax.checkpoints.network_config import vae_config
-from show1_jax.checkpoints.tables import RESNET
-from show1_jax.checkpoints.tables import VAE as TABLE
-from show1_jax.models.layers import ResnetBlock
 from show1_jax.models.vae import VAE, VAEConfig
-from tests.conftest import GOLDENS, assert_close, golden, network_folder
-from tests.models.loading import count, load, shapes
+from tests.conftest import GOLDENS, assert_close, loaded, network_folder
 
 
 def last(x: np.ndarray) -> np.ndarray:
@@ -25,21 +15,18 @@ def last(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    path = network_folder("vae") / "diffusion_pytorch_model.bin"
-    stored = torch.load(path, weights_only=True)
-    return {key: value.numpy() for key, value in stored.items()}
-
-
-@pytest.fixture(scope="module")
 def config() -> VAEConfig:
-    path = network_folder("vae") / "config.json"
-    return vae_config(json.loads(path.read_text()), str(path))
+    return loaded(network_folder("vae"))[0].config
 
 
 @pytest.fixture(scope="module")
-def params(weights):
-    return load({k: v.astype(np.float32) for k, v in weights.items()}, TABLE)
+def half():
+    return loaded(network_folder("vae"))[1]
+
+
+@pytest.fixture(scope="module")
+def params(half):
+    return jax.tree.map(lambda v: np.asarray(v, np.float32), half)
 
 
 @pytest.fixture(scope="module")
@@ -81,44 +68,13 @@ def test_clamps_the_log_variance(config, params, case):
     np.testing.assert_array_equal(logvar[..., 2:], 20.0)
 
 
-def test_resnet_block_as_recorded():
-    case = golden("mod_resnet_vae")
-    block = ResnetBlock(32, 8, 1e-6, nn.silu)
-    params = load(case.weights(), KeyTable(RESNET))
-    out = block.apply({"params": params}, last(case.inputs["input_tensor"]))
-    assert_close(out, last(case.outputs["out"]), 2e-5)
-
-
-def test_old_attention_spelling_is_the_same_network(weights, params):
-    old = {}
-    for key, value in weights.items():
-        for new, name in (
-            ("to_q.", "query."),
-            ("to_k.", "key."),
-            ("to_v.", "value."),
-            ("to_out.0.", "proj_attn."),
-        ):
-            if "mid_block.attentions.0" in key:
-                key = key.replace(new, name)
-        old[key] = value.astype(np.float32)
-    assert any("proj_attn" in key for key in old)
-    jax.tree.map(np.testing.assert_array_equal, load(old, TABLE), params)
-
-
-def test_every_parameter_has_one_key(config, params):
-    model = VAE(config)
-    made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    assert shapes(made) == shapes(params)
-
-
-def test_half_precision_parameters_compute_as_if_cast(config, weights, params, case):
+def test_half_precision_parameters_compute_as_if_cast(config, half, params, case):
+    assert {v.dtype for v in jax.tree.leaves(half)} == {np.dtype(np.float16)}
     inputs, _ = case
-    half = load({k: v.astype(np.float16) for k, v in weights.items()}, TABLE)
-    same = jax.tree.map(lambda v: v.astype(np.float32), half)
     image = last(inputs["image"])
     model = VAE(config)
     np.testing.assert_array_equal(
-        model.apply({"params": half}, image), model.apply({"params": same}, image)
+        model.apply({"params": half}, image), model.apply({"params": params}, image)
     )
 
 
@@ -130,9 +86,3 @@ def test_bfloat16_is_close(config, params, case):
     assert_close(mean, last(outputs["mean"]), 5e-2)
     decoded = model.apply({"params": params}, last(inputs["latents"]), method="decode")
     assert_close(decoded, last(outputs["decoded"]), 5e-2)
-
-
-def test_released_size():
-    model = VAE(VAEConfig())
-    made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    assert count(made) == 83_653_863

@@ -7,31 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
-from show1_jax.checkpoints import tables
-from show1_jax.checkpoints.network_config import clip_config, t5_config
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
 from show1_jax.text.encoding import encode_clip, encode_t5
 from show1_jax.text.tokenizers import clip_tokenizer, t5_tokenizer
-from tests.conftest import RELEASE, assert_close
-from tests.models.loading import load
+from tests.conftest import RELEASE, assert_close, loaded
 
 PROMPTS = json.loads((RELEASE / "expected_text_prompts.json").read_text())
 T5 = RELEASE / "show-1-base"
 CLIP = RELEASE / "show-1-sr2"
-
-
-def read(folder, table) -> tuple[dict, dict]:
-    """A recorded text encoder's configuration and parameters, as stored."""
-    weights: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("pytorch_model*.bin")):
-        stored = torch.load(file, weights_only=True)
-        weights |= {key: value.numpy() for key, value in stored.items()}
-    return json.loads((folder / "config.json").read_text()), load(weights, table)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +28,14 @@ def expected():
 
 @pytest.fixture(scope="module")
 def t5():
-    config, params = read(T5 / "text_encoder", tables.T5)
-    return t5_config(config, "config.json"), params
+    module, params = loaded(T5 / "text_encoder")
+    return module.config, params
 
 
 @pytest.fixture(scope="module")
 def clip():
-    config, params = read(CLIP / "text_encoder", tables.CLIP)
-    return clip_config(config, "config.json"), params
+    module, params = loaded(CLIP / "text_encoder")
+    return module.config, params
 
 
 def test_t5_embeddings_of_the_release(t5, expected):

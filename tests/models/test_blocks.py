@@ -1,0 +1,270 @@
+"""The blocks of the networks against recordings of their PyTorch counterparts."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from show1_jax.checkpoints.keys import KeyTable
+from show1_jax.checkpoints.tables import ADDED_KV_ATTENTION, RESNET, TEMPORAL_CONV, TRANSFORMER
+from show1_jax.checkpoints.tables import UNET as UNET_TABLE
+from show1_jax.models import attention as attention_module
+from show1_jax.models.attention import (
+    AddedKVAttention,
+    SpatialTransformer,
+    TextPooling,
+    attention,
+)
+from show1_jax.models.layers import (
+    ResnetBlock,
+    double,
+    exact_gelu,
+    halve,
+    sinusoidal_embedding,
+)
+from show1_jax.models.temporal import FrameConv, TemporalConv, TemporalTransformer
+from tests.conftest import Golden, assert_close, golden
+
+OUTPUT_SCALE = 1.4142271248762552
+FRAMES = 3
+
+
+def params_of(case: Golden, table: KeyTable, prefix: str = "") -> dict:
+    """The recorded weights of a block as our parameters."""
+    params: dict = {}
+    for key, value in case.weights().items():
+        path, layout = table.to_ours(prefix + key)
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.ascontiguousarray(layout.to_jax(value))
+    return params
+
+
+def run(block: nn.Module, params: dict, *inputs: np.ndarray) -> np.ndarray:
+    """Applies a block that must have exactly these parameters."""
+    made = jax.eval_shape(block.init, jax.random.key(0), *inputs)["params"]
+    assert jax.tree.map(lambda v: v.shape, made) == jax.tree.map(np.shape, params)
+    return np.asarray(jax.jit(block.apply)({"params": params}, *inputs))
+
+
+def last(x: np.ndarray, frames: int | None = None) -> np.ndarray:
+    """PyTorch's `(b frames, c, h, w)` as `(b, frames, h, w, c)`, or as images."""
+    x = np.moveaxis(x, 1, -1)
+    return x if frames is None else x.reshape(-1, frames, *x.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("mod_resnet_plain", ResnetBlock(64, 8, 1e-5, exact_gelu, scale_shift=True)),
+        ("mod_resnet_down", ResnetBlock(32, 8, 1e-5, exact_gelu, True, resample="down")),
+        (
+            "mod_resnet_up",
+            ResnetBlock(32, 8, 1e-5, exact_gelu, True, True, OUTPUT_SCALE, resample="up"),
+        ),
+    ],
+)
+def test_resnet_block_with_time(name, block):
+    case = golden(name)
+    out = run(
+        block,
+        params_of(case, KeyTable(RESNET)),
+        last(case.inputs["input_tensor"]),
+        case.inputs["temb"],
+    )
+    assert_close(out, last(case.outputs["out"]), 2e-5)
+
+
+def test_resnet_block_of_the_autoencoder():
+    case = golden("mod_resnet_vae")
+    block = ResnetBlock(32, 8, 1e-6, nn.silu)
+    out = run(block, params_of(case, KeyTable(RESNET)), last(case.inputs["input_tensor"]))
+    assert_close(out, last(case.outputs["out"]), 2e-5)
+
+
+def test_resnet_block_gives_every_clip_its_own_time():
+    case = golden("mod_resnet_plain")
+    block = ResnetBlock(64, 8, 1e-5, exact_gelu, scale_shift=True)
+    params = params_of(case, KeyTable(RESNET))
+    images, time = last(case.inputs["input_tensor"]), case.inputs["temb"][::FRAMES]
+    clips = images.reshape(-1, FRAMES, *images.shape[1:])
+    expected = run(block, params, images, np.repeat(time, FRAMES, axis=0))
+    assert_close(run(block, params, clips, time), expected.reshape(2, FRAMES, 8, 12, 64), 5e-6)
+
+
+def test_attention_with_added_text():
+    case = golden("mod_attn_added_kv")
+    out = run(
+        AddedKVAttention(heads=4, head_dim=8, groups=8),
+        params_of(case, KeyTable(ADDED_KV_ATTENTION)),
+        last(case.inputs["hidden_states"], 1),
+        case.inputs["encoder_hidden_states"],
+    )
+    assert_close(out, last(case.outputs["out"], 1), 2e-5)
+
+
+def test_spatial_transformer():
+    case = golden("mod_transformer_2d")
+    out = run(
+        SpatialTransformer(heads=8, head_dim=4, groups=8),
+        params_of(case, KeyTable(TRANSFORMER)),
+        last(case.inputs["hidden_states"], 1),
+        case.inputs["encoder_hidden_states"],
+    )
+    assert_close(out, last(case.outputs["out"], 1), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "rows"),
+    [
+        ("mod_attn_added_kv", AddedKVAttention(4, 8, 8), ADDED_KV_ATTENTION),
+        ("mod_transformer_2d", SpatialTransformer(8, 4, 8), TRANSFORMER),
+    ],
+)
+def test_every_frame_of_a_clip_sees_its_text(name, block, rows):
+    case = golden(name)
+    params = params_of(case, KeyTable(rows))
+    images = last(case.inputs["hidden_states"], 1)
+    text = case.inputs["encoder_hidden_states"][::FRAMES]
+    expected = run(block, params, images, np.repeat(text, FRAMES, axis=0))
+    clips = images.reshape(-1, FRAMES, *images.shape[2:])
+    assert_close(run(block, params, clips, text), expected.reshape(clips.shape), 5e-6)
+
+
+def test_temporal_convolution():
+    case = golden("mod_temporal_conv")
+    out = run(
+        TemporalConv(),
+        params_of(case, KeyTable(TEMPORAL_CONV)),
+        last(case.inputs["hidden_states"], FRAMES),
+    )
+    assert_close(out, last(case.outputs["out"], FRAMES), 2e-5)
+
+
+def test_a_new_temporal_convolution_changes_nothing():
+    x = np.random.default_rng(0).standard_normal((1, 2, 2, 2, 32), np.float32)
+    out, variables = jax.jit(TemporalConv().init_with_output)(jax.random.key(0), x)
+    np.testing.assert_array_equal(out, x)
+    params = variables["params"]
+    assert all(np.abs(params[f"conv{i}"]["kernel"]).max() > 0 for i in (1, 2, 3))
+    assert np.abs(params["conv4"]["kernel"]).max() == 0
+
+
+def test_temporal_transformer():
+    case = golden("mod_temporal_transformer")
+    out = run(
+        TemporalTransformer(heads=8, head_dim=4, groups=8),
+        params_of(case, KeyTable(TRANSFORMER)),
+        last(case.inputs["hidden_states"], FRAMES),
+    )
+    assert_close(out, last(case.outputs["out"], FRAMES), 2e-5)
+
+
+def test_text_pooling():
+    case = golden("mod_text_time_embedding")
+    params = params_of(case, UNET_TABLE, "add_embedding.")["text_pooling"]
+    out = run(TextPooling(48, heads=4), params, case.inputs["hidden_states"])
+    assert_close(out, case.outputs["out"], 2e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_frame_convolution_is_a_convolution_over_frames(frames):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, frames, 3, 4, 6), np.float32)
+    kernel = rng.standard_normal((3, 6, 5), np.float32)
+    bias = rng.standard_normal(5, np.float32)
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel[:, None, None],
+        window_strides=(1, 1, 1),
+        padding=((1, 1), (0, 0), (0, 0)),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    assert_close(run(FrameConv(5), {"kernel": kernel, "bias": bias}, x), expected + bias, 1e-6)
+
+
+def test_resampling_undoes_itself():
+    x = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6, 1)
+    np.testing.assert_array_equal(double(x), np.repeat(np.repeat(x, 2, axis=2), 2, axis=3))
+    np.testing.assert_array_equal(halve(double(x)), x)
+    np.testing.assert_array_equal(halve(x)[0, 0, 0, 0], (x[0, 0, :2, :2]).mean())
+
+
+def test_sinusoids_have_cosines_first():
+    positions = np.array([0.0, 1.0, 250.0, 999.0])
+    out = np.asarray(sinusoidal_embedding(positions, 8))
+    assert out.shape == (4, 8)
+    for column in range(4):
+        angles = positions * math.exp(-math.log(10000) * column / 4)
+        np.testing.assert_allclose(out[:, column], np.cos(angles), atol=1e-4)
+        np.testing.assert_allclose(out[:, 4 + column], np.sin(angles), atol=1e-4)
+
+
+def attention_inputs(batch: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((batch, length, 2, 4), np.float32) for length in (6, 9, 9)]
+
+
+def test_attention_is_a_softmax_over_keys():
+    query, key, value = attention_inputs(2)
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    assert_close(attention(query, key, value), expected, 1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
+def test_attention_in_chunks_is_the_same(rows, monkeypatch):
+    inputs = attention_inputs(5)
+
+    def loops() -> bool:
+        # A new function each time, for a trace of its own.
+        return "scan" in str(jax.make_jaxpr(lambda *inputs: attention(*inputs))(*inputs))
+
+    def gradient() -> list:
+        def loss(*inputs):
+            return jnp.sin(attention(*inputs)).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
+
+    assert not loops()
+    whole, whole_gradient = attention(*inputs), gradient()
+    # Room for the logits of so many rows; there is always room for one.
+    monkeypatch.setattr(attention_module, "LOGIT_BYTES", rows * 4 * 2 * 6 * 9)
+    assert loops()
+    assert_close(attention(*inputs), whole, 1e-6)
+    for chunked, expected in zip(gradient(), whole_gradient, strict=True):
+        assert_close(chunked, expected, 1e-6)
+
+
+def test_attention_keeps_the_dtype_of_its_query():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in attention_inputs(2))
+    out = attention(query, key, value)
+    assert out.dtype == jnp.bfloat16
+    exact = attention(*(x.astype(jnp.float32) for x in (query, key, value)))
+    assert_close(out, exact, 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "rows"),
+    [
+        ("mod_attn_added_kv", AddedKVAttention, ADDED_KV_ATTENTION),
+        ("mod_transformer_2d", SpatialTransformer, TRANSFORMER),
+    ],
+)
+def test_attention_blocks_in_bfloat16_are_close(name, block, rows):
+    case = golden(name)
+    heads = (4, 8) if block is AddedKVAttention else (8, 4)
+    out = run(
+        block(*heads, 8, dtype=jnp.bfloat16),
+        params_of(case, KeyTable(rows)),
+        last(case.inputs["hidden_states"], 1).astype(jnp.bfloat16),
+        case.inputs["encoder_hidden_states"].astype(jnp.bfloat16),
+    )
+    assert out.dtype == jnp.bfloat16
+    assert_close(out, last(case.outputs["out"], 1), 5e-2)
