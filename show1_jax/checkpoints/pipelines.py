@@ -112,8 +112,6 @@ def convert_pipelines(
     Raises:
       InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
     """
-    if verify and to_torch and dtype is not None:
-        raise InputError("--verify compares stored precisions; leave --dtype out")
     if to_torch and verify and dtype is not None:
         raise InputError("--to-torch --verify compares stored precisions; leave --dtype out")
     pipelines = find_pipelines(src)
