@@ -31,6 +31,11 @@ from show1_jax.errors import InputError
 
 COLUMNS = ({"file", "caption"}, {"videoid", "name"})
 
+# PyAV reads damaged metadata by itself from version 19 on, and before it when told to.
+_LENIENT: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+)
+
 
 class Clip(NamedTuple):
     """A video file and what it shows."""
@@ -117,7 +122,7 @@ def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | N
     Raises UnusableClip if the clip is broken or too short.
     """
     try:
-        with av.open(io.BytesIO(record["video"]), "r", metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(record["video"]), "r", **_LENIENT) as container:
             frames = _frames(container, spec, rng)
             place = np.full(2, 0.5) if rng is None else rng.random(2)
             return np.stack([_fit(frame.to_image(), spec, place) for frame in frames])

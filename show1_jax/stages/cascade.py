@@ -6,6 +6,7 @@ may come from an earlier run.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.stages import interpolation, keyframes, super_resolution, translation
-from show1_jax.stages.sampling import Denoiser, Progress
+from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import encode_clip, encode_t5
 from show1_jax.text.tokenizers import clip_tokenizer, t5_tokenizer
@@ -231,9 +232,10 @@ class Cascade:
             if stage == "translation":
                 assert self.vae is not None
                 params["vae"] = folder.params("vae", self.vae, self.dtype)
+            own_progress = functools.partial(progress, stage) if progress else None
             batches = list(_batches(range(len(prompts)), self.config.batch_size))
             for i, batch in enumerate(batches):
-                report = _part_of(progress, stage, i, len(batches))
+                report = in_parts(own_progress, i, len(batches))
                 items = [item for item, _ in batch]
                 made = self._sample(stage, params, texts, items, seeds, results, report)
                 for row, (item, wanted) in zip(np.asarray(made), batch, strict=True):
@@ -352,14 +354,6 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]
     for start in range(0, len(items), size):
         batch = [(item, True) for item in items[start : start + size]]
         yield batch + [(batch[-1][0], False)] * (size - len(batch))
-
-
-def _part_of(
-    progress: Callable[[str, int, int], None] | None, stage: str, part: int, parts: int
-) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, steps: progress(stage, part * steps + done, parts * steps)
 
 
 def _warn_of_differences(stage: str, expected: ConfigDict | None, found: Any) -> None:

@@ -215,3 +215,10 @@ def run(
             jax.block_until_ready(state)
             progress(end - first_step, steps - first_step)
     return state.sample
+
+
+def in_parts(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """What to tell of one of several equal parts so that `progress` hears of the whole."""
+    if progress is None:
+        return None
+    return lambda done, steps: progress(part * steps + done, parts * steps)

@@ -25,6 +25,7 @@ from show1_jax.stages.sampling import (
     Progress,
     clip_keys,
     draw,
+    in_parts,
     run,
 )
 from show1_jax.stages.training import Example
@@ -157,15 +158,9 @@ def sample(
         condition = augment(upsample(video[:, at : at + window], *size), noise, level, schedule)
         condition = with_first_frame(condition, result[:, at])
         conditions = Conditions(text, guidance, keys, condition, level)
-        done = _in_parts(progress, i, len(starts))
+        done = in_parts(progress, i, len(starts))
         result = result.at[:, at : at + window].set(run(denoiser, params, start, conditions, done))
     return result
-
-
-def _in_parts(progress: Progress | None, part: int, parts: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, steps: progress(part * steps + done, parts * steps)
 
 
 def example(
