@@ -3,7 +3,7 @@
 OUT/000/keyframes.mp4, .gif     to look at
 OUT/000/keyframes.npy           exact, to go on from
 OUT/000/first_frame.png, .npy
-OUT/000/metadata.json           what reproduces them
+OUT/000/metadata.json           prompt, seed, and the settings that made each of them
 """
 
 import json
@@ -25,7 +25,7 @@ class Outputs:
     """Results of a run, on disk; see `stages.cascade.Results`."""
 
     def __init__(self, folder: Path):
-        """A folder that may exist already; nothing is written before the first `save`."""
+        """A folder that may exist already; nothing is written before `begin`."""
         self.folder = folder
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()

@@ -163,7 +163,9 @@ def _check(pipeline: Path, to_torch: bool) -> None:
                 )
         elif kind in NETWORKS:
             if (folder / PARAMS).is_dir():
-                raise InputError(f"{folder} has a {PARAMS}/: it is converted already")
+                raise InputError(
+                    f"{folder} has a {PARAMS}/: it is converted already; --to-torch goes back"
+                )
             match(_open(folder), torch_files.find_weights(folder).tensors, str(folder))
 
 
@@ -181,8 +183,6 @@ def _open(folder: Path) -> Network:
 
 
 def _network_to_orbax(src: Path, dst: Path, dtype: np.dtype | None, verify: bool) -> int:
-    if (src / PARAMS).is_dir():
-        raise InputError(f"{src} is converted already: it holds {PARAMS}/; add --to-torch for back")
     built, weights = _open(src), torch_files.find_weights(src)
     params = params_from_torch(built, weights.tensors, str(src), dtype)
     save_params(dst / PARAMS, params)
@@ -211,9 +211,11 @@ def _network_to_torch(src: Path, dst: Path, dtype: np.dtype | None, verify: bool
     arrays = {}
     for path in list(params):
         arrays[path] = cast(np.asarray(params.pop(path)), dtype, f"{src}: {path}")
+    later = set(origin["files"])
     for name, keys in torch_files.by_file(origin["files"]):
         wanted = {key: tuple(origin["buffers"].get(key, ())) for key in keys}
-        torch_files.write_file(dst / name, params_to_torch(built.table, arrays, wanted))
+        later -= set(keys)
+        torch_files.write_file(dst / name, params_to_torch(built.table, arrays, wanted, later))
     if origin["index"]:
         _write_index(dst / origin["index"], origin["files"])
     if verify:

@@ -1,7 +1,7 @@
 """One network's parameters out of PyTorch tensors, and back, through its key table."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def params_to_torch(
     table: KeyTable,
     params: dict[str, np.ndarray],
     keys: Mapping[str, tuple[int, ...]],
+    later: Iterable[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the PyTorch tensors for `keys`, emptying `params` as it goes.
 
@@ -76,11 +77,13 @@ def params_to_torch(
       table: the network's key table.
       params: our arrays by slashed path; each is removed after its last use.
       keys: the PyTorch keys wanted, in order; shapes are needed for buffers alone.
+      later: keys that will be wanted of `params` in later calls.
 
     Yields:
       Key and array, laid out as PyTorch has it. Tied keys yield one object.
     """
     uses = Counter(_find(table, key)[0] for key in keys if key not in table.buffers)
+    kept = {_find(table, key)[0] for key in later if key not in table.buffers}
     tied: dict[str, np.ndarray] = {}
     for key, shape in keys.items():
         if key in table.buffers:
@@ -90,7 +93,8 @@ def params_to_torch(
         uses[path] -= 1
         array = tied.pop(path, None)
         if array is None:
-            array = np.require(layout.to_torch(params.pop(path)), requirements=["C", "W"])
+            ours = params[path] if path in kept else params.pop(path)
+            array = np.require(layout.to_torch(ours), requirements=["C", "W"])
         if uses[path]:
             tied[path] = array
         yield key, array

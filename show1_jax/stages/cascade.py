@@ -23,6 +23,8 @@ from show1_jax.checkpoints.released import StageFolder, find_stages
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
+from show1_jax.models.clip import CLIPText
+from show1_jax.models.t5 import T5Encoder
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.stages import interpolation, keyframes, super_resolution, translation
@@ -121,6 +123,8 @@ class Cascade:
         _warn_of_differences(stage, config.get("unet"), unet.config)
         solver = folder.solver()
         _warn_of_differences(stage, config.get("solver"), solver)
+        if "noise_schedule" in config:
+            _warn_of_differences(stage, config.noise_schedule, folder.noise_schedule())
         return Denoiser(unet, make_solver(solver, config.steps), config.get("dropout", False))
 
     def _vae(self) -> VAE:
@@ -173,11 +177,11 @@ class Cascade:
         prompts = [clean(prompt) for prompt in prompts]
         t5 = clip = None
         if set(self.stages) - {"translation"}:
-            t5 = self._encode(self._t5_folder(), t5_tokenizer, encode_t5, prompts, "")
+            t5 = self._encode("t5", self._t5_folder(), t5_tokenizer, encode_t5, prompts, "")
         if "translation" in self.stages:
             negative = self.config.translation.negative_prompt
             folder = self.folders["translation"]
-            clip = self._encode(folder, clip_tokenizer, encode_clip, prompts, negative)
+            clip = self._encode("clip", folder, clip_tokenizer, encode_clip, prompts, negative)
         return Texts(t5, clip)
 
     def _t5_folder(self) -> StageFolder:
@@ -188,6 +192,7 @@ class Cascade:
 
     def _encode(
         self,
+        name: str,
         folder: StageFolder,
         tokenizer: Callable[..., Any],
         encode: Callable[..., jax.Array],
@@ -197,6 +202,8 @@ class Cascade:
         """`(2, items, tokens, width)` embeddings, in batches of one size."""
         tokenize = tokenizer(folder.folder / "tokenizer")
         module = folder.module("text_encoder", self.dtype)
+        assert isinstance(module, T5Encoder | CLIPText)
+        _warn_of_differences(name, self.config.text.get(name), module.config)
         params = folder.params("text_encoder", module, self.dtype)
         embeddings = []
         for batch in _batches([*prompts, negative], self.config.batch_size):

@@ -477,3 +477,21 @@ def test_a_damaged_orbax_checkpoint(ours, tmp_path):
     (ours / "text_encoder/params/_METADATA").write_text("{")
     line = refusal(ours, tmp_path / "dst", "--to-torch")
     assert "text_encoder/params cannot be restored: " in line
+
+
+def test_tied_tensors_in_different_shards_go_back(tmp_path):
+    tensors = read_tensors(RELEASE / "show-1-base" / "text_encoder")
+    embedding = "encoder.embed_tokens.weight"
+    # The tie's second name goes to the second shard.
+    tensors[embedding] = tensors.pop(embedding)
+    folder = tmp_path / "src" / "text_encoder"
+    folder.mkdir(parents=True)
+    shutil.copy(RELEASE / "show-1-base" / "text_encoder" / "config.json", folder)
+    index = {"_class_name": "x", "text_encoder": ["transformers", "T5EncoderModel"]}
+    (tmp_path / "src" / "model_index.json").write_text(json.dumps(index))
+    write_sharded(folder, "pytorch_model", "bin", tensors)
+    main([str(tmp_path / "src"), str(tmp_path / "ours")])
+    main([str(tmp_path / "ours"), str(tmp_path / "back"), "--to-torch", "--verify"])
+    back = read_tensors(tmp_path / "back" / "text_encoder")
+    assert back.keys() == tensors.keys()
+    assert all(same_tensor(back[key], tensor) for key, tensor in tensors.items())
