@@ -1,5 +1,7 @@
 """How command-line programs start and how they fail: one line, status 1, no traceback."""
 
+import logging as python_logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,11 +48,30 @@ def run(main: Callable[[], None], default_config: Path) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: {argv[1]!r} is not a flag; see --help")
-        # Orbax narrates every array otherwise.
+        # Orbax narrates every array otherwise, and logs tracebacks of what it raises as well.
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+        sys.unraisablehook = _unraisable
         try:
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
 
     app.run(guarded, flags_parser=parse)
+
+
+def _unraisable(found: Any) -> None:
+    """Reports what cannot be raised, except TensorStore's reads that a damaged one overtook."""
+    if "Event loop is closed" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, where the user has not said otherwise."""
+    import jax  # here, so that --help does not wait for it
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "show1_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

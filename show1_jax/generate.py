@@ -1,14 +1,14 @@
 """One run of `sample.py`: from flags to files."""
 
-import os
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from show1_jax.commands import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.stages.cascade import STAGES, Cascade
@@ -40,11 +40,11 @@ def generate(
     Raises:
       InputError: if anything given is wrong.
     """
-    if checkpoint is None:
+    if not checkpoint:
         raise InputError("give --checkpoint: this config comes without one")
-    _use_compilation_cache()
+    use_compilation_cache()
     for name, kind in (("steps", int), ("guidance", float)):
-        _override(config, name, kind, overrides.get(name, ()))
+        override(config, name, kind, overrides.get(name, ()))
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
     cascade = Cascade(config, Path(checkpoint), stages)
     outputs = Outputs(out)
@@ -52,7 +52,7 @@ def generate(
     all_prompts, seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
     cascade.check_inputs(len(items), outputs)
     outputs.begin(all_prompts, seeds)
-    with _Bars() as bars:
+    with contextlib.closing(Bars()) as bars:
         cascade.run(all_prompts, seeds, outputs, bars.update)
     print(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
 
@@ -89,7 +89,7 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _override(
+def override(
     config: ConfigDict, name: str, kind: type[int] | type[float], values: Sequence[str]
 ) -> None:
     """Sets a value in the stages' settings, from `value` or `stage=value`s."""
@@ -105,28 +105,19 @@ def _override(
             config[each][name] = number
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, where the user has not said otherwise."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "show1_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-class _Bars:
+class Bars:
     """A progress bar with the time left for each stage, one below the other."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm] = {}
 
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Leaves the bars as they are."""
         for bar in self._bars.values():
             bar.close()
 
     def update(self, stage: str, done: int, steps: int) -> None:
+        """Shows that `done` of a stage's `steps` are done."""
         if stage not in self._bars:
             self._bars[stage] = tqdm(total=steps, desc=stage, unit="step", file=sys.stderr)
         bar = self._bars[stage]

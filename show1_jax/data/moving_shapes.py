@@ -156,10 +156,10 @@ def render(scene: Scene, frames: int | ArrayLike, height: int, width: int) -> np
         x, y = centroid * height + [width / 2, height / 2]
         left, right = np.clip([math.floor(x + low[0]), math.ceil(x + high[0])], 0, width)
         top, bottom = np.clip([math.floor(y + low[1]), math.ceil(y + high[1])], 0, height)
-        coverage = _coverage(
+        covered = coverage(
             scene.combination, height, np.arange(left, right) - x, np.arange(top, bottom) - y
         )
-        frame[top:bottom, left:right] = background + coverage[..., None] * contrast + 0.5
+        frame[top:bottom, left:right] = background + covered[..., None] * contrast + 0.5
     return video
 
 
@@ -279,8 +279,8 @@ def _extent(combination: Combination) -> tuple[np.ndarray, np.ndarray]:
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _coverage(
-    combination: Combination, height: int, left: np.ndarray, top: np.ndarray
+def coverage(
+    combination: Combination, height: float, left: np.ndarray, top: np.ndarray
 ) -> np.ndarray:
     """The share of each pixel that the shape covers, `(rows, columns)`.
 

@@ -1,0 +1,72 @@
+"""How well a model trained on moving shapes does what its prompts say.
+
+    python -m show1_jax.evaluation --checkpoint CHECKPOINT --prompts 200
+
+samples prompts whose combinations of attributes were held out of training, and
+prints for each stage how often its clips show the size, color, shape, direction
+and background that were asked for, measured from their pixels. Run it where
+`configs/` lies.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from show1_jax import commands
+
+CONFIG = commands.define_config(
+    "How to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
+)
+PROMPTS = flags.DEFINE_integer("prompts", 200, "How many prompts.", 1)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Decides the prompts; their random seeds count up from it.", 0, 2**32 - 1
+)
+OUT = flags.DEFINE_string(
+    "out", None, "A folder to keep results in, to go on from later (default: they are not kept)."
+)
+SHEET = flags.DEFINE_string(
+    "sheet", None, "The contact sheet to write (default: OUT/sheet.png or outputs/evaluation.png)."
+)
+STAGES = flags.DEFINE_list(
+    "stages",
+    None,
+    "The stages to run (default: all that the checkpoint has); --stages= only judges OUT.",
+)
+STEPS = flags.DEFINE_list(
+    "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
+)
+GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
+EMPTY = flags.DEFINE_bool(
+    "empty", False, "Ask for nothing: accuracies should fall to those of guessing."
+)
+SWAP = flags.DEFINE_bool(
+    "swap", False, "Sample each prompt again with one word swapped: only that should change."
+)
+
+
+def main() -> None:
+    """Makes one call of the flags."""
+    # Here, so that --help and misspelt flags do not wait for JAX.
+    from show1_jax.evaluation.cascade import evaluate
+
+    out = Path(OUT.value) if OUT.value else None
+    default = out / "sheet.png" if out else Path("outputs") / "evaluation.png"
+    evaluate(
+        CONFIG.value,
+        checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+        count=PROMPTS.value,
+        seed=SEED.value,
+        out=out,
+        sheet=Path(SHEET.value) if SHEET.value else default,
+        stages=STAGES.value,
+        overrides={"steps": STEPS.value, "guidance": GUIDANCE.value},
+        empty=EMPTY.value,
+        swapped=SWAP.value,
+    )
+
+
+if __name__ == "__main__":
+    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -1,0 +1,88 @@
+"""Which shape it is: drawings of each compared with what is seen.
+
+At 32x20 a small shape is 4 pixels across, and a circle differs from a square by
+a few percent of their coverage. Drawn at the same place between pixels, and
+compared in all frames, the difference is still plain.
+"""
+
+import numpy as np
+
+from show1_jax.data.moving_shapes import SIDES, SIZES, Combination, coverage
+
+# Gaussian blurs that drawings are tried with, in measured sides, by the side to draw: a very
+# blurred shape is measured too large, because its colour is taken from its paler core.
+BLURS = {1.0: (0.0, 0.1, 0.2), 0.8: (0.3,)}
+ROUNDING = 4e-4  # misfit that tells nothing: antialiasing and 8-bit colours leave as much
+
+
+def best_shape(
+    crops: np.ndarray, centroids: np.ndarray, side: float, stretch: float
+) -> tuple[str, np.ndarray]:
+    """The shape whose drawings fit best, and how well they do.
+
+    A frame's misfits count by their logarithms: one that fits nothing fits all
+    shapes equally badly, and says nothing. The blur is the same in all frames.
+
+    Args:
+      crops: coverage around the shape, `(frames, window, window)`; window is odd.
+      centroids: of the shape from the middle pixel, `(frames, 2)`: x and y in pixels.
+      side: the square root of the shape's area, in pixels.
+      stretch: how many times wider it is than it was drawn.
+
+    Returns:
+      The name of the shape, and its misfit in each frame, `(frames,)`: the share
+      of the squared coverage that it does not explain, 0 to 1.
+    """
+    fits = {}
+    for shape in SIDES:
+        for share, blurs in BLURS.items():
+            drawn = _draw(shape, crops.shape[1], centroids, share * side, stretch)
+            for blur in blurs:
+                fits[shape, blur] = _misfit(crops, _blur(drawn, blur * side), centroids)
+    best = min(fits, key=lambda key: float(np.log(fits[key] + ROUNDING).sum()))
+    return best[0], fits[best]
+
+
+def _draw(
+    shape: str, window: int, centroids: np.ndarray, side: float, stretch: float
+) -> np.ndarray:
+    """Coverage of a shape drawn at the centroids, `(frames, window, window)`."""
+    # Drawn as a small one in a frame so high that its side is what was measured.
+    combination, height = Combination("small", "", shape, "", ""), side / SIZES["small"]
+    edges = np.arange(window) - window // 2 - 0.5
+    drawn = [
+        # A height need not be whole here.
+        coverage(combination, height, (edges - x) / stretch, edges - y)
+        for x, y in centroids
+    ]
+    return np.stack(drawn)
+
+
+def _blur(drawn: np.ndarray, deviation: float) -> np.ndarray:
+    """Gaussian blur of squares `(frames, window, window)`; the deviation is in pixels."""
+    if not deviation:
+        return drawn
+    places = np.arange(drawn.shape[1])
+    weights = np.exp(-np.square((places - places[:, None]) / deviation) / 2)
+    weights /= weights.sum(axis=1).max()
+    return weights @ drawn @ weights
+
+
+def _misfit(crops: np.ndarray, drawn: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The share of each frame's coverage, squared, that its best fit leaves, `(frames,)`.
+
+    What may differ is fitted by least squares, to first order: how strong the
+    shape is, its place, its size and its blur.
+    """
+    dy, dx = np.gradient(drawn, axis=(1, 2))
+    blur = np.gradient(dx, axis=2) + np.gradient(dy, axis=1)
+    places = np.arange(drawn.shape[1]) - drawn.shape[1] // 2
+    x = (places - centroids[:, :1])[:, None, :]
+    y = (places - centroids[:, 1:])[:, :, None]
+    basis = np.stack([drawn, dx, dy, x * dx + y * dy, blur], axis=1)
+    basis = basis.reshape(*basis.shape[:2], -1)
+    seen = crops.reshape(len(crops), -1, 1)
+    gram = basis @ basis.transpose(0, 2, 1)
+    gram += 1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(gram.shape[1])
+    left = seen - basis.transpose(0, 2, 1) @ np.linalg.solve(gram, basis @ seen)
+    return np.square(left).sum(axis=(1, 2)) / np.square(seen).sum(axis=(1, 2))
