@@ -4,6 +4,9 @@
     python sample.py --config configs/show1.py --checkpoint checkpoints/show1 \
         --prompt "a panda besides the waterfall is holding a sign that says show 1"
 
+    python train.py --config configs/show1.py:keyframes --workdir runs/show1 \
+        --config.checkpoint=checkpoints/show1
+
 Expect 8 keyframes of 64x40, 29 frames of them, 256x160 and 576x320, at 7.5
 frames a second. The paper reports 178 s and 15 GB on an A100 in PyTorch (table
 5); this implementation has not been run with the released weights.
@@ -15,7 +18,7 @@ RECONSTRUCTED are not published and follow from the released code and weights.
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 COSINE = {"kind": "cosine"}
 
@@ -69,10 +72,65 @@ def pixel_solver(threshold_max: float, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def get_config() -> ConfigDict:
-    """The whole cascade."""
+def training(**changes: Any) -> dict[str, Any]:
+    """How a part is trained, with changes. Nobody has published what Show-1 was trained with."""
+    return {
+        "dataset": "moving_shapes",  # or a folder of clips, WebVid's layout included
+        "clips": 20_000,  # of moving_shapes
+        "data_dir": "~/tensorflow_datasets",
+        "init": "",  # a part, or a folder with config.json and params/; "" for random parameters
+        "trainable": "all",  # or temporal, temporal_attention
+        "steps": 100_000,
+        "batch_size": 64,
+        "accumulate": 1,  # parts of a batch, one after the other
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "weight_decay": 0.01,
+        "b2": 0.99,
+        "clip_norm": 1.0,
+        "ema_decay": 0.9999,
+        "dtype": "bfloat16",  # what networks compute in; parameters are fp32
+        "seed": 0,
+        "threads": 8,
+        "workers": 0,  # processes that make batches; 0 for threads alone
+        "log_every": 100,
+        "validate_every": 1000,
+        "validation_batches": 8,
+        "validation_batch_size": 16,
+        "sample_every": 5000,
+        "save_every": 1000,
+        "keep": 2,  # checkpoints
+    } | changes
+
+
+def denoising(**changes: Any) -> dict[str, Any]:
+    """What the denoisers' trainings have besides."""
+    return (
+        training(
+            remat="nothing_saveable",  # what a level keeps for the backward pass; "" for all
+            dropout=True,
+            caption_dropout=0.1,
+            objective=objective(variance_weight=0.001),
+        )
+        | changes
+    )
+
+
+def objective(**changes: Any) -> dict[str, Any]:
+    """The squared error of the prediction, with changes; see `diffusion/losses.py`."""
+    return {
+        "timesteps": (0, 1000),
+        "min_snr": config_dict.placeholder(float),  # 5.0 is usual
+        "variance_weight": 0.0,
+    } | changes
+
+
+def get_config(stage: str = "") -> ConfigDict:
+    """The whole cascade; `stage` is the part to train, "" for all in order."""
     return ConfigDict(
         {
+            "stage": stage,
+            "checkpoint": "",
             "dtype": "bfloat16",  # what networks compute in; T5 overflows in float16
             "batch_size": 1,  # prompts sampled together
             "text": {
@@ -194,6 +252,16 @@ def get_config() -> ConfigDict:
                 "fps": 7.5,
                 "steps": 50,
                 "guidance": 15.0,
+            },
+            "train": {
+                "vae": training(kl_weight=1e-6, gradient_weight=1.0),
+                "keyframes": denoising(),
+                "interpolation": denoising(init="keyframes", max_noise_level=200),
+                # Upscalers learn every noise level that they may be told of.
+                "first_frame": denoising(max_noise_level=1000),
+                "super_resolution": denoising(max_noise_level=1000),
+                # The expert of timesteps 0 to 900.
+                "translation": denoising(frames=8, objective=objective(timesteps=(0, 900))),
             },
         }
     )

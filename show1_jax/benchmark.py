@@ -8,7 +8,6 @@ Parameters are constant: speed and memory do not depend on them.
 
 import argparse
 import importlib.util
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.training.metrics import peak_memory
 
 # Frames, height, width of one clip in one call, by the released settings.
 SHAPES = {
@@ -51,16 +51,6 @@ def measure(config: UNetConfig, shape: tuple[int, ...], dtype: str, calls: int) 
         jax.block_until_ready(call({"params": params}, *inputs))
         print(f"called in {time.perf_counter() - begin:.2f} s")
     print(f"peak {peak_memory() / 2**30:.2f} GiB")
-
-
-def peak_memory() -> int:
-    """Peak bytes: of the accelerator, or of the process where there is none."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def load_config(path: Path) -> Any:

@@ -25,7 +25,7 @@ def config(batch_size: int = 2):
     result.keyframes.update(frames=2, height=8, width=16)
     result.interpolation.frames_per_gap = 3
     result.super_resolution.update(height=32, width=48, window=2)
-    result.translation.update(height=32, width=64)
+    result.translation.update(height=32, width=64, strength=0.8)
     return result.lock()
 
 
@@ -59,7 +59,7 @@ def test_every_stage_of_every_prompt_is_there(made):
         for stage, shape in sizes.items():
             video, fps = read_video(folder / f"{stage}.mp4")
             assert video.shape == shape
-            assert fps == pytest.approx(2.0 if stage == "keyframes" else 7.5)
+            assert fps == pytest.approx(1.875 if stage == "keyframes" else 7.5)
             assert (folder / f"{stage}.gif").stat().st_size > 0
         assert (folder / "first_frame.png").is_file()
         metadata = json.loads((folder / "metadata.json").read_text())
@@ -67,7 +67,7 @@ def test_every_stage_of_every_prompt_is_there(made):
         assert metadata["seed"] == 4
         assert list(metadata["stages"]) == list(STAGES)
         assert metadata["stages"]["super_resolution"]["steps"] == 2
-        assert metadata["stages"]["translation"]["solver"]["schedule"]["kind"] == "scaled_linear"
+        assert metadata["stages"]["translation"]["solver"]["prediction"] == "v"
     assert not list(made.rglob("*tmp*"))
 
 
@@ -198,10 +198,10 @@ def test_bad_stages_and_overrides(tmp_path):
 
 
 def test_bad_sizes_name_the_multiple(tmp_path):
-    for section, multiple in (("keyframes", 8), ("super_resolution", 16), ("translation", 32)):
+    for section, multiple in (("keyframes", 4), ("super_resolution", 8), ("translation", 32)):
         settings = config()
-        settings[section].height = 20
-        bad(tmp_path, f"{section}.height is 20.*multiple of {multiple}", settings=settings)
+        settings[section].height = 18
+        bad(tmp_path, f"{section}.height is 18.*multiple of {multiple}", settings=settings)
 
 
 def test_bad_folders(tmp_path):

@@ -1,6 +1,7 @@
 """A converted checkpoint as the cascade sees it: one folder for each stage."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
 
-STAGE_OF_PIPELINE = {
-    "TextToVideoIFPipeline": "keyframes",
-    "TextToVideoIFInterpPipeline": "interpolation",
-    "IFSuperResolutionPipeline": "first_frame",
-    "TextToVideoIFSuperResolutionPipeline_Cond": "super_resolution",
-    "VideoToVideoSDPipeline": "translation",
+# The released folder of each stage, and the class that its index names.
+PIPELINES = {
+    "keyframes": ("show-1-base", "TextToVideoIFPipeline"),
+    "interpolation": ("show-1-interpolation", "TextToVideoIFInterpPipeline"),
+    "first_frame": ("IF-II-L-v1.0", "IFSuperResolutionPipeline"),
+    "super_resolution": ("show-1-sr1", "TextToVideoIFSuperResolutionPipeline_Cond"),
+    "translation": ("show-1-sr2", "VideoToVideoSDPipeline"),
 }
+STAGE_OF_CLASS = {name: stage for stage, (_, name) in PIPELINES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +91,22 @@ def find_stages(checkpoint: Path) -> dict[str, StageFolder]:
     stages: dict[str, StageFolder] = {}
     for folder in find_pipelines(checkpoint):
         kind = read_json(folder / "model_index.json").get("_class_name")
-        stage = STAGE_OF_PIPELINE.get(str(kind))
+        stage = STAGE_OF_CLASS.get(str(kind))
         if stage is None:
             raise InputError(f"{folder / 'model_index.json'}: {kind} is no stage of the cascade")
         if stage in stages:
             raise InputError(f"{stages[stage].folder} and {folder} are both the stage {stage}")
         stages[stage] = StageFolder(folder)
     return stages
+
+
+def t5_folder(stages: Mapping[str, StageFolder]) -> StageFolder:
+    """The first of the stages that has a T5 encoder; they all use the same.
+
+    Raises:
+      InputError: if none has.
+    """
+    for stage in PIPELINES:
+        if stage != "translation" and stage in stages and stages[stage].has("text_encoder"):
+            return stages[stage]
+    raise InputError("no stage of the checkpoint has a T5 text_encoder/")

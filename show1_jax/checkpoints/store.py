@@ -1,5 +1,6 @@
 """Parameters in and out of Orbax, whole trees at a time."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,25 @@ def save_params(folder: Path, params: Mapping[str, Any]) -> None:
     """Writes a tree of `jax.Array`s as one Orbax checkpoint.
 
     The folder appears only when it is complete.
+
+    Raises:
+      InputError: if it cannot be written.
     """
-    with _checkpointer(_largest(params)) as checkpointer:
-        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+    try:
+        with _checkpointer(_largest(params)) as checkpointer:
+            checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong with a checkpoint, in few words.
+
+    TensorStore says it last, behind all the files that were involved and before details.
+    """
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    said, *details = re.split(r" \[[a-z_]+(?:\[\d+\])?='", line)
+    return said.split(": ")[-1] if details else getattr(error, "strerror", None) or said
 
 
 def load_params(folder: Path, target: Any = None) -> Any:
@@ -75,8 +92,7 @@ def load_params(folder: Path, target: Any = None) -> Any:
     except (ValueError, OSError, KeyError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder} cannot be restored: {reason}") from error
+        raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

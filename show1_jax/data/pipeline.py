@@ -38,9 +38,13 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
       split: its name, or part of it: `train[:95%]`.
 
     Raises:
-      InputError: if there is no such split, or it is empty.
+      InputError: if there is no such split, it is empty, or the dataset cannot be written.
     """
-    builder.download_and_prepare(file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except (OSError, RuntimeError) as error:  # the array_record writer raises the latter
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{builder.data_dir} cannot be written: {reason}") from error
     try:
         return builder.as_data_source(split)
     except ValueError:

@@ -82,5 +82,6 @@ class TemporalTransformer(nn.Module):
         h = rearrange(h, "b f h w c -> (b h w) f c")
         h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
         h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(h)
-        h = nn.Dense(x.shape[-1], name="proj_out", **types)(h)
+        # A new one changes nothing, so that it can be added to a trained image network.
+        h = nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, name="proj_out", **types)(h)
         return x + rearrange(h, "(b h w) f c -> b f h w c", h=height, w=width)

@@ -213,11 +213,21 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise (or velocity) in a clip, told the time, the text and a condition."""
+    """Predicts the noise (or velocity) in a clip, told the time, the text and a condition.
+
+    Attributes:
+      config: which denoiser.
+      dtype: what it computes in.
+      param_dtype: what its parameters are kept in.
+      remat: in training, what each level keeps for the backward pass instead of
+        everything: the name of one of `jax.checkpoint_policies`, such as
+        "nothing_saveable". Changes memory and time alone.
+    """
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    remat: str | None = None
 
     @nn.compact
     def __call__(
@@ -254,8 +264,14 @@ class UNet(nn.Module):
         if config.text_projection_dim is not None:
             text = nn.Dense(config.text_projection_dim, name="text_projection", **types)(text)
 
+        level_class = Level
+        if self.remat is not None:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            # Of its arguments, counted from self, `train` alone is not an array.
+            level_class = nn.remat(Level, static_argnums=(5,), policy=policy)
+
         def level(name: str, i: int, head_dim: int, **settings: Any) -> Level:
-            return Level(
+            return level_class(
                 config, channels[i], attention=config.attention[i], head_dim=head_dim,
                 name=name, **types, **settings,
             )  # fmt: skip
@@ -270,10 +286,10 @@ class UNet(nn.Module):
             x, outputs = level(
                 f"down_{i}", i, config.attention_head_dim[i], layers=config.layers[i],
                 resample="down" if i < levels[-1] else None,
-            )(x, time, text, train=train)  # fmt: skip
+            )(x, time, text, None, train)  # fmt: skip
             skips += outputs
         x, _ = level("mid", -1, config.attention_head_dim[-1], layers=1, middle=True)(
-            x, time, text, train=train
+            x, time, text, None, train
         )
         for i in levels:
             down = levels[-1] - i
@@ -281,7 +297,7 @@ class UNet(nn.Module):
             x, _ = level(
                 f"up_{i}", down, config.attention_head_dim[down if config.space == "latent" else i],
                 layers=layers, resample="up" if down > 0 else None,
-            )(x, time, text, skips=skips[-layers:], train=train)  # fmt: skip
+            )(x, time, text, skips[-layers:], train)  # fmt: skip
             skips = skips[:-layers]
 
         x = GroupNorm(config.norm_groups, config.norm_eps, name="conv_norm_out", **types)(x)

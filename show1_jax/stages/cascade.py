@@ -19,19 +19,16 @@ from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from show1_jax.checkpoints.released import StageFolder, find_stages
+from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
-from show1_jax.models.clip import CLIPText
-from show1_jax.models.t5 import T5Encoder
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.stages import interpolation, keyframes, super_resolution, translation
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
-from show1_jax.text.encoding import encode_clip, encode_t5
-from show1_jax.text.tokenizers import clip_tokenizer, t5_tokenizer
+from show1_jax.text.encoding import load_encoder
 
 STAGES = ("keyframes", "interpolation", "first_frame", "super_resolution", "translation")
 # What each stage takes from the ones before; first_frame's result is optional.
@@ -125,7 +122,12 @@ class Cascade:
         _warn_of_differences(stage, config.get("solver"), solver)
         if "noise_schedule" in config:
             _warn_of_differences(stage, config.noise_schedule, folder.noise_schedule())
-        return Denoiser(unet, make_solver(solver, config.steps), config.get("dropout", False))
+        return Denoiser(
+            unet,
+            make_solver(solver, config.steps),
+            dropout=config.get("dropout", False),
+            guided=config.guidance > 1,
+        )
 
     def _vae(self) -> VAE:
         vae = self.folders["translation"].module("vae", self.dtype)
@@ -177,37 +179,22 @@ class Cascade:
         prompts = [clean(prompt) for prompt in prompts]
         t5 = clip = None
         if set(self.stages) - {"translation"}:
-            t5 = self._encode("t5", self._t5_folder(), t5_tokenizer, encode_t5, prompts, "")
+            t5 = self._encode("t5", t5_folder(self.folders), prompts, "")
         if "translation" in self.stages:
             negative = self.config.translation.negative_prompt
             folder = self.folders["translation"]
-            clip = self._encode("clip", folder, clip_tokenizer, encode_clip, prompts, negative)
+            clip = self._encode("clip", folder, prompts, negative)
         return Texts(t5, clip)
 
-    def _t5_folder(self) -> StageFolder:
-        for stage in STAGES[:-1]:
-            if stage in self.folders and self.folders[stage].has("text_encoder"):
-                return self.folders[stage]
-        raise InputError("no stage of the checkpoint has a T5 text_encoder/")
-
     def _encode(
-        self,
-        name: str,
-        folder: StageFolder,
-        tokenizer: Callable[..., Any],
-        encode: Callable[..., jax.Array],
-        prompts: Sequence[str],
-        negative: str,
+        self, name: str, folder: StageFolder, prompts: Sequence[str], negative: str
     ) -> np.ndarray:
         """`(2, items, tokens, width)` embeddings, in batches of one size."""
-        tokenize = tokenizer(folder.folder / "tokenizer")
-        module = folder.module("text_encoder", self.dtype)
-        assert isinstance(module, T5Encoder | CLIPText)
-        _warn_of_differences(name, self.config.text.get(name), module.config)
-        params = folder.params("text_encoder", module, self.dtype)
+        encoder = load_encoder(folder, self.dtype)
+        _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
         embeddings = []
         for batch in _batches([*prompts, negative], self.config.batch_size):
-            rows = encode(module, params, tokenize([text for text, _ in batch]))
+            rows = encoder([text for text, _ in batch])
             embeddings += [
                 row for row, (_, wanted) in zip(np.asarray(rows), batch, strict=True) if wanted
             ]

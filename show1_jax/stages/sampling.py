@@ -50,11 +50,20 @@ def draw(keys: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> j
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """The static half of a stage: its network, its solver, and whether dropout stays on."""
+    """The static half of a stage: its network, its solver, and how the network is called.
+
+    Attributes:
+      unet: the network.
+      solver: the solver.
+      dropout: whether dropout stays on.
+      guided: False for guidance scales of 1 and below, which need no prediction
+        for the negative prompt: half the work.
+    """
 
     unet: UNet
     solver: Solver
     dropout: bool = False
+    guided: bool = True
 
 
 class Conditions(NamedTuple):
@@ -98,23 +107,28 @@ def predict(
         sample = jnp.concatenate([sample, conditions.frames], axis=-1)
     timestep = jnp.asarray(denoiser.solver.timesteps)[step]
 
-    def twice(x: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, x])
+    # The negative prompts' half comes first, the other is always the last.
+    halves = (0, 1) if denoiser.guided else (1,)
 
-    text = conditions.text.reshape(2 * batch, *conditions.text.shape[2:])
-    level = None if conditions.noise_level is None else twice(conditions.noise_level)
-    inputs = (twice(sample), jnp.full(2 * batch, timestep), text, level)
+    def copies(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([x] * len(halves))
+
+    text = jnp.concatenate([conditions.text[half] for half in halves])
+    level = None if conditions.noise_level is None else copies(conditions.noise_level)
+    inputs = (copies(sample), copies(jnp.full(batch, timestep)), text, level)
     variables = {"params": params}
     if denoiser.dropout:
-        keys = jnp.concatenate([_step_keys(conditions.keys, step, half) for half in (0, 1)])
-        output = _apply_with_dropout(denoiser.unet, variables, keys, *inputs)
+        keys = jnp.concatenate([_step_keys(conditions.keys, step, half) for half in halves])
+        output = apply_with_dropout(denoiser.unet, variables, keys, *inputs)
     else:
-        output = denoiser.unet.apply(variables, *inputs)
-    negative, positive = jnp.split(jnp.asarray(output), 2)
+        output = jnp.asarray(denoiser.unet.apply(variables, *inputs))
+    if not denoiser.guided:
+        return output
+    negative, positive = jnp.split(output, 2)
     return guide(negative, positive, jnp.maximum(conditions.guidance, 1.0), channels)
 
 
-def _apply_with_dropout(
+def apply_with_dropout(
     unet: UNet, variables: Any, keys: jax.Array, *inputs: jax.Array | None
 ) -> Any:
     """Runs each clip alone, so that its dropout does not depend on the batch it is in."""

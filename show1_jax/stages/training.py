@@ -1,7 +1,8 @@
-"""What all denoisers share in training: an example, dropped captions, and its loss.
+"""What all denoisers share in training: an example, its noise, dropped captions, and its loss.
 
-Each stage's own file says what its example is (`example`); `denoising_loss`
-noises it and asks the network.
+Each stage's own file says what its example is (`example`). `noised` makes all
+the random draws, a clip at a time, so that `denoising_loss` has none of its
+own: its value for a clip does not depend on the batch that the clip is in.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from show1_jax.diffusion.losses import Objective, diffusion_loss, draw_timesteps
 from show1_jax.diffusion.schedule import add_noise
 from show1_jax.models.unet import UNet
+from show1_jax.stages.sampling import apply_with_dropout
 
 
 class Example(NamedTuple):
@@ -27,6 +29,24 @@ class Example(NamedTuple):
     clean: jax.Array
     frames: jax.Array | None = None
     noise_level: jax.Array | None = None
+
+
+class Noised(NamedTuple):
+    """An example with everything that was drawn for it; the batch is every array's first axis.
+
+    Attributes:
+      example: the clips and their conditions.
+      text: `(batch, tokens, width)` embeddings, some replaced by the empty caption's.
+      noise: like `example.clean`.
+      timesteps: `(batch,)`.
+      keys: `(batch,)` random keys, for dropout.
+    """
+
+    example: Example
+    text: jax.Array
+    noise: jax.Array
+    timesteps: jax.Array
+    keys: jax.Array
 
 
 def drop_captions(
@@ -47,37 +67,50 @@ def drop_captions(
     return jnp.where(dropped, empty, text)
 
 
+def noised(objective: Objective, key: jax.Array, example: Example, text: jax.Array) -> Noised:
+    """Draws timesteps, noise and dropout keys for a batch.
+
+    Args:
+      objective: says which timesteps.
+      key: a random key.
+      example: the batch.
+      text: `(batch, tokens, width)` embeddings.
+    """
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    batch = len(example.clean)
+    return Noised(
+        example,
+        text,
+        jax.random.normal(noise_key, example.clean.shape),
+        draw_timesteps(objective, time_key, batch),
+        jax.random.split(dropout_key, batch),
+    )
+
+
 def denoising_loss(
-    unet: UNet,
-    objective: Objective,
-    params: Any,
-    key: jax.Array,
-    example: Example,
-    text: jax.Array,
+    unet: UNet, objective: Objective, dropout: bool, params: Any, noised: Noised
 ) -> jax.Array:
-    """The loss of each clip of a batch, noised to a random timestep.
+    """The loss of each clip of a noised batch.
 
     Args:
       unet: the denoiser.
       objective: which loss.
-      params: the denoiser's parameters.
-      key: a random key, for timesteps, noise and dropout.
-      example: the batch.
-      text: `(batch, tokens, width)` embeddings.
+      dropout: whether its dropout is on.
+      params: its parameters.
+      noised: the batch.
 
     Returns:
       `(batch,)` fp32.
     """
-    time_key, noise_key, dropout_key = jax.random.split(key, 3)
-    clean = example.clean.astype(jnp.float32)
-    timesteps = draw_timesteps(objective, time_key, len(clean))
-    noise = jax.random.normal(noise_key, clean.shape)
-    noisy = add_noise(objective.schedule.alphas_cumprod, clean, noise, timesteps)
+    clean = noised.example.clean.astype(jnp.float32)
+    alphas = objective.schedule.alphas_cumprod
+    noisy = add_noise(alphas, clean, noised.noise, noised.timesteps)
     sample = noisy
-    if example.frames is not None:
-        sample = jnp.concatenate([noisy, example.frames], axis=-1)
-    output = unet.apply(
-        {"params": params}, sample, timesteps, text, example.noise_level,
-        train=True, rngs={"dropout": dropout_key},
-    )  # fmt: skip
-    return diffusion_loss(objective, jnp.asarray(output), clean, noise, noisy, timesteps)
+    if noised.example.frames is not None:
+        sample = jnp.concatenate([noisy, noised.example.frames], axis=-1)
+    inputs = (sample, noised.timesteps, noised.text, noised.example.noise_level)
+    if dropout:
+        output = apply_with_dropout(unet, {"params": params}, noised.keys, *inputs)
+    else:
+        output = jnp.asarray(unet.apply({"params": params}, *inputs))
+    return diffusion_loss(objective, output, clean, noised.noise, noisy, noised.timesteps)

@@ -1,15 +1,48 @@
 """Running the text encoders: tokens in, the embeddings that denoisers attend to out."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from show1_jax.checkpoints.released import StageFolder
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
-from show1_jax.text.tokenizers import Tokens
+from show1_jax.text.tokenizers import Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder with its parameters and its tokenizer."""
+
+    module: T5Encoder | CLIPText
+    params: Any
+    tokenize: Tokenizer
+
+    def __call__(self, prompts: Sequence[str]) -> jax.Array:
+        """Embeddings of cleaned prompts, fp32 `(batch, length, width)`."""
+        tokens = self.tokenize(prompts)
+        if isinstance(self.module, T5Encoder):
+            return encode_t5(self.module, self.params, tokens)
+        return encode_clip(self.module, self.params, tokens)
+
+
+def load_encoder(folder: StageFolder, dtype: DTypeLike) -> TextEncoder:
+    """The text encoder of a stage's folder, to compute in `dtype`.
+
+    Raises:
+      InputError: if it or its tokenizer is missing or damaged.
+    """
+    module = folder.module("text_encoder", dtype)
+    assert isinstance(module, T5Encoder | CLIPText)
+    tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
+    tokenize = tokenizer(folder.folder / "tokenizer")
+    return TextEncoder(module, folder.params("text_encoder", module, dtype), tokenize)
 
 
 def encode_t5(module: T5Encoder, params: Any, tokens: Tokens) -> jax.Array:

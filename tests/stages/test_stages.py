@@ -217,6 +217,14 @@ def test_guidance_of_one_and_below_ignores_the_negative_prompt(base, text):
     assert np.abs(sample(text, 4.0) - sample(other, 4.0)).max() > 1e-3
 
 
+def test_without_guidance_half_the_work_gives_the_same(base, text):
+    denoiser, params = base
+    arguments = (params, text, SEEDS, jnp.float32(1.0), (3, 4, 6))
+    unguided = dataclasses.replace(denoiser, guided=False)
+    expected = keyframes.sample(denoiser, *arguments)
+    np.testing.assert_allclose(keyframes.sample(unguided, *arguments), expected, atol=1e-5)
+
+
 def test_progress_counts_every_step(base, text):
     denoiser, params = base
     seen = []

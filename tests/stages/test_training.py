@@ -9,8 +9,8 @@ from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
-from show1_jax.stages import interpolation, keyframes, super_resolution, translation
-from show1_jax.stages.training import denoising_loss, drop_captions
+from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolution, translation
+from show1_jax.stages.training import denoising_loss, drop_captions, noised
 from tests.stages.test_stages import BASE, random_params
 
 COSINE = NoiseSchedule("cosine")
@@ -78,26 +78,93 @@ def test_captions_are_dropped_at_their_rate():
     np.testing.assert_array_equal(drop_captions(KEY, text, empty, 0.0), text)
 
 
-def test_the_loss_reaches_every_parameter():
-    unet = UNet(BASE)
-    params = random_params(unet)
-    text = jax.random.normal(KEY, (2, 5, BASE.text_dim))
-    objective = Objective(COSINE, variance_weight=0.001)
+@pytest.fixture(scope="module")
+def unet():
+    return UNet(BASE), random_params(UNet(BASE))
 
-    @jax.jit
-    def loss(params, key):
-        example = keyframes.example(VIDEO)
-        return denoising_loss(unet, objective, params, key, example, text).mean()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(params, KEY)
+TEXT = jax.random.normal(KEY, (2, 5, BASE.text_dim))
+OBJECTIVE = Objective(COSINE, variance_weight=0.001)
+
+
+def loss(unet, dropout, params, key):
+    prepared = noised(OBJECTIVE, key, keyframes.example(VIDEO), TEXT)
+    return denoising_loss(unet, OBJECTIVE, dropout, params, prepared)
+
+
+def test_the_loss_reaches_every_parameter(unet):
+    unet, params = unet
+    total = jax.jit(lambda params, key: loss(unet, True, params, key).mean())
+    value, gradients = jax.jit(jax.value_and_grad(total))(params, KEY)
     assert jnp.isfinite(value)
     # Without effect: constants before a normalisation of one channel a group, and
     # those that a softmax takes out again.
     none = ("conv1/bias", "conv2/bias", "conv3/bias", "to_k/bias", "text_projection/bias")
+    check_gradients(gradients, none)
+    # Other draws, another loss; the same draws, the same.
+    assert total(params, KEY) == value
+    assert total(params, jax.random.key(9)) != value
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_loss_of_a_clip_does_not_depend_on_the_batch_it_is_in(unet, dropout):
+    unet, params = unet
+    prepared = noised(OBJECTIVE, KEY, keyframes.example(VIDEO), TEXT)
+    together = denoising_loss(unet, OBJECTIVE, dropout, params, prepared)
+    second = jax.tree.map(lambda leaf: leaf[1:], prepared)
+    alone = denoising_loss(unet, OBJECTIVE, dropout, params, second)
+    np.testing.assert_allclose(alone, together[1:], rtol=1e-4)
+
+
+def test_dropout_changes_the_loss(unet):
+    unet, params = unet
+    assert not jnp.allclose(loss(unet, True, params, KEY), loss(unet, False, params, KEY))
+
+
+IMAGES = VIDEO[:, :1]
+SMALL_VAE = VAE(VAEConfig(channels=(8, 16), layers_per_block=1, norm_groups=4))
+
+
+def test_the_autoencoders_loss_reaches_every_parameter():
+    params = random_params(SMALL_VAE)
+    encoded = autoencoder.example(KEY, SMALL_VAE, IMAGES)
+    assert encoded.noise.shape == (2, 4, 6, 4)
+
+    def total(params):
+        return autoencoder.loss(SMALL_VAE, 1e-3, 1.0, params, encoded).mean()
+
+    # A softmax takes a constant of its keys out again.
+    check_gradients(jax.jit(jax.grad(total))(params), ("to_k/bias",))
+
+
+class Identity:
+    """Stands in for an autoencoder: decodes to `offset` times the image's columns more."""
+
+    def __init__(self, slope, mean, logvar):
+        self.slope, self.moments = slope, (mean, logvar)
+
+    def apply(self, variables, x, method):
+        if method == "encode":
+            return tuple(jnp.full((2, 4, 6, 4), value) for value in self.moments)
+        return IMAGES[:, 0] + self.slope * jnp.arange(12)[:, None]
+
+
+def test_the_autoencoders_loss_by_hand():
+    def value(slope=0.0, mean=0.0, logvar=0.0, kl=0.0, gradient=0.0):
+        encoded = autoencoder.Encoded(IMAGES[:, 0], jnp.zeros((2, 4, 6, 4)))
+        return autoencoder.loss(Identity(slope, mean, logvar), kl, gradient, {}, encoded)
+
+    np.testing.assert_allclose(value(kl=1.0, gradient=1.0), 0)
+    np.testing.assert_allclose(value(slope=0.1), 0.1 * 5.5, rtol=1e-5)
+    np.testing.assert_allclose(value(slope=0.1, gradient=2.0), 0.1 * 5.5 + 0.2, rtol=1e-4)
+    # Half the square of a mean of 2, in each of 4 latents for every 4 pixels.
+    np.testing.assert_allclose(value(mean=2.0, kl=1.0), 2.0, rtol=1e-5)
+    divergence = 0.5 * (np.exp(1) - 2)
+    np.testing.assert_allclose(value(logvar=1.0, kl=1.0), divergence, rtol=1e-5)
+
+
+def check_gradients(gradients, none):
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not name.endswith(none):
             assert jnp.abs(leaf).max() > 1e-8, name
-    # Other draws, another loss; the same draws, the same.
-    assert loss(params, KEY) == value
-    assert loss(params, jax.random.key(9)) != value

@@ -1,0 +1,151 @@
+"""What was trained here, in the released layout with Orbax parameters: ready to sample from."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from show1_jax.checkpoints.network_config import t5_json, vae_json
+from show1_jax.checkpoints.pipelines import PARAMS
+from show1_jax.checkpoints.released import PIPELINES
+from show1_jax.checkpoints.scheduler_config import scheduler_json
+from show1_jax.checkpoints.store import save_params
+from show1_jax.checkpoints.unet_config import unet_json
+from show1_jax.diffusion.solvers import SolverConfig
+from show1_jax.errors import InputError
+from show1_jax.models.t5 import T5Encoder
+from show1_jax.models.unet import UNet
+from show1_jax.models.vae import VAE
+
+INDEX = "model_index.json"
+
+# Library and class of each part, as released indices name them.
+_CLASSES = {
+    "T5EncoderModel": "transformers",
+    "CLIPTextModel": "transformers",
+    "T5Tokenizer": "transformers",
+    "CLIPTokenizer": "transformers",
+    "UNet3DConditionModel": "showone.models.unet_3d_condition",
+}
+
+
+def network_json(module: UNet | VAE) -> dict[str, Any]:
+    """The `config.json` of a network.
+
+    Raises:
+      InputError: if PyTorch has no such network.
+    """
+    return vae_json(module.config) if isinstance(module, VAE) else unet_json(module.config)
+
+
+def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any) -> None:
+    """Writes a network into a checkpoint's folder of a stage, in place of an older one.
+
+    Args:
+      checkpoint: the folder of all stages; made if it is not there.
+      stage: which stage; the autoencoder belongs to "translation".
+      module: the network.
+      params: its parameters.
+
+    Raises:
+      InputError: if it cannot be written, or PyTorch has no such network.
+    """
+    name, config = "vae" if isinstance(module, VAE) else "unet", network_json(module)
+
+    def write(folder: Path) -> None:
+        _write_json(folder / "config.json", config)
+        save_params(folder / PARAMS, params)
+
+    _put(checkpoint, stage, name, write)
+
+
+def export_text_encoder(
+    checkpoint: Path, stage: str, module: T5Encoder, params: Any, tokenizer: Mapping[str, bytes]
+) -> None:
+    """Writes a T5 encoder and the files of its tokenizer into a checkpoint's folder of a stage."""
+
+    def write(folder: Path) -> None:
+        _write_json(folder / "config.json", t5_json(module.config))
+        save_params(folder / PARAMS, params)
+
+    def write_tokenizer(folder: Path) -> None:
+        for name, content in tokenizer.items():
+            (folder / name).write_bytes(content)
+
+    _put(checkpoint, stage, "text_encoder", write)
+    _put(checkpoint, stage, "tokenizer", write_tokenizer)
+
+
+def export_scheduler(checkpoint: Path, stage: str, name: str, solver: SolverConfig) -> None:
+    """Writes `name`/scheduler_config.json into a checkpoint's folder of a stage."""
+    content = scheduler_json(solver)
+    _put(checkpoint, stage, name, lambda f: _write_json(f / "scheduler_config.json", content))
+
+
+def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
+    """Copies a part, such as the text encoder, unless it is there already."""
+    if (checkpoint / PIPELINES[stage][0] / source.name).is_dir():
+        return
+
+    def write(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    _put(checkpoint, stage, source.name, write)
+
+
+def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
+    """Writes one part beside the checkpoint, swaps it in, and lists it in the index.
+
+    Whenever this is cut off, every folder in the checkpoint has an index.
+    """
+    folder, kind = PIPELINES[stage]
+    pipeline = checkpoint / folder
+    try:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=checkpoint.absolute().parent))
+        try:
+            (work / name).mkdir()
+            write(work / name)
+            if not pipeline.exists():
+                (work / folder).mkdir()
+                _write_json(work / folder / INDEX, _index(work / folder, kind))
+                os.rename(work / folder, pipeline)
+            if (pipeline / name).exists():
+                os.rename(pipeline / name, work / "old")
+            os.rename(work / name, pipeline / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        _write_json(pipeline / INDEX, _index(pipeline, kind))
+    except OSError as error:
+        raise InputError(f"{pipeline / name} cannot be written: {error.strerror}") from None
+
+
+def _index(pipeline: Path, kind: str) -> dict[str, Any]:
+    """The `model_index.json` of what a pipeline's folder holds."""
+    index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.19.3"}
+    for folder in sorted(path for path in pipeline.iterdir() if path.is_dir()):
+        if part := _class_of(folder):
+            index[folder.name] = [_CLASSES.get(part, "diffusers"), part]
+    return index
+
+
+def _class_of(folder: Path) -> str | None:
+    for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            kind = found.get("_class_name") or found.get("tokenizer_class")
+            architectures = found.get("architectures") or [None]
+            return kind or architectures[0] or _TEXT.get(found.get("model_type"))
+    return None
+
+
+_TEXT = {"t5": "T5EncoderModel", "clip_text_model": "CLIPTextModel"}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(path)

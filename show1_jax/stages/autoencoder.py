@@ -1,0 +1,79 @@
+"""The autoencoder of the latent stage: how it is trained (it is sampled by `translation`).
+
+Reconstruction, a small KL divergence of the posterior from a standard normal
+(Rombach et al., arXiv 2112.10752, appendix G), and the error of the image's
+gradients, which holds edges sharp without a network of perceptual features or
+a discriminator.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from show1_jax.models.vae import VAE
+
+STAGE = "vae"
+
+
+class Encoded(NamedTuple):
+    """A batch and what was drawn for it.
+
+    Attributes:
+      image: `(batch, height, width, 3)` in [-1, 1].
+      noise: `(batch, h, w, latent_channels)`, of the posterior's sample.
+    """
+
+    image: jax.Array
+    noise: jax.Array
+
+
+def example(key: jax.Array, vae: VAE, video: jax.Array) -> Encoded:
+    """The training example: the frames `(batch, 1, height, width, 3)` and noise for their latents.
+
+    Args:
+      key: a random key.
+      vae: the autoencoder.
+      video: clips of one frame, in [-1, 1].
+    """
+    image = video[:, 0]
+    batch, height, width, _ = image.shape
+    scale = vae.config.downscale
+    shape = (batch, height // scale, width // scale, vae.config.latent_channels)
+    return Encoded(image, jax.random.normal(key, shape))
+
+
+def loss(
+    vae: VAE, kl_weight: float, gradient_weight: float, params: Any, encoded: Encoded
+) -> jax.Array:
+    """The loss of each image.
+
+    Args:
+      vae: the autoencoder.
+      kl_weight: of the divergence per pixel (1e-6 in the paper).
+      gradient_weight: of the gradients' error, against 1 for the pixels'.
+      params: its parameters.
+      encoded: the batch.
+
+    Returns:
+      `(batch,)` fp32: mean absolute errors of pixels and of differences between
+      neighbours, and the divergence in nats.
+    """
+    image = encoded.image
+    variables = {"params": params}
+    moments: Any = vae.apply(variables, image, method="encode")
+    mean, logvar = moments
+    latents = mean + jnp.exp(0.5 * logvar) * encoded.noise
+    error = jnp.asarray(vae.apply(variables, latents, method="decode")) - image
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
+    pixels = image.shape[1] * image.shape[2]
+    edges = sum(_mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+    return (
+        _mean(jnp.abs(error))
+        + gradient_weight * edges
+        + kl_weight * divergence.sum((1, 2, 3)) / pixels
+    )
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return x.mean((1, 2, 3))

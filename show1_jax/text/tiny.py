@@ -1,0 +1,83 @@
+"""The tiny cascade's T5: a tokenizer of the words of moving shapes, and a random encoder.
+
+    python -m show1_jax.text.tiny CHECKPOINT
+
+writes CHECKPOINT/show-1-base/tokenizer and text_encoder. The encoder is never
+trained: its vocabulary is a few dozen words, and random embeddings in 64
+dimensions tell those apart as well as learned ones, while denoisers learn what
+they mean. Frozen, its embeddings are computed once, as T5-XXL's are.
+"""
+
+import io
+import json
+import string
+import sys
+from pathlib import Path
+
+import jax
+import sentencepiece
+
+from show1_jax.checkpoints.export import export_text_encoder
+from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.errors import InputError
+from show1_jax.models.t5 import T5Config, T5Encoder
+from show1_jax.training.initialise import fresh_params
+
+SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+
+
+def tokenizer_files() -> dict[str, bytes]:
+    """A SentencePiece model trained on all captions, and the settings of T5's tokenizer."""
+    captions = [caption(c, i) for c in combinations() for i in range(len(TEMPLATES))]
+    words = sorted({word.strip(",") for text in captions for word in text.split()})
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=256,
+        hard_vocab_limit=False,
+        user_defined_symbols=[f"\u2581{word}" for word in words],  # one token each
+        # So that other words fall apart into letters, not into one unknown token.
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        num_threads=1,
+        minloglevel=2,
+    )
+    settings = {
+        "eos_token": "</s>",
+        "extra_ids": 0,
+        "model_max_length": 77,
+        "pad_token": "<pad>",
+        "tokenizer_class": "T5Tokenizer",
+        "unk_token": "<unk>",
+    }
+    return {
+        "spiece.model": model.getvalue(),
+        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
+    }
+
+
+def make(checkpoint: Path) -> None:
+    """Writes tokenizer and encoder into a checkpoint, in place of older ones.
+
+    Raises InputError if they cannot be written.
+    """
+    files = tokenizer_files()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
+    module = T5Encoder(T5Config(vocab_size=pieces.get_piece_size(), **SIZES))
+    params = fresh_params(module, jax.random.key(0))
+    export_text_encoder(checkpoint, "keyframes", module, params, files)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        make(Path(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,151 @@
+"""A run's clips: dataset, text cache, and the pipelines over them."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.released import StageFolder
+from show1_jax.data import moving_shapes, video_folder
+from show1_jax.data.clip import ClipSpec
+from show1_jax.data.pipeline import Read, make_pipeline, open_split
+from show1_jax.data.text_cache import TextCache, build_text_cache
+from show1_jax.errors import InputError
+from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.encoding import TextEncoder, load_encoder
+
+SHAPES = "moving_shapes"
+SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take minutes to read
+
+
+def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Iterable[str]]:
+    """A config's dataset, how its records are read, and its captions.
+
+    Raises:
+      InputError: if it is neither "moving_shapes" nor a folder of clips.
+    """
+    data_dir = Path(train.data_dir).expanduser()
+    if train.dataset == SHAPES:
+        captions = (
+            moving_shapes.caption(combination, template)
+            for combination in moving_shapes.combinations()
+            for template in range(len(moving_shapes.TEMPLATES))
+        )
+        shapes = moving_shapes.MovingShapesConfig(train=train.clips)
+        builder = moving_shapes.MovingShapes(config=shapes, data_dir=data_dir)
+        return builder, moving_shapes.read, captions
+    folder = Path(train.dataset).expanduser()
+    config = video_folder.VideoFolderConfig(folder)
+    builder = video_folder.VideoFolder(config=config, data_dir=data_dir)
+    return builder, video_folder.read, (clip.caption for clip in video_folder.list_clips(folder))
+
+
+def splits(train: ConfigDict) -> tuple[str, str]:
+    """The names of the training and the validation split: a folder's last 5 % are validation."""
+    return ("train", "validation") if train.dataset == SHAPES else ("train[:95%]", "train[95%:]")
+
+
+def open_text(
+    train: ConfigDict, captions: Iterable[str], folder: StageFolder, clean: bool
+) -> TextCache:
+    """The embeddings of a dataset's captions, which are computed if they are not there yet.
+
+    Args:
+      train: a config's `train` section.
+      captions: of the dataset.
+      folder: has the text encoder and its tokenizer.
+      clean: whether captions are cleaned as DeepFloyd's are.
+    """
+    name = fingerprint(folder.folder, clean)
+    cache = Path(train.data_dir).expanduser() / "text" / name
+    prepare = clean_caption if clean else normalize
+    encoder: list[TextEncoder] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        if not encoder:  # loaded only if a caption is new
+            encoder.append(load_encoder(folder, "float32"))
+        # Of one size always, so that it is compiled once.
+        rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
+        return np.asarray(encoder[0](rows))[: len(texts)]
+
+    return build_text_cache(cache, captions, encode, name, BATCH)
+
+
+BATCH = 64  # captions encoded together
+
+
+def fingerprint(folder: Path, clean: bool) -> str:
+    """Tells text encoders apart: by the names, sizes and first bytes of their files."""
+    digest = hashlib.sha256(b"cleaned" if clean else b"as they are")
+    for part in ("text_encoder", "tokenizer"):
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                digest.update(f"{name} {path.stat().st_size}".encode())
+                with path.open("rb") as file:
+                    digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def training_batches(
+    train: ConfigDict,
+    builder: tfds.core.DatasetBuilder,
+    read: Read,
+    spec: ClipSpec,
+    text: TextCache | None,
+) -> grain.DatasetIterator:
+    """Endless batches, made ahead in other threads or processes."""
+    dataset = make_pipeline(
+        open_split(builder, splits(train)[0]),
+        read,
+        spec,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        training=True,
+        text=text,
+        threads=train.threads,
+    )
+    if train.workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=train.workers, per_worker_buffer_size=4)
+        )
+    else:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=4)
+    return iter(dataset)
+
+
+def validation_batches(
+    train: ConfigDict,
+    builder: tfds.core.DatasetBuilder,
+    read: Read,
+    spec: ClipSpec,
+    text: TextCache | None,
+) -> list[dict[str, Any]]:
+    """The first `validation_batches` batches of the validation split, kept in memory.
+
+    Raises:
+      InputError: if there is not one.
+    """
+    dataset = make_pipeline(
+        open_split(builder, splits(train)[1]),
+        read,
+        spec,
+        batch_size=train.validation_batch_size,
+        seed=train.seed,
+        training=False,
+        text=text,
+        threads=train.threads,
+    )
+    batches = list(itertools.islice(dataset, train.validation_batches))
+    if not batches:
+        raise InputError(
+            f"too many clips of the validation split {splits(train)[1]} cannot be used to fill a "
+            f"validation_batch_size of {train.validation_batch_size}"
+        )
+    return batches

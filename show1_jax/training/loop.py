@@ -1,0 +1,327 @@
+"""Training runs: from a config to a trained part in the checkpoint folder."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler, network_json
+from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
+from show1_jax.data.text_cache import EMPTY
+from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.diffusion.solvers import SolverConfig
+from show1_jax.errors import InputError
+from show1_jax.media import to_uint8, write_mp4, write_png
+from show1_jax.models.unet import UNet
+from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.training import data
+from show1_jax.training.initialise import fresh_params, start_from
+from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
+from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
+from show1_jax.training.run import RunFolder
+from show1_jax.training.step import TrainState, compile_step, init_state
+from show1_jax.training.tasks import (
+    PARTS,
+    compute_dtype,
+    make_task,
+    pixels,
+    solver_config,
+)
+from show1_jax.training.trainable import merge, split
+
+CHECKPOINT = "checkpoint"
+SAMPLED = 4  # clips of a sheet of samples
+
+COUNTS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "log_every",
+    "save_every",
+    "validate_every",
+    "sample_every",
+    "validation_batches",
+    "validation_batch_size",
+    "keep",
+)
+RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, 1e3),
+    "warmup_steps": (0, 1e12),
+    "weight_decay": (0, 1e3),
+    "b2": (0, 1),
+    "clip_norm": (1e-12, 1e12),
+    "ema_decay": (0, 1),
+    "caption_dropout": (0, 1),
+    "max_noise_level": (1, 1000),
+}
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains the part that `config.stage` names, or all of them one after the other.
+
+    A run that was interrupted goes on from its last checkpoint, and ends as if
+    it had not been. Each part ends up in WORKDIR/checkpoint, ready for `sample.py`.
+
+    Args:
+      config: as in `configs/show1.py`.
+      workdir: of the runs; each part has a folder in it.
+
+    Raises:
+      InputError: if a setting is wrong, something cannot be read or written, or
+        a loss is not finite.
+    """
+    if config.stage and config.stage not in PARTS:
+        raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
+    for part in [config.stage] if config.stage else PARTS:
+        Run(config, part, workdir).train()
+        print(f"{part} is trained: {workdir / CHECKPOINT}")
+
+
+class Run:
+    """One part's training."""
+
+    def __init__(self, config: ConfigDict, part: str, workdir: Path):
+        """Checks the settings and opens the dataset; nothing is trained yet."""
+        self.config, self.part, self.workdir = config, part, workdir
+        self.settings = settings = config.train[part]
+        _check(settings, part)
+        self.folder = RunFolder(workdir / part, config, part)
+        vae, vae_params = self._vae()
+        self.task = make_task(config, part, vae)
+        network_json(self.task.module)  # refuses now what could not be exported in the end
+        builder, read, captions = data.open_dataset(settings)
+        text = None
+        self.constants: dict[str, Any] = {} if vae is None else {"vae": vae_params}
+        if self.task.encoder:
+            clean = config.text.clean_captions
+            text = data.open_text(settings, captions, self._encoder_folder(), clean)
+            self.constants["empty"] = jnp.asarray(text(EMPTY), jnp.float32)
+        arguments = (settings, builder, read, self.task.spec, text)
+        self.batches = data.training_batches(*arguments)
+        self.validation = data.validation_batches(*arguments)
+        self.optimizer = make_optimizer(settings)
+        self.key = jax.random.key(settings.seed)
+
+    def train(self) -> None:
+        """Trains to the end, from wherever the run was."""
+        with contextlib.closing(self.folder), contextlib.closing(self.batches):
+            restored = self.folder.restore(jax.eval_shape(self._fresh_state))
+            if restored is None:
+                state = self._first_state()
+            else:
+                state, position = restored
+                self.batches.set_state(position)
+                print(f"{self.part} goes on from step {int(state.step):,}")
+            if int(state.step) < self.settings.steps:
+                metrics = Metrics(self.folder.folder, int(state.step))
+                with contextlib.closing(metrics):
+                    state = self._loop(state, metrics)
+            self._export(merge(averaged(state.optimizer), state.frozen))
+
+    def _loop(self, state: TrainState, metrics: Metrics) -> TrainState:
+        settings, watch = self.settings, Stopwatch()
+        step_function = compile_step(
+            self.task.prepare, self.task.loss, self.optimizer, settings.accumulate, self.key
+        )
+        rate = learning_rate(settings)
+        losses: list[float] = []
+        pending = None
+        for step in range(int(state.step) + 1, settings.steps + 1):
+            begin = time.perf_counter()
+            batch = _arrays(next(self.batches))
+            watch.waited(time.perf_counter() - begin)
+            state, pending_next = step_function(state, self.constants, batch)
+            # Looked at one step late, so that the device always has the next step to do.
+            if pending is not None:
+                losses.append(self._finite(step - 1, pending))
+            pending = pending_next
+
+            last = step == settings.steps
+            if last or not step % settings.log_every or not step % settings.save_every:
+                losses.append(self._finite(step, pending))
+                gradient, pending = float(pending["grad_norm"]), None
+            if last or not step % settings.log_every:
+                numbers = {
+                    "loss": float(np.mean(losses)),
+                    "grad_norm": gradient,
+                    "learning_rate": float(rate(step - 1)),
+                    **watch.read(settings.batch_size),
+                    "peak_bytes": peak_memory(),
+                }
+                losses = []
+                metrics.write(step, numbers)
+                print(progress_line(self.part, step, settings.steps, numbers), flush=True)
+            begin = time.perf_counter()
+            if last or not step % settings.validate_every:
+                metrics.write(step, {"validation_loss": self.validate(state)})
+            if last or not step % settings.sample_every:
+                self._sample(state, step, metrics)
+            watch.left_out(time.perf_counter() - begin)
+            if last or not step % settings.save_every:
+                self.folder.save(state, self.batches.get_state())
+        self.folder.wait()
+        return state
+
+    def _finite(self, step: int, metrics: dict[str, jax.Array]) -> float:
+        loss = float(metrics["loss"])
+        if np.isfinite(loss) and np.isfinite(metrics["grad_norm"]):
+            return loss
+        self.folder.wait()
+        raise InputError(
+            f"the loss of {self.part} is not finite at step {step} (loss {loss}, gradient "
+            f"{float(metrics['grad_norm'])}): the last checkpoint is kept; try a lower "
+            f"learning_rate or clip_norm, or dtype float32, in another --workdir"
+        )
+
+    def validate(self, state: TrainState) -> float:
+        """The loss of the averaged parameters on the validation batches, always of one noise."""
+        params = merge(averaged(state.optimizer), state.frozen)
+        key = jax.random.key(0)
+        losses = [
+            self._validation_loss(params, jax.random.fold_in(key, i), self.constants, batch)
+            for i, batch in enumerate(map(_arrays, self.validation))
+        ]
+        return float(np.mean(losses))
+
+    @functools.cached_property
+    def _validation_loss(self) -> Any:
+        def loss(params: Any, key: jax.Array, constants: Any, batch: Any) -> jax.Array:
+            prepared = self.task.prepare(key, constants, batch)
+            return self.task.validation_loss(params, prepared).mean()
+
+        return jax.jit(loss)
+
+    def _sample(self, state: TrainState, step: int, metrics: Metrics) -> None:
+        """Writes clips of the validation split (above) and what the part makes of them (below)."""
+        params = merge(averaged(state.optimizer), state.frozen)
+        batch = {name: array[:SAMPLED] for name, array in _arrays(self.validation[0]).items()}
+        seeds = jnp.arange(len(batch["video"]), dtype=jnp.uint32)
+        made = np.asarray(self.task.sample(params, self.constants, batch, seeds))
+        sheet = np.concatenate([np.asarray(pixels(batch)), made], axis=2)
+        video = to_uint8(np.concatenate(list(sheet), axis=2))
+        folder = self.folder.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"{step:08}.png", np.concatenate(list(video), axis=0))
+        if len(video) > 1:
+            write_mp4(folder / f"{step:08}.mp4", video, self.task.spec.fps or 1)
+        metrics.picture(step, "samples", np.concatenate(list(video), axis=0))
+
+    def _fresh_state(self) -> TrainState:
+        params = fresh_params(self.task.module, jax.random.fold_in(self.key, 2**31 - 1))
+        return init_state(self.optimizer, *split(params, self.settings.trainable))
+
+    def _first_state(self) -> TrainState:
+        """The state before the first step, from other parameters if the config says so."""
+        state = self._fresh_state()
+        if not self.settings.init:
+            return state
+        source, where = self._initial_params(self.settings.init)
+        params = start_from(merge(state.trained, state.frozen), source, where)
+        return init_state(self.optimizer, *split(params, self.settings.trainable))
+
+    def _initial_params(self, init: str) -> tuple[Any, str]:
+        """The network to start from: a part's, or one in a folder of its own."""
+        if init in PARTS:
+            stage, name = ("translation", "vae") if init == "vae" else (init, "unet")
+            folder = self._stage_folder(stage, name, f"train.{self.part}.init={init}")
+        else:
+            path = Path(init).expanduser()
+            folder, name = StageFolder(path.parent), path.name
+        module = folder.module(name, jnp.float32)
+        return folder.params(name, module, jnp.float32), str(folder.folder / name)
+
+    def _stage_folder(self, stage: str, name: str, wanted: str) -> StageFolder:
+        """The folder of a stage that has a network: trained here, or in the config's checkpoint."""
+        for stages in self._checkpoints():
+            if stage in stages and stages[stage].has(name):
+                return stages[stage]
+        raise InputError(
+            f"{wanted} needs {stage}/{name}, which is neither in {self.workdir / CHECKPOINT} nor "
+            "in the config's checkpoint: train it first, or give --config.checkpoint"
+        )
+
+    def _checkpoints(self) -> Iterator[dict[str, StageFolder]]:
+        own = self.workdir / CHECKPOINT
+        if any(own.glob("*/model_index.json")):
+            yield find_stages(own)
+        if self.config.get("checkpoint"):
+            yield find_stages(Path(self.config.checkpoint).expanduser())
+
+    def _encoder_folder(self) -> StageFolder:
+        if self.task.encoder == "clip":
+            return self._stage_folder("translation", "text_encoder", "the text of translation")
+        for stages in self._checkpoints():
+            if any(
+                stage.has("text_encoder") for name, stage in stages.items() if name != "translation"
+            ):
+                return t5_folder(stages)
+        raise InputError("no T5 text_encoder/ to read captions with: give --config.checkpoint")
+
+    def _vae(self) -> tuple[VAE | None, Any]:
+        if self.part != "translation":
+            return None, None
+        folder = self._stage_folder("translation", "vae", "translation")
+        vae = folder.module("vae", compute_dtype(self.settings))
+        assert isinstance(vae, VAE)
+        return vae, folder.params("vae", vae, jnp.float32)
+
+    def _export(self, params: Any) -> None:
+        """Puts the part into the checkpoint that `sample.py` reads, with all it needs there."""
+        target = self.workdir / CHECKPOINT
+        module = self.task.module
+        if isinstance(module, VAE):
+            export_network(target, "translation", self._scaled(module, params), params)
+            return
+        assert isinstance(module, UNet)
+        export_network(target, self.part, module, params)
+        section = self.config[self.part]
+        export_scheduler(target, self.part, "scheduler", solver_config(section.solver))
+        if "noise_schedule" in section:
+            noising = SolverConfig("ddpm", NoiseSchedule(**section.noise_schedule))
+            export_scheduler(target, self.part, "image_noising_scheduler", noising)
+        folder = self._encoder_folder()
+        if folder.folder.parent != target:  # else another stage there has it: T5-XXL is large
+            for name in ("text_encoder", "tokenizer"):
+                export_copy(target, self.part, folder.folder / name)
+        if self.part == "translation":
+            vae = self._stage_folder("translation", "vae", "translation")
+            export_copy(target, self.part, vae.folder / "vae")
+
+    def _scaled(self, vae: VAE, params: Any) -> VAE:
+        """The autoencoder with the factor that gives the validation clips' latents variance 1."""
+        encode = jax.jit(functools.partial(vae.apply, method="encode"))
+        moments = [encode({"params": params}, pixels(_arrays(batch))) for batch in self.validation]
+        variance = np.mean([jnp.var(mean) + jnp.exp(logvar).mean() for mean, logvar in moments])
+        fields = dict(self.config.translation.vae) | {
+            "scaling_factor": round(float(variance) ** -0.5, 5)
+        }
+        return vae.clone(config=VAEConfig(**fields))
+
+
+def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch goes to the device."""
+    return {name: batch[name] for name in ("video", "text") if name in batch}
+
+
+def _check(settings: ConfigDict, part: str) -> None:
+    """Refuses numbers that make no run."""
+    for name in COUNTS:
+        if settings[name] < 1:
+            raise InputError(f"train.{part}.{name} is {settings[name]}, but must be at least 1")
+    for name, (low, high) in RANGES.items():
+        if name in settings and not low <= settings[name] <= high:
+            raise InputError(
+                f"train.{part}.{name} is {settings[name]}, but must be {low:g} to {high:g}"
+            )
+    if settings.batch_size % settings.accumulate:
+        raise InputError(
+            f"train.{part}.batch_size {settings.batch_size} cannot be split into "
+            f"{settings.accumulate} parts: make it a multiple of accumulate"
+        )

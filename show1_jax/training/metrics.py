@@ -1,0 +1,182 @@
+"""What a run tells of itself: numbers, a progress line, a picture of the loss."""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from show1_jax.errors import InputError
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Writes numbers as JSON lines and for TensorBoard; raises InputError where that fails."""
+
+    def __init__(self, folder: Path, step: int):
+        """Goes on after `step`: what an interrupted run wrote of later steps is dropped."""
+        self._path = folder / FILE
+        kept = [line for line in _read(self._path) if line["step"] <= step]
+        with self._writing():
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.rename(self._path)
+            self._file = self._path.open("a")
+            self._board = Board(folder / "tensorboard", step + 1)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes the numbers of a step."""
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self._file.flush()
+            self._board.write(step, *(summary.scalar(*number) for number in numbers.items()))
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows an image `(height, width, 3)` uint8 on TensorBoard."""
+        with self._writing():
+            self._board.write(step, summary.image(name, image, dataformats="HWC"))
+
+    def close(self) -> None:
+        """Closes the files."""
+        with self._writing(), contextlib.closing(self._board):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self._path.parent} cannot be written: {error.strerror}") from error
+
+
+class Board:
+    """One of TensorBoard's event files, written when it is told to.
+
+    tensorboardX's own writer has a thread, which a full disk ends: its queue
+    fills, and the next call waits forever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Begins a file beside those of earlier runs, of which steps from `step` on are dropped."""
+        folder.mkdir(exist_ok=True)
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+        self._events(Event(file_version="brain.Event:2"), start)
+
+    def write(self, step: int, *summaries: Any) -> None:
+        """Writes tensorboardX's summaries of a step."""
+        self._events(*(Event(step=step, summary=each) for each in summaries))
+
+    def _events(self, *events: Any) -> None:
+        for event in events:
+            event.wall_time = time.time()
+            self._file.write(event.SerializeToString())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Stopwatch:
+    """Where the time between two lines of a log went."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._begin = time.perf_counter()
+        self._data = self._other = 0.0
+        self._steps = 0
+
+    def waited(self, seconds: float) -> None:
+        """Counts a step, and what it waited for its batch."""
+        self._data += seconds
+        self._steps += 1
+
+    def left_out(self, seconds: float) -> None:
+        """Time that was not training: validation, samples."""
+        self._other += seconds
+
+    def read(self, examples_per_step: int) -> dict[str, float]:
+        """Speeds since the last reading, and the share of the time spent on waiting for data."""
+        passed = max(time.perf_counter() - self._begin - self._other, 1e-9)
+        numbers = {
+            "steps_per_second": self._steps / passed,
+            "examples_per_second": self._steps * examples_per_step / passed,
+            "data_wait": self._data / passed,
+        }
+        self._restart()
+        return numbers
+
+
+def progress_line(part: str, step: int, steps: int, numbers: dict[str, float]) -> str:
+    """One line for people."""
+    speed = numbers["steps_per_second"]
+    left = int((steps - step) / speed) if speed else 0
+    return (
+        f"{part} {step:,}/{steps:,}  loss {numbers['loss']:.4f}  {speed:.2f} steps/s  "
+        f"{numbers['examples_per_second']:.1f} examples/s  data {numbers['data_wait']:.1%}  "
+        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    )
+
+
+def peak_memory() -> int:
+    """Peak bytes: of the accelerator, or of the process where there is none."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def loss_curve(folder: Path) -> Path:
+    """Draws a run's losses over its steps.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      The picture's path.
+
+    Raises:
+      InputError: if the run has written nothing, or matplotlib is not installed.
+    """
+    lines = _read(folder / FILE)
+    if not lines:
+        raise InputError(f"{folder / FILE} has no numbers yet")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install 'show1-jax[plot]'") from None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in ("loss", "validation_loss"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = folder / "loss.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; the last may have been cut off."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]

@@ -1,0 +1,159 @@
+"""The folder of one run: its settings, and checkpoints of everything that it is.
+
+WORKDIR/PART/config.json      the settings; a run goes on only with the same
+WORKDIR/PART/checkpoints/N/   state and data position after step N (Orbax)
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.networks import read_json
+from show1_jax.checkpoints.store import reason
+from show1_jax.errors import InputError
+from show1_jax.training.step import TrainState
+
+# Settings that a run may go on with changed: how long it is, and what it tells of itself.
+FREE = (
+    "steps",
+    "threads",
+    "log_every",
+    "save_every",
+    "keep",
+    "validate_every",
+    "sample_every",
+    "data_dir",
+)
+
+
+class RunFolder:
+    """Saves and restores a run."""
+
+    def __init__(self, folder: Path, config: ConfigDict, part: str):
+        """Opens a run's folder, or begins it.
+
+        Args:
+          folder: of the run; made if it is not there.
+          config: as in `configs/show1.py`.
+          part: what is trained.
+
+        Raises:
+          InputError: if the folder holds a run with other settings, or cannot be written.
+        """
+        self.folder = folder
+        settings = _settings(config, part)
+        path = folder / "config.json"
+        with _writing(folder):
+            self._manager = ocp.CheckpointManager(
+                (folder / "checkpoints").absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=config.train[part].keep, cleanup_tmp_directories=True
+                ),
+            )
+            # A run that was stopped before it saved anything begins anew, perhaps corrected.
+            if self._manager.latest_step() is not None:
+                _compare(folder, read_json(path), settings)
+            temporary = path.with_name("config.json.tmp")
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+            temporary.rename(path)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
+        """The newest checkpoint: state and data position; None if there is none.
+
+        Args:
+          state: of `jax.ShapeDtypeStruct`s, restored to their shardings or the default device.
+
+        Raises:
+          InputError: if it cannot be restored.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding or device
+            ),
+            state,
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, OSError, KeyError) as error:
+            raise InputError(
+                f"{self.folder}/checkpoints/{step} cannot be restored: {reason(error)}; "
+                "remove it to go on from the one before"
+            ) from error
+        return restored.state, restored.data
+
+    def save(self, state: TrainState, data: Any) -> None:
+        """Begins to save a checkpoint; it is written while training goes on.
+
+        Args:
+          state: after some step; may be changed as soon as this returns.
+          data: the position of the data iterator, ready for JSON.
+
+        Raises:
+          InputError: if this one or the one before cannot be written.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        with _writing(self.folder, self._manager):
+            self._manager.save(int(state.step), args=items)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written; raises as `save` does."""
+        with _writing(self.folder, self._manager):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and frees what the manager holds."""
+        with _writing(self.folder, self._manager):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, manager: ocp.CheckpointManager | None = None) -> Iterator[None]:
+    """Turns what goes wrong with writing into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        last = manager.latest_step() if manager else None
+        kept = f"; the run can go on from step {last}" if last else ""
+        raise InputError(f"{folder} cannot be written: {reason(error)}{kept}") from error
+
+
+def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
+    """What a run of one part depends on, as JSON gives it back."""
+    plain = json.loads(config.to_json_best_effort())
+    train = plain.pop("train")[part]
+    for key in ("stage", "batch_size", "dtype", "checkpoint"):
+        plain.pop(key, None)
+    return {"part": part, "train": train, **plain}
+
+
+def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises InputError if a run's settings differ in more than it may go on with."""
+    old, new = (flatten_dict(settings, sep=".") for settings in (held, wanted))
+    free = {f"train.{name}" for name in FREE}
+    different = [
+        f"{key} is {old.get(key)} there and {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in free
+    ]
+    if different:
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise InputError(
+            f"{folder} holds a run with other settings: {'; '.join(different[:3])}{more}; "
+            "give another --workdir"
+        )

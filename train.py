@@ -1,0 +1,44 @@
+"""Trains the cascade, or one part of it.
+
+    python train.py --config configs/tiny.py --workdir runs/tiny              # everything, in order
+    python train.py --config configs/show1.py:keyframes --workdir runs/show1  # one part
+
+A run that was interrupted goes on where it was: give the same command again.
+Each part ends up in WORKDIR/checkpoint, which `sample.py --checkpoint` reads.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from show1_jax import commands
+
+CONFIG = commands.define_config(
+    "What to train (default: configs/tiny.py); FILE:PART for one part of "
+    "vae, keyframes, interpolation, first_frame, super_resolution, translation; "
+    "--config.KEY=VALUE changes it."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs.")
+CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/PART/loss.png.")
+
+
+def main() -> None:
+    """Makes one call of the flags."""
+    # Here, so that --help and misspelt flags do not wait for JAX.
+    from show1_jax.errors import InputError
+    from show1_jax.training import loop, metrics
+
+    if WORKDIR.value is None:
+        raise InputError("give --workdir, the folder of the runs")
+    workdir = Path(WORKDIR.value).expanduser()
+    if CURVE.value:
+        for part in [CONFIG.value.stage] if CONFIG.value.stage else loop.PARTS:
+            if CONFIG.value.stage or (workdir / part).is_dir():
+                print(metrics.loss_curve(workdir / part))
+        return
+    commands.use_compilation_cache()
+    loop.train(CONFIG.value, workdir)
+
+
+if __name__ == "__main__":
+    commands.run(main, Path(__file__).parent / "configs" / "tiny.py")
