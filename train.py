@@ -32,9 +32,12 @@ def main() -> None:
         raise InputError("give --workdir, the folder of the runs")
     workdir = Path(WORKDIR.value).expanduser()
     if CURVE.value:
-        for part in [CONFIG.value.stage] if CONFIG.value.stage else loop.PARTS:
-            if CONFIG.value.stage or (workdir / part).is_dir():
-                print(metrics.loss_curve(workdir / part))
+        begun = [part for part in loop.PARTS if (workdir / part).is_dir()]
+        parts = [CONFIG.value.stage] if CONFIG.value.stage else begun
+        if not parts:
+            raise InputError(f"{workdir} has no runs")
+        for part in parts:
+            print(metrics.loss_curve(workdir / part))
         return
     commands.use_compilation_cache()
     loop.train(CONFIG.value, workdir)

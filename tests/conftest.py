@@ -5,9 +5,14 @@ a whole tiny checkpoint in the released layout. Networks whose weights are the
 released ones are not stored twice.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import json
+import re
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +85,32 @@ def _exact_matmuls():
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="module")
+def _overtaken_by_failure():
+    """Orbax's other reads and writes go on, with nobody waiting for them, when one has failed."""
+    hook = sys.unraisablehook
+
+    def quiet(found):
+        if not re.search("Event loop is closed|was never awaited", str(found.exc_value)):
+            hook(found)
+
+    sys.unraisablehook = quiet
+    yield
+    gc.collect()
+    sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Files cannot grow beyond `size` bytes: the nearest thing to a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,10 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
             shutil.rmtree(work, ignore_errors=True)
         _write_json(pipeline / INDEX, _index(pipeline, kind))
     except OSError as error:
-        raise InputError(f"{pipeline / name} cannot be written: {error.strerror}") from None
+        why = error.strerror
+        if isinstance(error, shutil.Error):  # has source, target and reason of each file
+            why = str(error.args[0][0][2]).split(": ")[0]
+        raise InputError(f"{pipeline / name} cannot be written: {why}") from None
 
 
 def _index(pipeline: Path, kind: str) -> dict[str, Any]:

@@ -121,6 +121,39 @@ def test_dropout_changes_the_loss(unet):
     assert not jnp.allclose(loss(unet, True, params, KEY), loss(unet, False, params, KEY))
 
 
+def test_everything_is_drawn_for_each_clip():
+    objective = Objective(COSINE, timesteps=(100, 900))
+    example = keyframes.example(jnp.zeros((500, 1, 2, 2, 3)))
+    batch = noised(objective, KEY, example, jnp.zeros((500, 1, 1)))
+    assert batch.noise.shape == example.clean.shape
+    np.testing.assert_allclose([batch.noise.mean(), batch.noise.std()], [0, 1], atol=0.05)
+    assert 100 <= batch.timesteps.min() < 110
+    assert 890 < batch.timesteps.max() < 900
+    for drawn in (batch.noise, jax.random.key_data(batch.keys)):
+        assert len({clip.tobytes() for clip in np.asarray(drawn)}) == 500
+
+
+def test_the_condition_is_beside_the_noisy_clip_and_its_level_is_told():
+    class Spy:
+        def apply(self, variables, *inputs):
+            self.inputs = inputs
+            return jnp.zeros_like(inputs[0][..., :3])
+
+    spy = Spy()
+    example = super_resolution.example(KEY, VIDEO, (4, 6), COSINE, 400, True)
+    batch = noised(Objective(COSINE), KEY, example, TEXT)
+    found = denoising_loss(spy, Objective(COSINE), False, {}, batch)
+    # Nothing is predicted: all of the noise is left.
+    np.testing.assert_allclose(found, jnp.square(batch.noise).mean((1, 2, 3, 4)), rtol=1e-5)
+    sample, timesteps, text, level = spy.inputs
+    alphas = COSINE.alphas_cumprod[batch.timesteps].reshape(2, 1, 1, 1, 1)
+    noisy = np.sqrt(alphas) * VIDEO + np.sqrt(1 - alphas) * batch.noise
+    np.testing.assert_allclose(sample, np.concatenate([noisy, example.frames], -1), atol=1e-5)
+    assert timesteps is batch.timesteps
+    assert text is batch.text
+    assert level is example.noise_level
+
+
 IMAGES = VIDEO[:, :1]
 SMALL_VAE = VAE(VAEConfig(channels=(8, 16), layers_per_block=1, norm_groups=4))
 
@@ -161,6 +194,21 @@ def test_the_autoencoders_loss_by_hand():
     np.testing.assert_allclose(value(mean=2.0, kl=1.0), 2.0, rtol=1e-5)
     divergence = 0.5 * (np.exp(1) - 2)
     np.testing.assert_allclose(value(logvar=1.0, kl=1.0), divergence, rtol=1e-5)
+
+
+def test_the_autoencoder_decodes_a_sample_and_counts_both_directions():
+    class Spy(Identity):
+        def apply(self, variables, x, method):
+            if method == "decode":
+                self.decoded = x
+                return IMAGES[:, 0] + 0.1 * jnp.arange(8)[:, None, None]
+            return super().apply(variables, x, method)
+
+    spy = Spy(0.0, 0.5, -1.0)
+    encoded = autoencoder.example(KEY, SMALL_VAE, IMAGES)
+    found = autoencoder.loss(spy, 0.0, 2.0, {}, encoded)
+    np.testing.assert_allclose(spy.decoded, 0.5 + np.exp(-0.5) * encoded.noise, rtol=1e-5)
+    np.testing.assert_allclose(found, 0.1 * 3.5 + 0.2, rtol=1e-4)
 
 
 def check_gradients(gradients, none):

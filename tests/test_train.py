@@ -1,0 +1,50 @@
+"""The command line of training; what it trains is tested in `tests/training`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def train_py(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --workdir"),
+        (["--workdir=w", "--config=configs/tiny.py:sound"], "there is no part 'sound'"),
+        (["--workdir=w", "--config.train.vae.stepz=3"], "stepz"),
+        (["--workdir=w", "--config.train.vae.steps=few"], "few"),
+        (["--workdir=w", "--config.train.vae.accumulate=7"], "cannot be split into 7 parts"),
+        (["--workdir=w", "--curve"], "w has no runs"),
+        (["--workdir=w", "--curve", "--config=configs/tiny.py:vae"], "has no numbers yet"),
+    ],
+)
+def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
+    arguments = [text.replace("=w", f"={tmp_path}").replace("=configs", f"={ROOT}/configs")
+                 for text in arguments]  # fmt: skip
+    done = train_py(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_curve(tmp_path):
+    for part in ("vae", "keyframes"):
+        (tmp_path / part).mkdir()
+        lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2)]
+        (tmp_path / part / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    done = train_py(f"--workdir={tmp_path}", "--curve")
+    assert done.returncode == 0, done.stderr
+    pictures = [str(tmp_path / part / "loss.png") for part in ("vae", "keyframes")]
+    assert done.stdout.split() == pictures
+    assert all(Path(path).is_file() for path in pictures)

@@ -1,0 +1,45 @@
+"""The encoder that the tiny cascade is trained with tells every word of its captions apart."""
+
+import numpy as np
+import pytest
+
+from show1_jax.checkpoints.released import find_stages
+from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.text import tiny
+from show1_jax.text.encoding import load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    checkpoint = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny.make(checkpoint)
+    return load_encoder(find_stages(checkpoint)["keyframes"], "float32")
+
+
+def test_every_word_of_a_caption_is_one_token(encoder):
+    for template in range(len(TEMPLATES)):
+        texts = [caption(combination, template) for combination in combinations()[::37]]
+        tokens = encoder.tokenize(texts)
+        words = [len(text.replace(",", " ,").split()) for text in texts]
+        # And one for the end.
+        np.testing.assert_array_equal(tokens.attention_mask.sum(1), np.add(words, 1))
+
+
+def test_captions_that_differ_in_a_word_differ_in_their_embeddings(encoder):
+    texts = [caption(combination) for combination in combinations()]
+    ids = {tuple(row) for row in np.asarray(encoder.tokenize(texts).input_ids)}
+    assert len(ids) == len(texts)
+    close = ["a small red circle moving left", "a small red circle moving right"]
+    one, other = np.asarray(encoder(close))
+    assert np.abs(one - other).max() > 0.1
+
+
+def test_other_words_fall_apart_into_letters(encoder):
+    tokens = encoder.tokenize(["zebras?"])
+    assert tokens.attention_mask.sum() >= 7
+    # None is unknown.
+    assert 2 not in np.asarray(tokens.input_ids)[0, : tokens.attention_mask.sum()]
+
+
+def test_it_is_the_same_whenever_it_is_made(tmp_path):
+    assert tiny.tokenizer_files() == tiny.tokenizer_files()

@@ -1,0 +1,55 @@
+"""The whole cascade: every part is trained on what the one before left, and sampled together."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from show1_jax import convert
+from show1_jax.checkpoints.released import find_stages
+from show1_jax.checkpoints.store import load_params
+from show1_jax.generate import generate
+from show1_jax.stages.cascade import STAGES
+from show1_jax.training import loop
+from show1_jax.training.tasks import PARTS
+from tests.training.small import assert_same, small_config
+
+
+@pytest.mark.slow
+def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, capsys):
+    encoders = tmp_path / "encoders"
+    shutil.copytree(checkpoint, encoders)
+    shutil.copytree(converted_release / "show-1-sr2", encoders / "show-1-sr2")
+    config = small_config("vae", data_dir)
+    config.stage, config.checkpoint = "", str(encoders)
+    config.train.interpolation.init = "keyframes"
+    loop.train(config, tmp_path)
+    output = capsys.readouterr().out
+    for part in PARTS:
+        assert f"{part} is trained: {tmp_path / 'checkpoint'}" in output
+        assert (tmp_path / part / "samples" / "00000002.png").is_file()
+
+    trained = tmp_path / "checkpoint"
+    stages = find_stages(trained)
+    assert tuple(stage for stage in STAGES if stage in stages) == STAGES
+    # The T5 encoder is there once.
+    assert [name for name, stage in stages.items() if stage.has("text_encoder")] == [
+        "keyframes",
+        "translation",
+    ]
+    convert.main([str(trained), str(tmp_path / "torch"), "--to-torch", "--verify"])
+    convert.main([str(tmp_path / "torch"), str(tmp_path / "back")])
+    for folder in stages.values():
+        for params in folder.folder.glob("*/params"):
+            back = tmp_path / "back" / params.relative_to(trained)
+            assert_same(load_params(back), load_params(params))
+
+    generate(
+        config, str(trained), ["a small red circle", "a blue square"], None, tmp_path / "out",
+        seed=0, stages=None, overrides={},
+    )  # fmt: skip
+    section = config.translation
+    for item in ("000", "001"):
+        video = np.load(tmp_path / "out" / item / "translation.npy")
+        assert video.shape == (5, section.height, section.width, 3)
+        assert np.isfinite(video).all()

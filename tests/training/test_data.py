@@ -1,0 +1,130 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from show1_jax.checkpoints.released import StageFolder
+from show1_jax.data.clip import ClipSpec, UnusableClip
+from show1_jax.errors import InputError
+from show1_jax.training import data, loop
+from tests.data.videos import write_clip
+from tests.training.small import small_config
+
+CLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder of captioned clips of 3 seconds."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(CLIPS):
+        write_clip(folder / f"{i}.mp4", 30, 10, height=16, width=32)
+    rows = [f"{i}.mp4,clip number {i}" for i in range(CLIPS)]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    return folder
+
+
+def validation_names(train):
+    builder, _, _ = data.open_dataset(train)
+    records = data.open_split(builder, data.splits(train)[1])
+    return {record["name"].decode() for record in records}
+
+
+def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tmp_path, caplog):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    config = small_config("keyframes", tmp_path / "data", dataset=str(folder))
+    config.checkpoint = str(checkpoint)
+    kept = validation_names(
+        small_config("keyframes", tmp_path / "all", dataset=str(clips)).train.keyframes
+    )
+    for path in sorted(folder.glob("*.mp4"))[::2]:
+        if path.name not in kept:
+            path.write_bytes(path.read_bytes()[:-1000])
+    loop.train(config, tmp_path / "run")
+    assert re.search(r"clip \d+.mp4 is skipped: it does not decode", caplog.text)
+    log = (tmp_path / "run" / "keyframes" / "metrics.jsonl").read_text()
+    losses = [json.loads(line).get("loss", 0) for line in log.splitlines()]
+    assert np.isfinite(losses).all()
+    assert len(losses) == 3
+
+
+def test_validation_needs_a_whole_batch(clips, tmp_path):
+    train = small_config("vae", tmp_path, dataset=str(clips)).train.vae
+    builder, read, captions = data.open_dataset(train)
+    assert sorted(captions) == sorted(f"clip number {i}" for i in range(CLIPS))
+    assert data.splits(train) == ("train[:95%]", "train[95%:]")
+
+    def batches(read):
+        return data.validation_batches(train, builder, read, ClipSpec(1, 4, 6), None)
+
+    assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
+    broken = data.open_split(builder, "train[95%:]")[0]["name"]
+
+    def read_but_one(record, spec, rng):
+        if record["name"] == broken:
+            raise UnusableClip("it is broken")
+        return read(record, spec, rng)
+
+    with pytest.raises(InputError, match=r"too many clips .* to fill a validation_batch_size of 2"):
+        batches(read_but_one)
+    train.validation_batch_size = 3
+    with pytest.raises(InputError, match="2 clips do not fill 1 batches of 3"):
+        batches(read)
+
+
+def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
+    folder = StageFolder(checkpoint / "show-1-base")
+    train = small_config("keyframes", tmp_path).train.keyframes
+    cache = data.open_text(train, ["A red Circle ", "a blue square"], folder, clean=False)
+    first = cache("A red Circle ")
+    assert first.dtype == np.float16
+    assert not np.array_equal(first, cache("a blue square"))
+    # As prompts are: in lower case, without space around.
+    assert "a red circle" not in cache
+
+    def unexpected(*_):
+        raise AssertionError("loaded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load_encoder", unexpected)
+        again = data.open_text(train, ["a blue square", "A red Circle "], folder, clean=False)
+        np.testing.assert_array_equal(again("A red Circle "), first)
+        with pytest.raises(AssertionError, match="loaded again"):
+            data.open_text(train, ["a new one"], folder, clean=False)
+        # Captions that are cleaned are others.
+        with pytest.raises(AssertionError, match="loaded again"):
+            data.open_text(train, ["a blue square"], folder, clean=True)
+    prepared = data.open_text(train, ["a red circle"], folder, clean=False)
+    np.testing.assert_allclose(prepared("a red circle"), first, atol=1e-3)
+
+
+def test_another_encoder_has_another_fingerprint(tmp_path):
+    def files(**contents):
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                path.unlink()
+        for name, content in ({"weights": b"w" * 10, "vocabulary": b"v"} | contents).items():
+            folder = tmp_path / ("tokenizer" if name == "vocabulary" else "text_encoder/params/d")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return data.fingerprint(tmp_path, False)
+
+    same = files()
+    assert files() == same
+    assert data.fingerprint(tmp_path, True) != same
+    others = [
+        files(weights=b"w" * 9 + b"x"),
+        files(weights=b"w" * 11),
+        files(vocabulary=b"w"),
+        files(more=b""),
+        files(weights=b"w" * 2**20 + b"x"),
+        files(weights=b"w" * 2**20 + b"xy"),
+    ]
+    assert len({same, *others}) == 1 + len(others)
+    # What is no part of the encoder does not matter.
+    before = files()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights").write_bytes(b"u")
+    assert data.fingerprint(tmp_path, False) == before

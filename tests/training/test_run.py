@@ -1,0 +1,296 @@
+"""Runs that are interrupted, damaged or misconfigured, on the smallest autoencoder."""
+
+import contextlib
+import errno
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from show1_jax.checkpoints.store import load_params
+from show1_jax.errors import InputError
+from show1_jax.training import loop
+from show1_jax.training.metrics import Metrics
+from show1_jax.training.run import RunFolder
+from show1_jax.training.step import init_state
+from tests.conftest import largest_file
+from tests.training.small import assert_same, small_config
+
+STEPS = 7
+OFTEN = {"steps": STEPS, "save_every": 2, "validate_every": 3, "sample_every": 100, "keep": 9}
+TIMES = ("steps_per_second", "examples_per_second", "data_wait", "peak_bytes")
+
+
+pytestmark = pytest.mark.usefixtures("_overtaken_by_failure")
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt: nothing may catch it."""
+
+
+@pytest.fixture(scope="module")
+def train(data_dir):
+    """Trains an autoencoder in a folder."""
+
+    def run(workdir, interrupt_at=None, sections=None, **changes):
+        config = small_config("vae", **{"data_dir": data_dir} | OFTEN | changes)
+        config.update(sections or {})
+        if interrupt_at is None:
+            loop.train(config, workdir)
+            return
+        write = Metrics.write
+
+        def interrupted(self, step, numbers):
+            write(self, step, numbers)
+            if step == interrupt_at:
+                raise Interrupted
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Metrics, "write", interrupted)
+            with pytest.raises(Interrupted):
+                loop.train(config, workdir)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(train, tmp_path_factory):
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("straight")
+    train(workdir)
+    return workdir
+
+
+@pytest.fixture
+def begun(straight, tmp_path):
+    """A copy of it, as it was after step 4, to be spoilt."""
+    shutil.copytree(straight / "vae", tmp_path / "vae")
+    for step in (6, 7):
+        shutil.rmtree(tmp_path / "vae" / "checkpoints" / str(step))
+    return tmp_path
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "vae" / "checkpoints").iterdir())
+
+
+def saved(workdir, step=STEPS):
+    """State and data position after a step."""
+    folder = workdir / "vae" / "checkpoints" / str(step)
+    return load_params(folder / "state"), json.loads((folder / "data" / "metadata").read_text())
+
+
+def lines(workdir):
+    """What metrics.jsonl says, but for times."""
+    text = (workdir / "vae" / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def test_what_a_run_leaves(straight):
+    assert checkpoints(straight) == [2, 4, 6, 7]
+    state, position = saved(straight)
+    assert state["step"] == STEPS
+    assert position == {"next_index": 2 * STEPS}
+    found = lines(straight)
+    assert [line["step"] for line in found if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in found if "validation_loss" in line] == [3, 6, 7]
+    assert [p.name for p in (straight / "vae" / "samples").iterdir()] == ["00000007.png"]
+    assert json.loads((straight / "vae" / "config.json").read_text())["part"] == "vae"
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path):
+    # What saved nothing may be corrected.
+    train(tmp_path, interrupt_at=1, validation_batches=2)
+    # Right after a checkpoint, and where one would have been begun.
+    for step, expected in ((3, [2]), (6, [2, 4])):
+        train(tmp_path, interrupt_at=step)
+        assert checkpoints(tmp_path) == expected
+    train(tmp_path)
+    for step in (4, 6, STEPS):
+        assert_same(saved(tmp_path, step), saved(straight, step))
+    assert lines(tmp_path) == lines(straight)
+    params = "checkpoint/show-1-sr2/vae/params"
+    assert_same(load_params(tmp_path / params), load_params(straight / params))
+
+
+def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, capsys):
+    shutil.rmtree(begun / "vae")
+    shutil.copytree(straight / "vae", begun / "vae")
+    train(begun)
+    assert "vae goes on from step 7" in capsys.readouterr().out
+    assert checkpoints(begun) == [2, 4, 6, 7]
+    params = "checkpoint/show-1-sr2/vae/params"
+    assert_same(load_params(begun / params), load_params(straight / params))
+
+
+def test_a_run_may_become_longer_and_tell_other_things(train, begun, data_dir):
+    shutil.copytree(data_dir, begun / "data")
+    changes = {"steps": 5, "log_every": 2, "save_every": 1, "keep": 1, "validate_every": 1}
+    changes |= {"sample_every": 5, "threads": 1, "data_dir": str(begun / "data")}
+    train(begun, **changes)
+    assert checkpoints(begun) == [5]
+    found = lines(begun)
+    assert [line["step"] for line in found] == [1, 2, 3, 3, 4, 5, 5]
+    assert json.loads((begun / "vae" / "config.json").read_text())["train"]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 4}, "train.batch_size is 2 there and 4 here"),
+        ({"learning_rate": 0.5, "seed": 1}, "train.learning_rate is .*; train.seed is 0 there"),
+        ({"sections": {"translation": {"height": 16}}}, "translation.height is 8 there and 16"),
+    ],
+)
+def test_other_settings_need_another_folder(train, begun, changes, message):
+    before = (begun / "vae" / "config.json").read_bytes()
+    with pytest.raises(InputError, match=message) as error:
+        train(begun, **changes)
+    assert "give another --workdir" in one_line(error)
+    assert (begun / "vae" / "config.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    train, begun, straight, monkeypatch
+):
+    compile_step = loop.compile_step
+
+    def poisoned(*arguments):
+        step = compile_step(*arguments)
+
+        def function(*arguments):
+            state, metrics = step(*arguments)
+            return state._replace(
+                trained=jax.tree.map(lambda x: x * jnp.nan, state.trained)
+            ), metrics
+
+        return function
+
+    monkeypatch.setattr(loop, "compile_step", poisoned)
+    with pytest.raises(InputError, match="the loss of vae is not finite at step 6") as error:
+        train(begun)
+    assert "the last checkpoint is kept" in one_line(error)
+    assert checkpoints(begun) == [2, 4]
+    assert [line["step"] for line in lines(begun)] == [1, 2, 3, 3, 4, 5]
+    assert_same(saved(begun, 4), saved(straight, 4))
+
+
+def test_a_disk_that_is_full_when_saving_begins(begun, data_dir, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = small_config("vae", data_dir, **OFTEN)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with contextlib.closing(RunFolder(begun / "vae", config, "vae")) as folder:
+        message = "vae cannot be written: No space left on device; the run can go on from step 4$"
+        with pytest.raises(InputError, match=message):
+            folder.save(init_state(optax.sgd(1.0), {}, {}), {})
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(train, begun, straight, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def limited(self, *arguments, **settings):
+        limit.enter_context(largest_file(10_000))
+        return save(self, *arguments, **settings)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", limited)
+    with contextlib.ExitStack() as limit, pytest.raises(InputError) as error:
+        train(begun)
+    expected = "vae cannot be written: File too large; the run can go on from step 4"
+    assert one_line(error).endswith(expected)
+    # As a message about a damaged checkpoint suggests.
+    shutil.rmtree(begun / "vae" / "checkpoints" / "4")
+    monkeypatch.undo()
+    train(begun)
+    assert_same(saved(begun), saved(straight))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_data(folder):
+    for path in (folder / "state" / "d").iterdir():
+        cut(path)
+
+
+DAMAGES = {
+    "no data": lambda folder: shutil.rmtree(folder / "state" / "d"),
+    "half of the data": cut_data,
+    "no manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+    "half of a manifest": lambda folder: cut(folder / "state" / "manifest.ocdbt"),
+    "no metadata": lambda folder: (folder / "state" / "_METADATA").unlink(),
+    "half of the metadata": lambda folder: cut(folder / "state" / "_METADATA"),
+    "no state": lambda folder: shutil.rmtree(folder / "state"),
+    "no position": lambda folder: shutil.rmtree(folder / "data"),
+    "an empty position": lambda folder: (folder / "data" / "metadata").write_text(""),
+    "half of a position": lambda folder: cut(folder / "data" / "metadata"),
+    "nothing": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(train, begun, damage):
+    DAMAGES[damage](begun / "vae" / "checkpoints" / "4")
+    with pytest.raises(InputError, match=r"vae/checkpoints/4 cannot be restored: .+; remove it to "
+                       "go on from the one before") as error:  # fmt: skip
+        train(begun)
+    one_line(error)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_settings_are_named(train, begun, content):
+    (begun / "vae" / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"vae/config\.json") as error:
+        train(begun)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6, "accumulate": 4}, "batch_size 6 cannot be split into 4 parts"),
+        ({"accumulate": 0}, "train.vae.accumulate is 0, but must be at least 1"),
+        ({"steps": 0}, "train.vae.steps is 0"),
+        ({"save_every": 0}, "train.vae.save_every is 0"),
+        ({"trainable": "half"}, "train.trainable is 'half', not one of all, temporal"),
+        ({"trainable": "temporal"}, "'temporal', but the network has nothing of that kind"),
+        ({"dataset": "nowhere"}, "nowhere is not a folder"),
+        ({"dtype": "float16"}, "'float16' is not float32 or bfloat16"),
+        (
+            {"init": "keyframes", "sections": {"checkpoint": ""}},
+            "train.vae.init=keyframes needs keyframes/unet, which is neither in .* nor in",
+        ),
+        ({"init": "/nowhere/vae"}, "/nowhere/vae has no params/"),
+        ({"validation_batch_size": 5000}, "1000 clips do not fill 1 batches of 5000"),
+        ({"clips": 0}, "a split needs at least 1 clip"),
+        ({"learning_rate": float("inf")}, "train.vae.learning_rate is inf, but must be 0 to"),
+        ({"ema_decay": float("nan")}, "train.vae.ema_decay is nan, but must be 0 to 1"),
+    ],
+)
+def test_bad_settings_are_refused(train, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        train(tmp_path, **changes)
+    one_line(error)
+
+
+def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
+    config = small_config("keyframes", data_dir, remat="sometimes")
+    with pytest.raises(InputError, match=r"train.keyframes.remat is 'sometimes', not one of jax"):
+        loop.train(config, tmp_path)
+    config.stage = "sound"
+    with pytest.raises(InputError, match="no part 'sound' to train; take vae, keyframes"):
+        loop.train(config, tmp_path)
