@@ -254,12 +254,12 @@ def get_config(stage: str = "") -> ConfigDict:
                 "guidance": 15.0,
             },
             "train": {
-                "vae": training(kl_weight=1e-6, gradient_weight=1.0),
+                "vae": training(kl_weight=1e-6, gradient_weight=1.0, accumulate=16),
                 "keyframes": denoising(),
                 "interpolation": denoising(init="keyframes", max_noise_level=200),
                 # Upscalers learn every noise level that they may be told of.
                 "first_frame": denoising(max_noise_level=1000),
-                "super_resolution": denoising(max_noise_level=1000),
+                "super_resolution": denoising(max_noise_level=1000, accumulate=16),
                 # The expert of timesteps 0 to 900.
                 "translation": denoising(frames=8, objective=objective(timesteps=(0, 900))),
             },

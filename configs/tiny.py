@@ -84,6 +84,10 @@ def training(**changes: Any) -> dict[str, Any]:
     )
 
 
+# Of the denoisers' trainings, what the autoencoder's has too.
+SHARED = ("clips", "learning_rate", "warmup_steps", "ema_decay", "dtype", "threads", "save_every")
+
+
 def get_config(stage: str = "") -> ConfigDict:
     """The tiny cascade; `stage` is the part to train, "" for all in order."""
     config = show1.get_config(stage)
@@ -153,7 +157,11 @@ def get_config(stage: str = "") -> ConfigDict:
     }
     parts = {
         "vae": show1.training(
-            kl_weight=1e-6, gradient_weight=1.0, batch_size=8, learning_rate=1e-3, dtype="float32"
+            kl_weight=1e-6,
+            gradient_weight=1.0,
+            **{name: training()[name] for name in SHARED},
+            batch_size=8,
+            steps=6_000,
         ),
         "keyframes": training(),
         # Not initialised from the keyframes': a smaller network does.

@@ -23,7 +23,7 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.train.vae.stepz=3"], "stepz"),
         (["--workdir=w", "--config.train.vae.steps=few"], "few"),
         (["--workdir=w", "--config.train.vae.accumulate=7"], "cannot be split into 7 parts"),
-        (["--workdir=w", "--curve"], "w has no runs"),
+        (["--workdir=w", "--curve"], " has no runs"),
         (["--workdir=w", "--curve", "--config=configs/tiny.py:vae"], "has no numbers yet"),
     ],
 )

@@ -115,7 +115,12 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
                 os.rename(work / folder, pipeline)
             if (pipeline / name).exists():
                 os.rename(pipeline / name, work / "old")
-            os.rename(work / name, pipeline / name)
+            try:
+                os.rename(work / name, pipeline / name)
+            except OSError:
+                if (work / "old").exists():
+                    os.rename(work / "old", pipeline / name)
+                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
         _write_json(pipeline / INDEX, _index(pipeline, kind))

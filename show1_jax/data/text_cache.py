@@ -40,7 +40,7 @@ class TextCache:
         Raises:
           InputError: if there is no cache, it is damaged, or another encoder made it.
         """
-        self.folder = Path(folder)
+        self.folder, self._fingerprint = Path(folder), fingerprint
         _check_encoder(self.folder, fingerprint)
         self._rows: dict[str, tuple[np.ndarray, int]] = {}
         for path in sorted(self.folder.glob("[0-9]*.json")):
@@ -50,6 +50,10 @@ class TextCache:
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(f"{path} or its .npy cannot be read: {error}") from None
             self._rows |= {caption: (part, row) for row, caption in enumerate(captions)}
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """Opened again in another process, rather than copied there."""
+        return TextCache, (self.folder, self._fingerprint)
 
     def __contains__(self, caption: str) -> bool:
         """Whether the caption can be looked up."""

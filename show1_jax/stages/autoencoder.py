@@ -50,14 +50,14 @@ def loss(
 
     Args:
       vae: the autoencoder.
-      kl_weight: of the divergence per pixel (1e-6 in the paper).
+      kl_weight: of the divergence (1e-6 in the paper).
       gradient_weight: of the gradients' error, against 1 for the pixels'.
       params: its parameters.
       encoded: the batch.
 
     Returns:
       `(batch,)` fp32: mean absolute errors of pixels and of differences between
-      neighbours, and the divergence in nats.
+      neighbours, and the divergence in nats per number of the image.
     """
     image = encoded.image
     variables = {"params": params}
@@ -66,12 +66,11 @@ def loss(
     latents = mean + jnp.exp(0.5 * logvar) * encoded.noise
     error = jnp.asarray(vae.apply(variables, latents, method="decode")) - image
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
-    pixels = image.shape[1] * image.shape[2]
     edges = sum(_mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
     return (
         _mean(jnp.abs(error))
         + gradient_weight * edges
-        + kl_weight * divergence.sum((1, 2, 3)) / pixels
+        + kl_weight * divergence.sum((1, 2, 3)) / image[0].size
     )
 
 

@@ -96,10 +96,13 @@ class Cascade:
 
     def _choose(self, stages: Sequence[str] | None) -> list[str]:
         if stages is None:
-            missing = [stage for stage in STAGES if stage not in self.folders]
+            # Of translation, training makes the autoencoder long before the denoiser.
+            there = [stage for stage in STAGES if stage in self.folders]
+            there = [stage for stage in there if self.folders[stage].has("unet")] or there
+            missing = [stage for stage in STAGES if stage not in there]
             if missing:
                 logging.warning("The checkpoint has no %s: left out.", ", ".join(missing))
-            stages = [stage for stage in STAGES if stage in self.folders]
+            stages = there
         for stage in stages:
             if stage not in STAGES:
                 raise InputError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")

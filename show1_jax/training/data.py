@@ -80,10 +80,18 @@ def open_text(
 BATCH = 64  # captions encoded together
 
 
-def fingerprint(folder: Path, clean: bool) -> str:
-    """Tells text encoders apart: by the names, sizes and first bytes of their files."""
+def fingerprint(
+    folder: Path, clean: bool, parts: Iterable[str] = ("text_encoder", "tokenizer")
+) -> str:
+    """Tells frozen networks apart: by the names, sizes and first bytes of their files.
+
+    Args:
+      folder: of their stage.
+      clean: whether captions are cleaned.
+      parts: which of its folders.
+    """
     digest = hashlib.sha256(b"cleaned" if clean else b"as they are")
-    for part in ("text_encoder", "tokenizer"):
+    for part in parts:
         for path in sorted((folder / part).rglob("*")):
             if path.is_file():
                 name = path.relative_to(folder).as_posix()

@@ -1,6 +1,7 @@
 """Training runs: from a config to a trained part in the checkpoint folder."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from show1_jax.training.run import RunFolder
 from show1_jax.training.step import TrainState, compile_step, init_state
 from show1_jax.training.tasks import (
     PARTS,
+    Task,
     compute_dtype,
     make_task,
     pixels,
@@ -38,6 +40,9 @@ from show1_jax.training.trainable import merge, split
 
 CHECKPOINT = "checkpoint"
 SAMPLED = 4  # clips of a sheet of samples
+
+# What may differ between a network and the one that it starts from.
+KIN = ("in_channels", "temporal", "temporal_heads", "input_transformer_head_dim", "scaling_factor")
 
 COUNTS = (
     "steps",
@@ -80,7 +85,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
     for part in [config.stage] if config.stage else PARTS:
-        Run(config, part, workdir).train()
+        try:
+            Run(config, part, workdir).train()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(
+                f"{part} does not fit the device's memory: raise train.{part}.accumulate, or set "
+                "remat to nothing_saveable"
+            ) from error
         print(f"{part} is trained: {workdir / CHECKPOINT}")
 
 
@@ -92,17 +105,22 @@ class Run:
         self.config, self.part, self.workdir = config, part, workdir
         self.settings = settings = config.train[part]
         _check(settings, part)
-        self.folder = RunFolder(workdir / part, config, part)
-        vae, vae_params = self._vae()
+        inputs: dict[str, str] = {}
+        vae, vae_params = self._vae(inputs)
         self.task = make_task(config, part, vae)
         network_json(self.task.module)  # refuses now what could not be exported in the end
+        _check_size(self.task, part, 1 if vae is None else vae.config.downscale)
         builder, read, captions = data.open_dataset(settings)
+        inputs["dataset"] = builder.info.full_name
         text = None
         self.constants: dict[str, Any] = {} if vae is None else {"vae": vae_params}
         if self.task.encoder:
             clean = config.text.clean_captions
-            text = data.open_text(settings, captions, self._encoder_folder(), clean)
+            folder = self._encoder_folder()
+            text = data.open_text(settings, captions, folder, clean)
+            inputs["text_encoder"] = data.fingerprint(folder.folder, clean)
             self.constants["empty"] = jnp.asarray(text(EMPTY), jnp.float32)
+        self.folder = RunFolder(workdir / part, config, part, inputs)
         arguments = (settings, builder, read, self.task.spec, text)
         self.batches = data.training_batches(*arguments)
         self.validation = data.validation_batches(*arguments)
@@ -176,8 +194,8 @@ class Run:
         self.folder.wait()
         raise InputError(
             f"the loss of {self.part} is not finite at step {step} (loss {loss}, gradient "
-            f"{float(metrics['grad_norm'])}): the last checkpoint is kept; try a lower "
-            f"learning_rate or clip_norm, or dtype float32, in another --workdir"
+            f"{float(metrics['grad_norm'])}): the last checkpoint is kept; go on from it with a "
+            "lower learning_rate or clip_norm, or begin again in dtype float32"
         )
 
     def validate(self, state: TrainState) -> float:
@@ -214,17 +232,24 @@ class Run:
         metrics.picture(step, "samples", np.concatenate(list(video), axis=0))
 
     def _fresh_state(self) -> TrainState:
-        params = fresh_params(self.task.module, jax.random.fold_in(self.key, 2**31 - 1))
-        return init_state(self.optimizer, *split(params, self.settings.trainable))
+        return init_state(self.optimizer, *split(self._fresh_params(), self.settings.trainable))
+
+    def _fresh_params(self) -> Any:
+        return fresh_params(self.task.module, jax.random.fold_in(self.key, 2**31 - 1))
 
     def _first_state(self) -> TrainState:
         """The state before the first step, from other parameters if the config says so."""
-        state = self._fresh_state()
-        if not self.settings.init:
-            return state
-        source, where = self._initial_params(self.settings.init)
-        params = start_from(merge(state.trained, state.frozen), source, where)
-        return init_state(self.optimizer, *split(params, self.settings.trainable))
+        params = self._fresh_params()
+        trained, frozen = split(params, self.settings.trainable)
+        if self.settings.init:
+            source, where = self._initial_params(self.settings.init)
+            trained, frozen = split(start_from(params, source, where), self.settings.trainable)
+        elif frozen:
+            raise InputError(
+                f"train.{self.part}.trainable is {self.settings.trainable!r}, which would freeze "
+                "random parameters: set init, or trainable to all"
+            )
+        return init_state(self.optimizer, trained, frozen)
 
     def _initial_params(self, init: str) -> tuple[Any, str]:
         """The network to start from: a part's, or one in a folder of its own."""
@@ -235,6 +260,7 @@ class Run:
             path = Path(init).expanduser()
             folder, name = StageFolder(path.parent), path.name
         module = folder.module(name, jnp.float32)
+        _check_kinship(module, self.task.module, str(folder.folder / name))
         return folder.params(name, module, jnp.float32), str(folder.folder / name)
 
     def _stage_folder(self, stage: str, name: str, wanted: str) -> StageFolder:
@@ -264,12 +290,13 @@ class Run:
                 return t5_folder(stages)
         raise InputError("no T5 text_encoder/ to read captions with: give --config.checkpoint")
 
-    def _vae(self) -> tuple[VAE | None, Any]:
+    def _vae(self, inputs: dict[str, str]) -> tuple[VAE | None, Any]:
         if self.part != "translation":
             return None, None
         folder = self._stage_folder("translation", "vae", "translation")
         vae = folder.module("vae", compute_dtype(self.settings))
         assert isinstance(vae, VAE)
+        inputs["vae"] = data.fingerprint(folder.folder, False, ("vae",))
         return vae, folder.params("vae", vae, jnp.float32)
 
     def _export(self, params: Any) -> None:
@@ -308,6 +335,33 @@ class Run:
 def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
     """What of a batch goes to the device."""
     return {name: batch[name] for name in ("video", "text") if name in batch}
+
+
+def _check_size(task: Task, part: str, downscale: int) -> None:
+    """Refuses clips that the network cannot halve."""
+    module = task.module
+    multiple = (
+        module.config.downscale
+        if isinstance(module, VAE)
+        else module.config.size_multiple * downscale
+    )
+    if task.spec.height % multiple or task.spec.width % multiple:
+        raise InputError(
+            f"{part} is trained on {task.spec.width}x{task.spec.height}, but needs a width and "
+            f"height that are multiples of {multiple}"
+        )
+
+
+def _check_kinship(source: Any, module: UNet | VAE, where: str) -> None:
+    """Refuses parameters that mean something else in a network, whatever their shapes."""
+    ours, theirs = (dataclasses.asdict(each.config) for each in (module, source))
+    different = [
+        f"{key} is {theirs.get(key)} there and {value} here"
+        for key, value in ours.items()
+        if key not in KIN and theirs.get(key) != value
+    ]
+    if different:
+        raise InputError(f"{where} is no start for this network: {'; '.join(different)}")
 
 
 def _check(settings: ConfigDict, part: str) -> None:

@@ -20,9 +20,12 @@ from show1_jax.checkpoints.store import reason
 from show1_jax.errors import InputError
 from show1_jax.training.step import TrainState
 
-# Settings that a run may go on with changed: how long it is, and what it tells of itself.
+# Settings that a run may go on with changed: how long it is, what it tells of
+# itself, and what helps when a loss is not finite.
 FREE = (
     "steps",
+    "learning_rate",
+    "clip_norm",
     "threads",
     "log_every",
     "save_every",
@@ -31,24 +34,35 @@ FREE = (
     "sample_every",
     "data_dir",
 )
+# Of the stages' sections, what only sampling depends on.
+SAMPLING = (
+    "steps",
+    "guidance",
+    "noise_level",
+    "strength",
+    "negative_prompt",
+    "dropout",
+    "head_reading",
+)
 
 
 class RunFolder:
     """Saves and restores a run."""
 
-    def __init__(self, folder: Path, config: ConfigDict, part: str):
+    def __init__(self, folder: Path, config: ConfigDict, part: str, inputs: dict[str, str]):
         """Opens a run's folder, or begins it.
 
         Args:
           folder: of the run; made if it is not there.
           config: as in `configs/show1.py`.
           part: what is trained.
+          inputs: what tells the dataset and the frozen networks from others.
 
         Raises:
           InputError: if the folder holds a run with other settings, or cannot be written.
         """
         self.folder = folder
-        settings = _settings(config, part)
+        settings = _settings(config, part) | {"inputs": inputs}
         path = folder / "config.json"
         with _writing(folder):
             self._manager = ocp.CheckpointManager(
@@ -139,6 +153,9 @@ def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
     train = plain.pop("train")[part]
     for key in ("stage", "batch_size", "dtype", "checkpoint"):
         plain.pop(key, None)
+    for section in plain.values():
+        for key in SAMPLING:
+            section.pop(key, None)
     return {"part": part, "train": train, **plain}
 
 

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,10 @@ def test_bad_caches_are_explained(tmp_path):
 def test_what_float16_cannot_hold_is_refused(tmp_path, value):
     with pytest.raises(InputError, match="not finite in float16"):
         build_text_cache(tmp_path, [], lambda c: np.full((len(c), 3, 5), value), "t5")
+
+
+def test_another_process_opens_it_again_instead_of_being_sent_it(tmp_path):
+    cache = build_text_cache(tmp_path, CAPTIONS, Encoder(), "t5")
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent)("a red circle"), cache("a red circle"))

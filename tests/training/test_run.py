@@ -11,9 +11,12 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
+from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.training import loop
+from show1_jax.training.initialise import fresh_params
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import init_state
@@ -150,7 +153,7 @@ def test_a_run_may_become_longer_and_tell_other_things(train, begun, data_dir):
     ("changes", "message"),
     [
         ({"batch_size": 4}, "train.batch_size is 2 there and 4 here"),
-        ({"learning_rate": 0.5, "seed": 1}, "train.learning_rate is .*; train.seed is 0 there"),
+        ({"b2": 0.5, "seed": 1}, "train.b2 is .*; train.seed is 0 there"),
         ({"sections": {"translation": {"height": 16}}}, "translation.height is 8 there and 16"),
     ],
 )
@@ -193,7 +196,8 @@ def test_a_disk_that_is_full_when_saving_begins(begun, data_dir, monkeypatch):
 
     config = small_config("vae", data_dir, **OFTEN)
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with contextlib.closing(RunFolder(begun / "vae", config, "vae")) as folder:
+    inputs = json.loads((begun / "vae" / "config.json").read_text())["inputs"]
+    with contextlib.closing(RunFolder(begun / "vae", config, "vae", inputs)) as folder:
         message = "vae cannot be written: No space left on device; the run can go on from step 4$"
         with pytest.raises(InputError, match=message):
             folder.save(init_state(optax.sgd(1.0), {}, {}), {})
@@ -291,6 +295,23 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     config = small_config("keyframes", data_dir, remat="sometimes")
     with pytest.raises(InputError, match=r"train.keyframes.remat is 'sometimes', not one of jax"):
         loop.train(config, tmp_path)
+    config = small_config("keyframes", data_dir, trainable="temporal")
+    with pytest.raises(InputError, match="would freeze random parameters: set init"):
+        loop.train(config, tmp_path)
+    config = small_config("vae", data_dir)
+    config.translation.height = 9
+    with pytest.raises(InputError, match="needs a width and height that are multiples of"):
+        loop.train(config, tmp_path)
     config.stage = "sound"
     with pytest.raises(InputError, match="no part 'sound' to train; take vae, keyframes"):
         loop.train(config, tmp_path)
+
+
+def test_a_network_of_other_settings_is_no_start(checkpoint, data_dir, tmp_path):
+    config = small_config("keyframes", data_dir)
+    config.checkpoint = str(checkpoint)
+    unet = UNet(UNetConfig(**config.keyframes.unet.to_dict() | {"activation": "gelu"}))
+    export_network(tmp_path, "keyframes", unet, fresh_params(unet, jax.random.key(0)))
+    config.train.keyframes.init = str(tmp_path / "show-1-base" / "unet")
+    with pytest.raises(InputError, match="is no start for this network: activation is gelu there"):
+        loop.train(config, tmp_path / "run")
