@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder
@@ -80,24 +81,24 @@ def open_text(
 BATCH = 64  # captions encoded together
 
 
-def fingerprint(
-    folder: Path, clean: bool, parts: Iterable[str] = ("text_encoder", "tokenizer")
-) -> str:
-    """Tells frozen networks apart: by the names, sizes and first bytes of their files.
-
-    Args:
-      folder: of their stage.
-      clean: whether captions are cleaned.
-      parts: which of its folders.
-    """
+def fingerprint(folder: Path, clean: bool) -> str:
+    """Tells text encoders apart: by the names, sizes and first bytes of their files."""
     digest = hashlib.sha256(b"cleaned" if clean else b"as they are")
-    for part in parts:
+    for part in ("text_encoder", "tokenizer"):
         for path in sorted((folder / part).rglob("*")):
             if path.is_file():
                 name = path.relative_to(folder).as_posix()
                 digest.update(f"{name} {path.stat().st_size}".encode())
                 with path.open("rb") as file:
                     digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def params_fingerprint(params: Any) -> str:
+    """Tells parameters apart by their values: the files change whenever they are exported."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        digest.update(path.encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 

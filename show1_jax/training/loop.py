@@ -239,17 +239,18 @@ class Run:
 
     def _first_state(self) -> TrainState:
         """The state before the first step, from other parameters if the config says so."""
-        params = self._fresh_params()
-        trained, frozen = split(params, self.settings.trainable)
-        if self.settings.init:
-            source, where = self._initial_params(self.settings.init)
-            trained, frozen = split(start_from(params, source, where), self.settings.trainable)
-        elif frozen:
+        settings, source = self.settings, None
+        if settings.init:
+            source = self._initial_params(settings.init)
+        elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
             raise InputError(
-                f"train.{self.part}.trainable is {self.settings.trainable!r}, which would freeze "
+                f"train.{self.part}.trainable is {settings.trainable!r}, which would freeze "
                 "random parameters: set init, or trainable to all"
             )
-        return init_state(self.optimizer, trained, frozen)
+        params = self._fresh_params()
+        if source is not None:
+            params = start_from(params, *source)
+        return init_state(self.optimizer, *split(params, settings.trainable))
 
     def _initial_params(self, init: str) -> tuple[Any, str]:
         """The network to start from: a part's, or one in a folder of its own."""
@@ -296,8 +297,9 @@ class Run:
         folder = self._stage_folder("translation", "vae", "translation")
         vae = folder.module("vae", compute_dtype(self.settings))
         assert isinstance(vae, VAE)
-        inputs["vae"] = data.fingerprint(folder.folder, False, ("vae",))
-        return vae, folder.params("vae", vae, jnp.float32)
+        params = folder.params("vae", vae, jnp.float32)
+        inputs["vae"] = f"{data.params_fingerprint(params)} {vae.config.scaling_factor}"
+        return vae, params
 
     def _export(self, params: Any) -> None:
         """Puts the part into the checkpoint that `sample.py` reads, with all it needs there."""

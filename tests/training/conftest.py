@@ -4,6 +4,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from show1_jax.data import moving_shapes
 from show1_jax.text import tiny
 
 
@@ -28,14 +29,19 @@ def _compile_quickly_and_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def data_dir(tmp_path_factory):
-    """Where datasets are built and captions encoded, once."""
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory):
     """A checkpoint that has a T5 encoder and its tokenizer alone."""
     folder = tmp_path_factory.mktemp("encoder") / "checkpoint"
     tiny.make(folder)
     return folder
+
+
+@pytest.fixture(scope="package")
+def data_dir(tmp_path_factory, checkpoint):
+    """Where datasets are built and captions encoded, once.
+
+    The captions are one for each combination: encoding all takes seconds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving_shapes, "TEMPLATES", moving_shapes.TEMPLATES[:1])
+        yield tmp_path_factory.mktemp("data")

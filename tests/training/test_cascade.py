@@ -24,9 +24,12 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
     config.stage, config.checkpoint = "", str(encoders)
     config.train.interpolation.init = "keyframes"
     loop.train(config, tmp_path)
+    # Again: everything is there and is only exported anew.
+    loop.train(config, tmp_path)
     output = capsys.readouterr().out
     for part in PARTS:
-        assert f"{part} is trained: {tmp_path / 'checkpoint'}" in output
+        assert output.count(f"{part} is trained: {tmp_path / 'checkpoint'}") == 2
+        assert f"{part} goes on from step 2" in output
         assert (tmp_path / part / "samples" / "00000002.png").is_file()
 
     trained = tmp_path / "checkpoint"

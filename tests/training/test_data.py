@@ -2,6 +2,8 @@ import json
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -128,3 +130,11 @@ def test_another_encoder_has_another_fingerprint(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "weights").write_bytes(b"u")
     assert data.fingerprint(tmp_path, False) == before
+
+
+def test_parameters_have_the_fingerprint_of_their_values():
+    params = {"b": {"kernel": jnp.ones((2, 3))}, "a": {"bias": jnp.ones(3)}}
+    same = data.params_fingerprint(params)
+    assert data.params_fingerprint(dict(reversed(jax.tree.map(np.array, params).items()))) == same
+    assert data.params_fingerprint(params | {"a": {"bias": jnp.zeros(3)}}) != same
+    assert data.params_fingerprint(params | {"a": {"scale": jnp.ones(3)}}) != same

@@ -16,6 +16,7 @@ from tests.training.small import (
     by_path,
     compare,
     made_up_batch,
+    quick_jit,
     small_config,
     small_task,
 )
@@ -30,7 +31,7 @@ def gradients(part, **train):
     """Loss and gradients of a part's first batch of four."""
     task, params, constants = small_task(part, **train)
 
-    @jax.jit
+    @quick_jit
     def run(params, constants, batch):
         prepared = task.prepare(jax.random.fold_in(KEY, 0), constants, batch)
         return jax.value_and_grad(lambda p: task.loss(p, prepared).mean())(params)
@@ -63,9 +64,8 @@ def test_a_batch_in_parts_is_the_same_step(part, train):
     task, params, constants = small_task(part, **train)
     # Not Adam: it makes as much of a gradient of rounding errors as of any other.
     optimizer = optax.sgd(1.0)
-    step = compile_step(task.prepare, task.loss, optimizer, 4, KEY)
-    # A copy, because a step takes over the memory of the state it is given.
-    state = init_state(optimizer, jax.tree.map(jnp.array, params), {})
+    step = quick_jit(functools.partial(train_step, task.prepare, task.loss, optimizer, 4, KEY))
+    state = init_state(optimizer, params, {})
     state, metrics = step(state, constants, made_up_batch(task, 4))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-5)
