@@ -10,6 +10,7 @@ Each part ends up in WORKDIR/checkpoint, which `sample.py --checkpoint` reads.
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
 from show1_jax import commands
 
@@ -28,6 +29,9 @@ def main() -> None:
     from show1_jax.errors import InputError
     from show1_jax.training import loop, metrics
 
+    for name in ("batch_size", "dtype"):
+        if name in config_flags.get_override_values(flags.FLAGS["config"]):
+            raise InputError(f"--config.{name} is for sampling: give --config.train.PART.{name}")
     if WORKDIR.value is None:
         raise InputError("give --workdir, the folder of the runs")
     workdir = Path(WORKDIR.value).expanduser()

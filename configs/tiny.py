@@ -69,7 +69,7 @@ def training(**changes: Any) -> dict[str, Any]:
         show1.denoising(
             clips=100_000,
             steps=12_000,
-            batch_size=16,
+            batch_size=8,
             learning_rate=1e-3,
             warmup_steps=200,
             ema_decay=0.999,
@@ -133,6 +133,7 @@ def get_config(stage: str = "") -> ConfigDict:
                 out_channels=4,
                 channels=(32, 64, 64),
                 attention=(False, True, False),
+                attention_head_dim=(1, 2, 2),
                 spatial_heads="number",
                 space="latent",
                 text_dim=32,
@@ -163,13 +164,14 @@ def get_config(stage: str = "") -> ConfigDict:
             batch_size=8,
             steps=6_000,
         ),
-        "keyframes": training(),
+        "keyframes": training(steps=8_000),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),
         "first_frame": training(max_noise_level=400),
-        "super_resolution": training(max_noise_level=400, batch_size=4),
+        "super_resolution": training(max_noise_level=400, batch_size=2),
         "translation": training(
             frames=8,
+            batch_size=4,
             objective=show1.objective(timesteps=(0, 900)),
         ),
     }

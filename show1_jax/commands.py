@@ -57,6 +57,9 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
 

@@ -23,6 +23,8 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.train.vae.stepz=3"], "stepz"),
         (["--workdir=w", "--config.train.vae.steps=few"], "few"),
         (["--workdir=w", "--config.train.vae.accumulate=7"], "cannot be split into 7 parts"),
+        (["--workdir=w", "--config.train.vae.threads=-1"], "must be 0 to 1024"),
+        (["--workdir=w", "--config.batch_size=3"], "give --config.train.PART.batch_size"),
         (["--workdir=w", "--curve"], " has no runs"),
         (["--workdir=w", "--curve", "--config=configs/tiny.py:vae"], "has no numbers yet"),
     ],

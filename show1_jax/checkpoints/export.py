@@ -12,7 +12,7 @@ from show1_jax.checkpoints.network_config import t5_json, vae_json
 from show1_jax.checkpoints.pipelines import PARAMS
 from show1_jax.checkpoints.released import PIPELINES
 from show1_jax.checkpoints.scheduler_config import scheduler_json
-from show1_jax.checkpoints.store import save_params
+from show1_jax.checkpoints.store import discard, save_params
 from show1_jax.checkpoints.unet_config import unet_json
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
@@ -122,7 +122,7 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
                     os.rename(work / "old", pipeline / name)
                 raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            discard(work)
         _write_json(pipeline / INDEX, _index(pipeline, kind))
     except OSError as error:
         why = error.strerror

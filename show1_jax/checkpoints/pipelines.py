@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from show1_jax.checkpoints import torch_files
 from show1_jax.checkpoints.networks import Network, network, read_json
 from show1_jax.checkpoints.scheduler_config import solver_config
-from show1_jax.checkpoints.store import check_shapes, load_params, save_params
+from show1_jax.checkpoints.store import check_shapes, discard, load_params, save_params
 from show1_jax.checkpoints.torch_params import (
     cast,
     match,
@@ -142,7 +142,7 @@ def convert_pipelines(
     except OSError as error:
         raise InputError(f"{dst} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        discard(work)
         if not dst.exists():
             for folder in new_parents:
                 folder.rmdir()

@@ -1,6 +1,8 @@
 """Parameters in and out of Orbax, whole trees at a time."""
 
 import re
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,19 @@ def save_params(folder: Path, params: Mapping[str, Any]) -> None:
             checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
     except (ValueError, OSError) as error:
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder into which a checkpoint may have been written.
+
+    When one of Orbax's threads fails, the others write on for a moment: the
+    folder is gone when it stays gone.
+    """
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def reason(error: Exception) -> str:

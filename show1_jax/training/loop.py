@@ -65,6 +65,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0, 1),
     "caption_dropout": (0, 1),
     "max_noise_level": (1, 1000),
+    "threads": (0, 1024),
+    "workers": (0, 1024),
 }
 
 

@@ -199,6 +199,11 @@ def _upscaler(
     schedule = NoiseSchedule(**config[part].noise_schedule)
     small_size = (config.keyframes.height, config.keyframes.width)
     size = (section.height, section.width)
+    if config[part].noise_level >= train.max_noise_level:
+        raise InputError(
+            f"{part} is sampled at noise_level {config[part].noise_level}, which it would never "
+            f"see: make train.{part}.max_noise_level larger"
+        )
     level = jnp.int32(config[part].noise_level)
     clip = part == super_resolution.STAGE
 

@@ -1,11 +1,15 @@
 """Orbax checkpoints: what is saved is restored, and what is damaged is said to be."""
 
+import contextlib
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from show1_jax.checkpoints.store import load_params, save_params
+from show1_jax.checkpoints.store import discard, load_params, save_params
 from show1_jax.errors import InputError
 
 TREE = {
@@ -72,3 +76,23 @@ def test_a_checkpoint_without_its_data_is_refused(tmp_path):
     with pytest.raises(InputError, match="params cannot be restored: ") as error:
         load_params(tmp_path / "params")
     assert "\n" not in str(error.value)
+
+
+def test_what_is_discarded_stays_gone(tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    end = time.monotonic() + 0.5
+
+    def write_on():
+        for i in range(10_000):
+            folder.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (folder / str(i)).touch()
+            if time.monotonic() > end:
+                return
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    discard(folder)
+    writer.join()
+    assert not folder.exists()

@@ -300,6 +300,10 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     config.translation.height, config.translation.vae.channels = 9, (4, 4)
     with pytest.raises(InputError, match="needs a width and height that are multiples of"):
         loop.train(config, tmp_path)
+    config = small_config("first_frame", data_dir)
+    config.train.first_frame.max_noise_level = config.first_frame.noise_level
+    with pytest.raises(InputError, match="sampled at noise_level 50, which it would never see"):
+        loop.train(config, tmp_path)
     config.stage = "sound"
     with pytest.raises(InputError, match="no part 'sound' to train; take vae, keyframes"):
         loop.train(config, tmp_path)
