@@ -96,11 +96,6 @@ def made_up_batch(task: Task, batch: int, seed: int = 0) -> dict[str, np.ndarray
     }
 
 
-def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` that compiles in half the time, for what is called once."""
-    return jax.jit(function, compiler_options={"xla_cpu_use_fusion_emitters": False})
-
-
 def by_path(tree: Any) -> dict[str, jax.Array]:
     """Parameters by their slashed path."""
     return flatten_dict(tree, sep="/")

@@ -9,7 +9,7 @@ from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.training.initialise import fresh_params, start_from
 from tests.stages.test_stages import random_params
-from tests.training.small import assert_same, by_path, quick_jit, small_config
+from tests.training.small import assert_same, by_path, small_config
 
 KEY = jax.random.key(0)
 
@@ -27,7 +27,7 @@ def inputs(config, frames=3):
 
 
 def run(module, params, *given):
-    return quick_jit(module.apply)({"params": params}, *given)
+    return jax.jit(module.apply)({"params": params}, *given)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from tests.training.small import (
     by_path,
     compare,
     made_up_batch,
-    quick_jit,
     small_config,
     small_task,
 )
@@ -31,7 +30,7 @@ def gradients(part, **train):
     """Loss and gradients of a part's first batch of four."""
     task, params, constants = small_task(part, **train)
 
-    @quick_jit
+    @jax.jit
     def run(params, constants, batch):
         prepared = task.prepare(jax.random.fold_in(KEY, 0), constants, batch)
         return jax.value_and_grad(lambda p: task.loss(p, prepared).mean())(params)
@@ -64,7 +63,7 @@ def test_a_batch_in_parts_is_the_same_step(part, train):
     task, params, constants = small_task(part, **train)
     # Not Adam: it makes as much of a gradient of rounding errors as of any other.
     optimizer = optax.sgd(1.0)
-    step = quick_jit(functools.partial(train_step, task.prepare, task.loss, optimizer, 4, KEY))
+    step = jax.jit(functools.partial(train_step, task.prepare, task.loss, optimizer, 4, KEY))
     state = init_state(optimizer, params, {})
     state, metrics = step(state, constants, made_up_batch(task, 4))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
