@@ -40,13 +40,9 @@ def generate(
     Raises:
       InputError: if anything given is wrong.
     """
-    if not checkpoint:
-        raise InputError("give --checkpoint: this config comes without one")
-    use_compilation_cache()
-    for name, kind in (("steps", int), ("guidance", float)):
-        override(config, name, kind, overrides.get(name, ()))
+    folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
-    cascade = Cascade(config, Path(checkpoint), stages)
+    cascade = Cascade(config, folder, stages)
     outputs = Outputs(out)
     items = _items(asked, seed, outputs, goes_on="keyframes" not in cascade.stages)
     all_prompts, seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
@@ -89,7 +85,31 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def override(
+def prepare(
+    config: ConfigDict, checkpoint: str | None, overrides: Mapping[str, Sequence[str]]
+) -> Path:
+    """Puts flags into a config, and keeps compiled programs from here on.
+
+    Args:
+      config: as in `configs/show1.py`; changed.
+      checkpoint: a converted checkpoint.
+      overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
+
+    Returns:
+      The checkpoint's folder.
+
+    Raises:
+      InputError: if there is none, or a value is wrong.
+    """
+    if not checkpoint:
+        raise InputError("give --checkpoint: this config comes without one")
+    use_compilation_cache()
+    for name, kind in (("steps", int), ("guidance", float)):
+        _override(config, name, kind, overrides.get(name, ()))
+    return Path(checkpoint)
+
+
+def _override(
     config: ConfigDict, name: str, kind: type[int] | type[float], values: Sequence[str]
 ) -> None:
     """Sets a value in the stages' settings, from `value` or `stage=value`s."""

@@ -46,23 +46,34 @@ SWAP = flags.DEFINE_bool(
     "swap", False, "Sample each prompt again with one word swapped: only that should change."
 )
 
+ALONE = flags.DEFINE_bool(
+    "alone", False, "Give each stage true clips to start from, and compare it with a simple filter."
+)
+
 
 def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
+    from show1_jax.errors import InputError
+    from show1_jax.evaluation.alone import evaluate_alone
     from show1_jax.evaluation.cascade import evaluate
 
+    checkpoint = CHECKPOINT.value or CONFIG.value.get("checkpoint")
+    overrides = {"steps": STEPS.value, "guidance": GUIDANCE.value}
+    if ALONE.value and (EMPTY.value or SWAP.value):
+        raise InputError("--alone goes without --empty and --swap")
+    given = (CONFIG.value, checkpoint, PROMPTS.value, SEED.value)
+    if ALONE.value:
+        evaluate_alone(*given, STAGES.value, overrides)
+        return
     out = Path(OUT.value) if OUT.value else None
     default = out / "sheet.png" if out else Path("outputs") / "evaluation.png"
     evaluate(
-        CONFIG.value,
-        checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),
-        count=PROMPTS.value,
-        seed=SEED.value,
+        *given,
         out=out,
         sheet=Path(SHEET.value) if SHEET.value else default,
         stages=STAGES.value,
-        overrides={"steps": STEPS.value, "guidance": GUIDANCE.value},
+        overrides=overrides,
         empty=EMPTY.value,
         swapped=SWAP.value,
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from show1_jax.commands import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.evaluation.arrays import Arrays
 from show1_jax.evaluation.prompts import Item, draw, swap
@@ -22,7 +21,7 @@ from show1_jax.evaluation.tables import (
     swap_accuracy,
     table,
 )
-from show1_jax.generate import Bars, override
+from show1_jax.generate import Bars, prepare
 from show1_jax.media import to_uint8, write_png
 from show1_jax.stages.cascade import STAGES, Cascade, Results
 
@@ -59,14 +58,9 @@ def evaluate(
     Raises:
       InputError: if anything given is wrong.
     """
-    if not checkpoint:
-        raise InputError("give --checkpoint: this config comes without one")
     if empty and swapped:
         raise InputError("give --empty or --swap, not both")
-    use_compilation_cache()
-    for name, kind in (("steps", int), ("guidance", float)):
-        override(config, name, kind, overrides.get(name, ()))
-    cascade = Cascade(config, Path(checkpoint), stages)
+    cascade = Cascade(config, prepare(config, checkpoint, overrides), stages)
     items = draw(count, seed)
     everything = items + (swap(items, seed) if swapped else [])
     with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:

@@ -1,6 +1,6 @@
 """Tables of how often each attribute is what was asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -77,11 +77,20 @@ def swap_accuracy(
     return shares | {"others": float(np.mean(stayed))}
 
 
-def table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
-    """Shares as percentages in aligned columns; "-" where a row has none."""
+def percent(share: float) -> str:
+    """A share as its percentage."""
+    return f"{100 * share:.1f}"
+
+
+def table(
+    rows: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+    style: Callable[[float], str] = percent,
+) -> str:
+    """Numbers in aligned columns, written by `style`; "-" where a row has none."""
     cells = [["", *columns]]
     for name, shares in rows.items():
-        cells.append([name, *(f"{100 * shares[c]:.1f}" if c in shares else "-" for c in columns)])
+        cells.append([name, *(style(shares[c]) if c in shares else "-" for c in columns)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *rest in cells:

@@ -1,0 +1,144 @@
+"""Which solver, how many steps, how much guidance: keyframes of each, measured.
+
+    python -m show1_jax.evaluation.sweep --prompts 50 --steps 5,10,20,50 --guidance 3
+    python -m show1_jax.evaluation.sweep --prompts 50 --solvers ddim --steps 10 --guidance 1,2,4
+
+prints how often keyframes of held-out combinations show what was asked for, and
+draws it over the number of steps (extra "plot"). Every setting samples the same
+prompts from the same seeds. Run it where `configs/` lies.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from show1_jax import commands
+from show1_jax.diffusion.solvers import make_solver
+from show1_jax.errors import InputError
+from show1_jax.evaluation.arrays import Arrays
+from show1_jax.evaluation.cascade import judge
+from show1_jax.evaluation.prompts import draw
+from show1_jax.evaluation.tables import NAMES, accuracy, table
+from show1_jax.generate import Bars, prepare
+from show1_jax.stages.cascade import Cascade
+
+CONFIG = commands.define_config(
+    "What to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
+)
+PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
+SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts and their noise.", 0, 2**32 - 1)
+SOLVERS = flags.DEFINE_list("solvers", ["dpm_solver", "ddim", "ddpm"], "The solvers to try.")
+STEPS = flags.DEFINE_list("steps", ["5", "10", "20", "50"], "The numbers of steps to try.")
+GUIDANCE = flags.DEFINE_list("guidance", ["3"], "The guidance scales to try.")
+PLOT = flags.DEFINE_string("plot", "", "The picture to draw, such as sweep.png.")
+
+Shares = Mapping[str, float]
+
+
+def sweep(
+    config: ConfigDict,
+    checkpoint: str | None,
+    count: int,
+    seed: int,
+    solvers: Sequence[str],
+    steps: Sequence[int],
+    guidance: Sequence[float],
+) -> dict[tuple[str, float, int], Shares]:
+    """Samples keyframes with every combination of settings, and measures them.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint.
+      count: how many prompts.
+      seed: decides the prompts and their noise.
+      solvers: kinds of solver; see `SolverConfig`.
+      steps: numbers of steps.
+      guidance: guidance scales.
+
+    Returns:
+      The accuracies of each solver, guidance scale and number of steps; see `tables.accuracy`.
+
+    Raises:
+      InputError: if anything given is wrong.
+    """
+    folder, stage = prepare(config, checkpoint, {}), "keyframes"
+    items = draw(count, seed)
+    prompts, seeds = [item.prompt for item in items], [item.seed for item in items]
+    found: dict[tuple[str, float, int], Shares] = {}
+    for kind, scale, number in itertools.product(solvers, guidance, steps):
+        config[stage].update(steps=number, guidance=scale)
+        cascade = Cascade(config, folder, [stage])
+        denoiser = cascade.denoisers[stage]
+        solver = make_solver(dataclasses.replace(denoiser.solver.config, kind=kind), number)
+        cascade.denoisers[stage] = dataclasses.replace(denoiser, solver=solver)
+        with (
+            tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
+            contextlib.closing(Bars()) as bars,
+        ):
+            results = Arrays(Path(temporary))
+            results.begin(prompts, seeds)
+            cascade.run(prompts, seeds, results, bars.update)
+            measured = judge(results, count, config[stage].width / config[stage].height)[stage]
+        found[kind, scale, number] = accuracy(stage, measured, [i.combination for i in items])
+    return found
+
+
+def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
+    """Draws the share of clips that are right in everything over the number of steps.
+
+    Raises:
+      InputError: if matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install 'show1-jax[plot]'") from None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for kind, scale in dict.fromkeys((kind, scale) for kind, scale, _ in found):
+        points = [(key[2], 100 * found[key]["all"]) for key in found if key[:2] == (kind, scale)]
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{kind}, guidance {scale:g}")
+    axes.set(xlabel="steps", ylabel="all attributes right (%)", xscale="log", ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def main() -> None:
+    """Makes one call of the flags."""
+
+    def parse(name: str, kind: type, texts: Sequence[str]) -> list:
+        try:
+            return [kind(text) for text in texts]
+        except ValueError:
+            raise InputError(f"--{name} {','.join(texts)}: give numbers") from None
+
+    found = sweep(
+        CONFIG.value,
+        CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+        PROMPTS.value,
+        SEED.value,
+        SOLVERS.value,
+        parse("steps", int, STEPS.value),
+        parse("guidance", float, GUIDANCE.value),
+    )
+    rows = {f"{kind} {scale:g} {steps}": shares for (kind, scale, steps), shares in found.items()}
+    print(table({"solver guidance steps": {}, **rows}, [*NAMES, "all"]))
+    if PLOT.value:
+        plot(found, Path(PLOT.value))
+
+
+if __name__ == "__main__":
+    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

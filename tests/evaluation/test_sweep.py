@@ -1,0 +1,81 @@
+"""The sweep of sampling settings, with a cascade that draws instead of sampling."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from show1_jax.data import moving_shapes as shapes
+from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.errors import InputError
+from show1_jax.evaluation import sweep
+from show1_jax.evaluation.prompts import draw
+from show1_jax.media import from_uint8
+from show1_jax.stages.sampling import Denoiser
+
+MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
+
+
+class Painter:
+    """Obeys DPM-Solver++, and from 10 steps on anything; otherwise paints all clips red."""
+
+    ran: list = []  # noqa: RUF012
+
+    def __init__(self, config, checkpoint, stages):
+        assert stages == ["keyframes"]
+        self.config = config.keyframes
+        solver = SolverConfig("dpm_solver", NoiseSchedule("cosine"), prediction="v")
+        self.denoisers = {"keyframes": Denoiser(None, make_solver(solver, config.keyframes.steps))}
+
+    def run(self, prompts, seeds, results, progress):
+        progress("keyframes", 1, 1)
+        solver = self.denoisers["keyframes"].solver
+        assert solver.config.prediction == "v"
+        self.ran.append((solver.config.kind, self.config.guidance, solver.num_steps, tuple(seeds)))
+        obeys = solver.config.kind == "dpm_solver" or solver.num_steps >= 10
+        for item, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            combination = MEANING[prompt]
+            if not obeys:
+                combination = combination._replace(color="red")
+            scene = shapes.random_scene(combination, np.random.default_rng(seed))
+            results.save(item, "keyframes", from_uint8(shapes.render(scene, 8, 20, 32)), {})
+
+
+@pytest.fixture
+def painter(monkeypatch):
+    monkeypatch.setattr(sweep, "Cascade", Painter)
+    monkeypatch.setattr(Painter, "ran", [])
+
+
+def test_every_setting_is_tried_on_the_same_prompts(painter):
+    found = sweep.sweep(tiny.get_config(), "x", 6, 3, ["dpm_solver", "ddim"], [5, 10], [1.0, 4.0])
+    seeds = (3, 4, 5, 6, 7, 8)
+    assert Painter.ran == [(*key, seeds) for key in found]
+    assert len(found) == 8
+    red = np.mean([item.combination.color == "red" for item in draw(6, 3)])
+    assert red < 1
+    for (kind, _, steps), shares in found.items():
+        assert shares["color"] == (1 if kind == "dpm_solver" or steps == 10 else red)
+        assert shares["direction"] == 1
+
+
+def test_a_picture(tmp_path):
+    found = {("ddim", 1.0, steps): {"all": steps / 20} for steps in (5, 10)}
+    sweep.plot(found, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(InputError, match=r"b\.png cannot be written: No such file"):
+        sweep.plot(found, tmp_path / "none" / "b.png")
+
+
+def test_unknown_solvers_are_refused(painter):
+    with pytest.raises(InputError, match="solver kind 'euler' is not one of ddpm, ddim"):
+        sweep.sweep(tiny.get_config(), "x", 1, 0, ["euler"], [5], [1.0])
+
+
+def test_the_command_line():
+    command = [sys.executable, "-m", "show1_jax.evaluation.sweep", "--steps=few"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: --steps few: give numbers\n")
