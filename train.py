@@ -19,6 +19,7 @@ CONFIG = commands.define_config(
     "vae, keyframes, interpolation, first_frame, super_resolution, translation; "
     "--config.KEY=VALUE changes it."
 )
+flags.adopt_module_key_flags(commands)  # shown by --help
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs.")
 CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/PART/loss.png.")
 

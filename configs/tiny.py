@@ -68,7 +68,7 @@ def training(**changes: Any) -> dict[str, Any]:
     return (
         show1.denoising(
             clips=100_000,
-            steps=12_000,
+            steps=3_000,
             batch_size=8,
             learning_rate=1e-3,
             warmup_steps=200,
@@ -162,13 +162,13 @@ def get_config(stage: str = "") -> ConfigDict:
             gradient_weight=1.0,
             **{name: training()[name] for name in SHARED},
             batch_size=8,
-            steps=6_000,
+            steps=3_000,
         ),
         "keyframes": training(steps=8_000),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),
         "first_frame": training(max_noise_level=400),
-        "super_resolution": training(max_noise_level=400, batch_size=2),
+        "super_resolution": training(max_noise_level=400, batch_size=2, steps=2_000),
         "translation": training(
             frames=8,
             batch_size=4,

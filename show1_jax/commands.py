@@ -41,16 +41,18 @@ def run(main: Callable[[], None], default_config: Path) -> None:
         # ml_collections reports unknown keys and wrong types with any of these.
         except FAILURES as error:
             text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
-            unknown = isinstance(error, KeyError | AttributeError)
-            sys.exit(f"error: {'the config has no key ' if unknown else ''}{text}")
+            if isinstance(error, KeyError | AttributeError):
+                key, _, hint = text.replace('"', "'").partition(" Did you mean ")
+                hint = f"; did you mean {hint}" if hint else ""
+                text = f"the config has no key {key.strip(chr(39))!r} there{hint}"
+            sys.exit(f"error: {text}")
         return left
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: {argv[1]!r} is not a flag; see --help")
-        # Orbax narrates every array otherwise, and logs tracebacks of what it raises as well.
         logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+        logging.get_absl_logger().addFilter(_of_interest)
         python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
         sys.unraisablehook = _unraisable
         try:
@@ -62,6 +64,11 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _of_interest(record: python_logging.LogRecord) -> bool:
+    """Not Orbax, which narrates every array and what it raises, nor TFDS on its settings."""
+    return not any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
 
 
 def _unraisable(found: Any) -> None:

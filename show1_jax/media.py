@@ -80,6 +80,15 @@ def write_png(path: str | PathLike[str], image: np.ndarray) -> None:
     _save(path, Image.fromarray(image), "PNG")
 
 
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches; raises InputError if that is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def read_video(path: str | PathLike[str]) -> tuple[np.ndarray, float]:
     """All frames of a video file, and its frames per second.
 

@@ -40,6 +40,10 @@ def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_help_tells_of_the_config():
+    assert "--config: What to train (default: configs/tiny.py)" in train_py("--help").stdout
+
+
 def test_a_curve(tmp_path):
     for part in ("vae", "keyframes"):
         (tmp_path / part).mkdir()

@@ -101,7 +101,8 @@ def make_pipeline(
         )
     if not training and len(records) < batch_size * process_count:
         raise InputError(
-            f"{len(records)} clips do not fill {process_count} batches of {batch_size}"
+            f"{len(records)} clips are too few for a batch of {batch_size} in each of "
+            f"{process_count} processes"
         )
     examples = grain.MapDataset.source(records).seed(seed)
     examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))

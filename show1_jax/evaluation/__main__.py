@@ -17,6 +17,7 @@ from show1_jax import commands
 CONFIG = commands.define_config(
     "How to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
 )
+flags.adopt_module_key_flags(commands)  # shown by --help
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
 )

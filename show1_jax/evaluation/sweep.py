@@ -26,11 +26,13 @@ from show1_jax.evaluation.cascade import judge
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import Bars, prepare
+from show1_jax.media import new_figure
 from show1_jax.stages.cascade import Cascade
 
 CONFIG = commands.define_config(
     "What to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
 )
+flags.adopt_module_key_flags(commands)  # shown by --help
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
 )
@@ -98,11 +100,7 @@ def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
     Raises:
       InputError: if matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'show1-jax[plot]'") from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for kind, scale in dict.fromkeys((kind, scale) for kind, scale, _ in found):
         points = [(key[2], 100 * found[key]["all"]) for key in found if key[:2] == (kind, scale)]

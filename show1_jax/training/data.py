@@ -138,14 +138,18 @@ def validation_batches(
 ) -> list[dict[str, Any]]:
     """The first `validation_batches` batches of the validation split, kept in memory.
 
+    A split of fewer clips than a batch is one batch.
+
     Raises:
       InputError: if there is not one.
     """
+    records = open_split(builder, splits(train)[1])
+    size = max(1, min(train.validation_batch_size, len(records)))
     dataset = make_pipeline(
-        open_split(builder, splits(train)[1]),
+        records,
         read,
         spec,
-        batch_size=train.validation_batch_size,
+        batch_size=size,
         seed=train.seed,
         training=False,
         text=text,
@@ -155,6 +159,6 @@ def validation_batches(
     if not batches:
         raise InputError(
             f"too many clips of the validation split {splits(train)[1]} cannot be used to fill a "
-            f"validation_batch_size of {train.validation_batch_size}"
+            f"validation_batch_size of {size}"
         )
     return batches

@@ -132,7 +132,10 @@ class Run:
     def train(self) -> None:
         """Trains to the end, from wherever the run was."""
         with contextlib.closing(self.folder), contextlib.closing(self.batches):
-            restored = self.folder.restore(jax.eval_shape(self._fresh_state))
+            target = jax.eval_shape(self._fresh_state)
+            count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
+            print(f"{self.part}: {count:,} parameters, {self.settings.steps:,} steps", flush=True)
+            restored = self.folder.restore(target)
             if restored is None:
                 state = self._first_state()
             else:
@@ -152,12 +155,16 @@ class Run:
         )
         rate = learning_rate(settings)
         losses: list[float] = []
-        pending = None
+        pending, first = None, True
         for step in range(int(state.step) + 1, settings.steps + 1):
             begin = time.perf_counter()
             batch = _arrays(next(self.batches))
             watch.waited(time.perf_counter() - begin)
+            begin = time.perf_counter()
             state, pending_next = step_function(state, self.constants, batch)
+            if first:
+                watch.left_out(time.perf_counter() - begin)  # most of it was compiling
+                first = False
             # Looked at one step late, so that the device always has the next step to do.
             if pending is not None:
                 losses.append(self._finite(step - 1, pending))

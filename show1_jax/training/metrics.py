@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
 from show1_jax.errors import InputError
+from show1_jax.media import new_figure
 
 FILE = "metrics.jsonl"
 
@@ -156,16 +157,14 @@ def loss_curve(folder: Path) -> Path:
     lines = _read(folder / FILE)
     if not lines:
         raise InputError(f"{folder / FILE} has no numbers yet")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'show1-jax[plot]'") from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     for name in ("loss", "validation_loss"):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+            axes.plot(
+                *zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, marker="."
+            )
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend()

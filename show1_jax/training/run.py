@@ -6,6 +6,7 @@ WORKDIR/PART/checkpoints/N/   state and data position after step N (Orbax)
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,9 @@ def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None
     """Raises InputError if a run's settings differ in more than it may go on with."""
     old, new = (flatten_dict(settings, sep=".") for settings in (held, wanted))
     free = {f"train.{name}" for name in FREE}
+    part = wanted["part"]
     different = [
-        f"{key} is {old.get(key)} there and {new.get(key)} here"
+        f"{re.sub('^train', f'train.{part}', key)} is {old.get(key)} there and {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in free
     ]
@@ -172,5 +174,5 @@ def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise InputError(
             f"{folder} holds a run with other settings: {'; '.join(different[:3])}{more}; "
-            "give another --workdir"
+            "repeat the flags that it was begun with, or give another --workdir"
         )

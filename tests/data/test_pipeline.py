@@ -150,7 +150,7 @@ def test_bad_settings_are_refused():
     for settings in ({"process_index": 2, "process_count": 2}, {"batch_size": 0}):
         with pytest.raises(InputError, match="cannot be"):
             pipeline(**settings)
-    with pytest.raises(InputError, match="10 clips do not fill 3 batches of 4"):
+    with pytest.raises(InputError, match="10 clips are too few for a batch of 4 in each"):
         pipeline(batch_size=4, training=False, process_count=3)
 
 

@@ -144,5 +144,5 @@ def test_there_is_no_curve_of_an_empty_run(tmp_path):
 def test_a_curve_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):
     write(tmp_path, 0, [1])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'show1-jax\[plot\]'"):
+    with pytest.raises(InputError, match="pip install matplotlib"):
         loss_curve(tmp_path)
