@@ -128,6 +128,7 @@ class _ToExample(grain.transforms.RandomMap):
         self._read, self._spec, self._training, self._text = read, spec, training, text
         self._records = records
         self._skipped: set[str] = set()
+        self._failures: int | None = 0  # until the first that can be used
 
     def random_map(
         self, record: Mapping[str, Any], rng: np.random.Generator
@@ -137,14 +138,17 @@ class _ToExample(grain.transforms.RandomMap):
         except UnusableClip as error:
             self._skip(record["name"].decode(), error)
             return None
+        self._failures = None
         caption = record["caption"].decode()
         example = {"video": video, "caption": caption}
         return example | {"text": self._text(caption)} if self._text else example
 
     def _skip(self, name: str, error: UnusableClip) -> None:
-        if name in self._skipped:
+        if name not in self._skipped:
+            self._skipped.add(name)
+            logging.warning("clip %s is skipped: %s (%d so far)", name, error, len(self._skipped))
+        if self._failures is None:
             return
-        self._skipped.add(name)
-        logging.warning("clip %s is skipped: %s (%d so far)", name, error, len(self._skipped))
-        if len(self._skipped) == self._records:
+        self._failures += 1
+        if self._failures >= self._records:
             raise InputError(f"none of the {self._records} clips can be used; {name}: {error}")

@@ -74,6 +74,11 @@ def list_clips(folder: Path, captions: str | None = None) -> list[Clip]:
     return clips
 
 
+def captions(folder: Path) -> Iterator[str]:
+    """All captions of a folder, of missing files as well: a dataset built before may hold them."""
+    return (_clip(folder, row)[1] for row in _rows(_caption_file(folder, None)))
+
+
 class VideoFolderConfig(tfds.core.BuilderConfig):
     """Which folder to build from; a changed caption file makes a new dataset."""
 

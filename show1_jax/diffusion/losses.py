@@ -43,6 +43,10 @@ class Objective:
             raise InputError(
                 f"timesteps {first} to {end} do not lie within 0 to {self.schedule.train_steps}"
             )
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise InputError(f"min_snr is {self.min_snr}, but must be more than 0, or None")
+        if not self.variance_weight >= 0:
+            raise InputError(f"variance_weight is {self.variance_weight}, but must be 0 or more")
 
 
 def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:

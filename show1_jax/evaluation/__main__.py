@@ -61,8 +61,8 @@ def main() -> None:
 
     checkpoint = CHECKPOINT.value or CONFIG.value.get("checkpoint")
     overrides = {"steps": STEPS.value, "guidance": GUIDANCE.value}
-    if ALONE.value and (EMPTY.value or SWAP.value):
-        raise InputError("--alone goes without --empty and --swap")
+    if ALONE.value and (EMPTY.value or SWAP.value or OUT.value or SHEET.value):
+        raise InputError("--alone goes without --empty, --swap, --out and --sheet")
     given = (CONFIG.value, checkpoint, PROMPTS.value, SEED.value)
     if ALONE.value:
         evaluate_alone(*given, STAGES.value, overrides)

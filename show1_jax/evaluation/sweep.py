@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from show1_jax import commands
-from show1_jax.diffusion.solvers import make_solver
+from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
 from show1_jax.evaluation.arrays import Arrays
 from show1_jax.evaluation.cascade import judge
@@ -80,7 +80,7 @@ def sweep(
         config[stage].update(steps=number, guidance=scale)
         cascade = Cascade(config, folder, [stage])
         denoiser = cascade.denoisers[stage]
-        solver = make_solver(dataclasses.replace(denoiser.solver.config, kind=kind), number)
+        solver = make_solver(_of_kind(denoiser.solver.config, kind), number)
         cascade.denoisers[stage] = dataclasses.replace(denoiser, solver=solver)
         with (
             tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
@@ -92,6 +92,18 @@ def sweep(
             measured = judge(results, count, config[stage].width / config[stage].height)[stage]
         found[kind, scale, number] = accuracy(stage, measured, [i.combination for i in items])
     return found
+
+
+def _of_kind(config: SolverConfig, kind: str) -> SolverConfig:
+    """The same solver, but of another kind.
+
+    DDIM and DDPM step by a fixed stride from each timestep: only counted from
+    the last one does their first step start where the noise does, and each next
+    one where the one before ended. DPM-Solver++ goes to the next timestep.
+    """
+    if kind == config.kind:
+        return config
+    return dataclasses.replace(config, kind=kind, spacing="trailing")
 
 
 def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:

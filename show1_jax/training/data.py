@@ -44,12 +44,18 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     folder = Path(train.dataset).expanduser()
     config = video_folder.VideoFolderConfig(folder)
     builder = video_folder.VideoFolder(config=config, data_dir=data_dir)
-    return builder, video_folder.read, (clip.caption for clip in video_folder.list_clips(folder))
+    return builder, video_folder.read, video_folder.captions(folder)
 
 
-def splits(train: ConfigDict) -> tuple[str, str]:
-    """The names of the training and the validation split: a folder's last 5 % are validation."""
-    return ("train", "validation") if train.dataset == SHAPES else ("train[:95%]", "train[95%:]")
+def splits(train: ConfigDict, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    """The names of the training and the validation split.
+
+    Of a folder, the last 5 % are for validation, one clip at least.
+    """
+    if train.dataset == SHAPES:
+        return "train", "validation"
+    last = max(1, len(open_split(builder, "train")) // 20)
+    return f"train[:-{last}]", f"train[-{last}:]"
 
 
 def open_text(
@@ -111,7 +117,7 @@ def training_batches(
 ) -> grain.DatasetIterator:
     """Endless batches, made ahead in other threads or processes."""
     dataset = make_pipeline(
-        open_split(builder, splits(train)[0]),
+        open_split(builder, splits(train, builder)[0]),
         read,
         spec,
         batch_size=train.batch_size,
@@ -138,27 +144,28 @@ def validation_batches(
 ) -> list[dict[str, Any]]:
     """The first `validation_batches` batches of the validation split, kept in memory.
 
-    A split of fewer clips than a batch is one batch.
+    Where fewer clips can be used than a batch has, they are one batch.
 
     Raises:
       InputError: if there is not one.
     """
-    records = open_split(builder, splits(train)[1])
-    size = max(1, min(train.validation_batch_size, len(records)))
+    name = splits(train, builder)[1]
     dataset = make_pipeline(
-        records,
+        open_split(builder, name),
         read,
         spec,
-        batch_size=size,
+        batch_size=1,
         seed=train.seed,
         training=False,
         text=text,
         threads=train.threads,
     )
-    batches = list(itertools.islice(dataset, train.validation_batches))
-    if not batches:
-        raise InputError(
-            f"too many clips of the validation split {splits(train)[1]} cannot be used to fill a "
-            f"validation_batch_size of {size}"
-        )
-    return batches
+    size = train.validation_batch_size
+    clips = list(itertools.islice(dataset, train.validation_batches * size))
+    if not clips:
+        raise InputError(f"no clip of the validation split {name} can be used")
+    size = min(size, len(clips))
+    return [
+        {key: np.concatenate([clip[key] for clip in clips[i : i + size]]) for key in clips[0]}
+        for i in range(0, len(clips) - size + 1, size)
+    ]

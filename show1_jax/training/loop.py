@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler, network_json
-from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
+from show1_jax.checkpoints.released import PIPELINES, StageFolder, find_stages, t5_folder
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
@@ -66,6 +66,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "caption_dropout": (0, 1),
     "max_noise_level": (1, 1000),
     "threads": (0, 1024),
+    "kl_weight": (0, 1e3),
+    "gradient_weight": (0, 1e3),
     "workers": (0, 1024),
 }
 
@@ -251,6 +253,7 @@ class Run:
         settings, source = self.settings, None
         if settings.init:
             source = self._initial_params(settings.init)
+            print(f"{self.part} starts from {source[1]}")
         elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
             raise InputError(
                 f"train.{self.part}.trainable is {settings.trainable!r}, which would freeze "
@@ -265,7 +268,9 @@ class Run:
         """The network to start from: a part's, or one in a folder of its own."""
         if init in PARTS:
             stage, name = ("translation", "vae") if init == "vae" else (init, "unet")
-            folder = self._stage_folder(stage, name, f"train.{self.part}.init={init}")
+            # Not from what an earlier run here made of itself: the same command starts the same.
+            own, wanted = init != self.part, f"train.{self.part}.init={init}"
+            folder = self._stage_folder(stage, name, wanted, own)
         else:
             path = Path(init).expanduser()
             folder, name = StageFolder(path.parent), path.name
@@ -273,9 +278,9 @@ class Run:
         _check_kinship(module, self.task.module, str(folder.folder / name))
         return folder.params(name, module, jnp.float32), str(folder.folder / name)
 
-    def _stage_folder(self, stage: str, name: str, wanted: str) -> StageFolder:
+    def _stage_folder(self, stage: str, name: str, wanted: str, own: bool = True) -> StageFolder:
         """The folder of a stage that has a network: trained here, or in the config's checkpoint."""
-        for stages in self._checkpoints():
+        for stages in self._checkpoints(own):
             if stage in stages and stages[stage].has(name):
                 return stages[stage]
         raise InputError(
@@ -283,10 +288,10 @@ class Run:
             "in the config's checkpoint: train it first, or give --config.checkpoint"
         )
 
-    def _checkpoints(self) -> Iterator[dict[str, StageFolder]]:
-        own = self.workdir / CHECKPOINT
-        if any(own.glob("*/model_index.json")):
-            yield find_stages(own)
+    def _checkpoints(self, own: bool = True) -> Iterator[dict[str, StageFolder]]:
+        trained = self.workdir / CHECKPOINT
+        if own and any(trained.glob("*/model_index.json")):
+            yield find_stages(trained)
         if self.config.get("checkpoint"):
             yield find_stages(Path(self.config.checkpoint).expanduser())
 
@@ -315,7 +320,7 @@ class Run:
         target = self.workdir / CHECKPOINT
         module = self.task.module
         if isinstance(module, VAE):
-            export_network(target, "translation", self._scaled(module, params), params)
+            self._export_vae(target, module, params)
             return
         assert isinstance(module, UNet)
         export_network(target, self.part, module, params)
@@ -331,6 +336,17 @@ class Run:
         if self.part == "translation":
             vae = self._stage_folder("translation", "vae", "translation")
             export_copy(target, self.part, vae.folder / "vae")
+
+    def _export_vae(self, target: Path, vae: VAE, params: Any) -> None:
+        """Puts the autoencoder there, unless it is there: translation is trained on that one."""
+        folder = StageFolder(target / PIPELINES["translation"][0])
+        if folder.has("vae"):
+            there = folder.params("vae", folder.module("vae", jnp.float32), jnp.float32)
+            if data.params_fingerprint(there) == data.params_fingerprint(params):
+                return
+            if folder.has("unet"):
+                print(f"translation in {target} was trained on another autoencoder: train it again")
+        export_network(target, "translation", self._scaled(vae, params), params)
 
     def _scaled(self, vae: VAE, params: Any) -> VAE:
         """The autoencoder with the factor that gives the validation clips' latents variance 1."""

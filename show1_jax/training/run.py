@@ -44,7 +44,18 @@ SAMPLING = (
     "negative_prompt",
     "dropout",
     "head_reading",
+    "vae_frames",
 )
+# What else a part depends on: sections of the stages beside it, and what of them.
+OTHERS = {
+    "vae": ("translation",),
+    "keyframes": (),
+    "interpolation": ("keyframes",),
+    "first_frame": ("keyframes", "super_resolution"),
+    "super_resolution": ("keyframes",),
+    "translation": ("super_resolution",),
+}
+SHARED = ("height", "width", "fps", "vae")
 
 
 class RunFolder:
@@ -152,12 +163,13 @@ def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
     """What a run of one part depends on, as JSON gives it back."""
     plain = json.loads(config.to_json_best_effort())
     train = plain.pop("train")[part]
-    for key in ("stage", "batch_size", "dtype", "checkpoint"):
-        plain.pop(key, None)
-    for section in plain.values():
+    sections = {part: plain[part]} if part in plain else {}
+    for name in OTHERS[part]:
+        sections[name] = {key: plain[name][key] for key in SHARED if key in plain[name]}
+    for section in sections.values():
         for key in SAMPLING:
             section.pop(key, None)
-    return {"part": part, "train": train, **plain}
+    return {"part": part, "train": train, "text": plain["text"], **sections}
 
 
 def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -137,13 +137,17 @@ def test_unusable_clips_are_skipped_counted_and_named_once(caplog):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_usable_ends_the_run_with_the_reason(training):
+@pytest.mark.parametrize("one_file", [True, False])
+def test_nothing_usable_ends_the_run_with_the_reason(training, one_file):
     def broken(record, spec, rng):
         raise UnusableClip("it is broken")
 
+    records = Records()
+    if one_file:
+        records.names = ["clip0"] * len(records)
     message = r"none of the 10 clips can be used; clip\d: it is broken"
     with pytest.raises(InputError, match=message):
-        next(iter(pipeline(read=broken, training=training)))
+        next(iter(pipeline(records, broken, training=training)))
 
 
 def test_bad_settings_are_refused():

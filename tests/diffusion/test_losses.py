@@ -100,3 +100,16 @@ def test_bad_settings(case):
         diffusion_loss(
             Objective(COSINE, variance_weight=0.001), noise, clean, noise, noisy, TIMESTEPS
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_snr": 0.0}, "min_snr is 0.0, but must be more than 0, or None"),
+        ({"min_snr": float("nan")}, "min_snr is nan"),
+        ({"variance_weight": -1.0}, "variance_weight is -1.0, but must be 0 or more"),
+    ],
+)
+def test_weights_that_would_teach_the_opposite_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Objective(NoiseSchedule("cosine"), **settings)

@@ -34,6 +34,10 @@ class Painter:
         progress("keyframes", 1, 1)
         solver = self.denoisers["keyframes"].solver
         assert solver.config.prediction == "v"
+        # The noise is where the network is told that it is.
+        if solver.config.kind == "ddim":
+            assert solver.timesteps[0] == 999
+            assert set(np.diff(solver.timesteps)) == {-1000 // solver.num_steps}
         self.ran.append((solver.config.kind, self.config.guidance, solver.num_steps, tuple(seeds)))
         obeys = solver.config.kind == "dpm_solver" or solver.num_steps >= 10
         for item, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

@@ -30,7 +30,7 @@ def clips(tmp_path_factory):
 
 def validation_names(train):
     builder, _, _ = data.open_dataset(train)
-    records = data.open_split(builder, data.splits(train)[1])
+    records = data.open_split(builder, data.splits(train, builder)[1])
     return {record["name"].decode() for record in records}
 
 
@@ -52,27 +52,43 @@ def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tm
     assert len(losses) == 3
 
 
-def test_validation_needs_a_whole_batch(clips, tmp_path):
+def test_validation_takes_what_can_be_used(clips, tmp_path):
     train = small_config("vae", tmp_path, dataset=str(clips)).train.vae
     builder, read, captions = data.open_dataset(train)
     assert sorted(captions) == sorted(f"clip number {i}" for i in range(CLIPS))
-    assert data.splits(train) == ("train[:95%]", "train[95%:]")
+    assert data.splits(train, builder) == ("train[:-2]", "train[-2:]")
 
     def batches(read):
         return data.validation_batches(train, builder, read, ClipSpec(1, 4, 6), None)
 
     assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
-    broken = data.open_split(builder, "train[95%:]")[0]["name"]
+    names = [record["name"] for record in data.open_split(builder, "train[-2:]")]
+    broken = names[:1]
 
     def read_but_one(record, spec, rng):
-        if record["name"] == broken:
+        if record["name"] in broken:
             raise UnusableClip("it is broken")
         return read(record, spec, rng)
 
-    with pytest.raises(InputError, match=r"too many clips .* to fill a validation_batch_size of 2"):
+    assert [batch["video"].shape for batch in batches(read_but_one)] == [(1, 1, 4, 6, 3)]
+    broken = names
+    with pytest.raises(InputError, match="none of the 2 clips can be used"):
         batches(read_but_one)
-    train.validation_batch_size = 3  # all there are
+    train.validation_batch_size = 3  # there are not as many
     assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
+    train.validation_batch_size, train.validation_batches = 1, 2
+    assert [batch["video"].shape for batch in batches(read)] == [(1, 1, 4, 6, 3)] * 2
+
+
+def test_a_folder_of_few_clips_validates_on_one(clips, tmp_path):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    (folder / "captions.csv").write_text("file,caption\n0.mp4,one\n1.mp4,two\n9999.mp4,gone\n")
+    train = small_config("vae", tmp_path, dataset=str(folder)).train.vae
+    builder, _, captions = data.open_dataset(train)
+    # What was there when the dataset was built may be gone now.
+    assert list(captions) == ["one", "two", "gone"]
+    assert data.splits(train, builder) == ("train[:-1]", "train[-1:]")
+    assert len(data.open_split(builder, "train[:-1]")) == 1
 
 
 def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):

@@ -130,6 +130,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path
     assert_same(load_params(tmp_path / params), load_params(straight / params))
 
 
+def test_only_settings_that_a_part_depends_on_are_its_own(train, begun):
+    other = {"super_resolution": {"window": 5}, "keyframes": {"height": 8}}
+    train(begun, sections=other | {"translation": {"vae_frames": 1}})
+
+
 def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, capsys):
     shutil.rmtree(begun / "vae")
     shutil.copytree(straight / "vae", begun / "vae")
@@ -276,6 +281,11 @@ def test_damaged_settings_are_named(train, begun, content):
             {"init": "keyframes", "sections": {"checkpoint": ""}},
             "train.vae.init=keyframes needs keyframes/unet, which is neither in .* nor in",
         ),
+        (
+            {"init": "vae", "sections": {"checkpoint": ""}},
+            "train.vae.init=vae needs translation/vae, which is neither in .* nor in",
+        ),
+        ({"kl_weight": -1.0}, "train.vae.kl_weight is -1.0, but must be 0 to 1000"),
         ({"init": "/nowhere/vae"}, "/nowhere/vae has no params/"),
         ({"clips": 0}, "a split needs at least 1 clip"),
         ({"learning_rate": float("inf")}, "train.vae.learning_rate is inf, but must be 0 to"),
