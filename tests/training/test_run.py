@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from absl import flags
 
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.store import load_params
@@ -133,6 +134,17 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path
 def test_only_settings_that_a_part_depends_on_are_its_own(train, begun):
     other = {"super_resolution": {"window": 5}, "keyframes": {"height": 8}}
     train(begun, sections=other | {"translation": {"vae_frames": 1}})
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_worker_processes(train, tmp_path):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's processes are told of them
+    train(tmp_path / "straight", workers=2)
+    train(tmp_path, interrupt_at=3, workers=2)
+    assert checkpoints(tmp_path) == [2]
+    train(tmp_path, workers=2)
+    assert_same(saved(tmp_path)[0], saved(tmp_path / "straight")[0])
 
 
 def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, capsys):
