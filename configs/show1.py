@@ -255,7 +255,8 @@ def get_config(stage: str = "") -> ConfigDict:
             },
             "train": {
                 "vae": training(kl_weight=1e-6, gradient_weight=1.0, accumulate=16),
-                "keyframes": denoising(),
+                "image": denoising(batch_size=512, dropout=False),
+                "keyframes": denoising(init="image"),
                 "interpolation": denoising(init="keyframes", max_noise_level=200),
                 # Upscalers learn every noise level that they may be told of.
                 "first_frame": denoising(max_noise_level=1000),

@@ -32,6 +32,7 @@ from show1_jax.training.tasks import (
     PARTS,
     Task,
     compute_dtype,
+    image_config,
     make_task,
     pixels,
     solver_config,
@@ -90,7 +91,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
     for part in [config.stage] if config.stage else PARTS:
         try:
-            Run(config, part, workdir).train()
+            run = Run(config, part, workdir)
+            run.train()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -98,7 +100,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 f"{part} does not fit the device's memory: raise train.{part}.accumulate, or set "
                 "remat to nothing_saveable"
             ) from error
-        print(f"{part} is trained: {workdir / CHECKPOINT}")
+        print(f"{part} is trained: {run.target}")
 
 
 class Run:
@@ -106,7 +108,11 @@ class Run:
 
     def __init__(self, config: ConfigDict, part: str, workdir: Path):
         """Checks the settings and opens the dataset; nothing is trained yet."""
+        if part == "image":
+            config = image_config(config)
         self.config, self.part, self.workdir = config, part, workdir
+        # An image network is no part of the cascade: it makes a checkpoint of its own.
+        self.target = workdir / part / CHECKPOINT if part == "image" else workdir / CHECKPOINT
         self.settings = settings = config.train[part]
         _check(settings, part)
         inputs: dict[str, str] = {}
@@ -157,16 +163,14 @@ class Run:
         )
         rate = learning_rate(settings)
         losses: list[float] = []
-        pending, first = None, True
-        for step in range(int(state.step) + 1, settings.steps + 1):
+        pending, begun = None, int(state.step)
+        for step in range(begun + 1, settings.steps + 1):
             begin = time.perf_counter()
             batch = _arrays(next(self.batches))
             watch.waited(time.perf_counter() - begin)
-            begin = time.perf_counter()
             state, pending_next = step_function(state, self.constants, batch)
-            if first:
-                watch.left_out(time.perf_counter() - begin)  # most of it was compiling
-                first = False
+            if step == begun + 1:
+                watch = Stopwatch()  # that was compiling
             # Looked at one step late, so that the device always has the next step to do.
             if pending is not None:
                 losses.append(self._finite(step - 1, pending))
@@ -266,7 +270,15 @@ class Run:
 
     def _initial_params(self, init: str) -> tuple[Any, str]:
         """The network to start from: a part's, or one in a folder of its own."""
-        if init in PARTS:
+        if init == "image":
+            trained = self.workdir / init / CHECKPOINT
+            folder, name = StageFolder(trained / PIPELINES["keyframes"][0]), "unet"
+            if not folder.has(name):
+                raise InputError(
+                    f"train.{self.part}.init=image needs {folder.folder / name}: train image "
+                    'first, or give the folder of a network, or "" for random parameters'
+                )
+        elif init in PARTS:
             stage, name = ("translation", "vae") if init == "vae" else (init, "unet")
             # Not from what an earlier run here made of itself: the same command starts the same.
             own, wanted = init != self.part, f"train.{self.part}.init={init}"
@@ -317,25 +329,24 @@ class Run:
 
     def _export(self, params: Any) -> None:
         """Puts the part into the checkpoint that `sample.py` reads, with all it needs there."""
-        target = self.workdir / CHECKPOINT
-        module = self.task.module
+        target, module = self.target, self.task.module
         if isinstance(module, VAE):
             self._export_vae(target, module, params)
             return
         assert isinstance(module, UNet)
-        export_network(target, self.part, module, params)
-        section = self.config[self.part]
-        export_scheduler(target, self.part, "scheduler", solver_config(section.solver))
+        stage, section = "keyframes" if self.part == "image" else self.part, self.config[self.part]
+        export_network(target, stage, module, params)
+        export_scheduler(target, stage, "scheduler", solver_config(section.solver))
         if "noise_schedule" in section:
             noising = SolverConfig("ddpm", NoiseSchedule(**section.noise_schedule))
-            export_scheduler(target, self.part, "image_noising_scheduler", noising)
+            export_scheduler(target, stage, "image_noising_scheduler", noising)
         folder = self._encoder_folder()
         if folder.folder.parent != target:  # else another stage there has it: T5-XXL is large
             for name in ("text_encoder", "tokenizer"):
-                export_copy(target, self.part, folder.folder / name)
-        if self.part == "translation":
+                export_copy(target, stage, folder.folder / name)
+        if stage == "translation":
             vae = self._stage_folder("translation", "vae", "translation")
-            export_copy(target, self.part, vae.folder / "vae")
+            export_copy(target, stage, vae.folder / "vae")
 
     def _export_vae(self, target: Path, vae: VAE, params: Any) -> None:
         """Puts the autoencoder there, unless it is there: translation is trained on that one."""

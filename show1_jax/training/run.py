@@ -49,6 +49,7 @@ SAMPLING = (
 # What else a part depends on: sections of the stages beside it, and what of them.
 OTHERS = {
     "vae": ("translation",),
+    "image": (),
     "keyframes": (),
     "interpolation": ("keyframes",),
     "first_frame": ("keyframes", "super_resolution"),

@@ -21,8 +21,16 @@ from show1_jax.stages.sampling import Denoiser
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
 from show1_jax.training.step import Loss, Prepare
 
-PARTS = ("vae", "keyframes", "interpolation", "first_frame", "super_resolution", "translation")
-"""What can be trained, in the order in which one builds on another."""
+PARTS = (
+    "vae", "image", "keyframes", "interpolation", "first_frame", "super_resolution", "translation"
+)  # fmt: skip
+"""What can be trained, in the order in which one builds on another.
+
+All are parts of the cascade but "image": the keyframes' denoiser without its
+temporal layers, trained on single frames, for the keyframes to start from
+(Show-1, section 3.2, starts them from DeepFloyd's image model). A clip costs
+as much as many images, whose captions differ.
+"""
 
 Sample = Callable[[Any, Any, dict[str, jax.Array], jax.Array], jax.Array]
 """Parameters, constants, batch and `(batch,)` seeds to clips that are to be like the batch's."""
@@ -67,6 +75,8 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
     """
     if part == "vae":
         return _autoencoder_task(config)
+    if part == "image":
+        config = image_config(config)
     train, dtype = config.train[part], compute_dtype(config.train[part])
     solver = solver_config(config[part].solver)
     remat = train.remat or None
@@ -107,6 +117,14 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
     )
 
 
+def image_config(config: ConfigDict) -> ConfigDict:
+    """The config with a section "image": the keyframes', of one frame and without time."""
+    section = ConfigDict(config.keyframes.to_dict() | {"frames": 1})
+    with section.unlocked():
+        section.unet.update(temporal=False, temporal_heads="width")
+    return ConfigDict(config.to_dict() | {"image": section})
+
+
 def pixels(batch: dict[str, jax.Array]) -> jax.Array:
     """The batch's clips in [-1, 1]."""
     return batch["video"].astype(jnp.float32) / 127.5 - 1
@@ -133,6 +151,7 @@ def _autoencoder_task(config: ConfigDict) -> Task:
     train, section = config.train.vae, config.translation
     vae = VAE(VAEConfig(**section.vae), compute_dtype(train))
     loss = functools.partial(autoencoder.loss, vae, train.kl_weight, train.gradient_weight)
+    reconstruct = jax.jit(vae.apply)
 
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
         del constants
@@ -142,7 +161,7 @@ def _autoencoder_task(config: ConfigDict) -> Task:
         params: Any, constants: Any, batch: dict[str, jax.Array], seeds: jax.Array
     ) -> jax.Array:
         del constants, seeds
-        return jnp.asarray(jax.jit(vae.apply)({"params": params}, pixels(batch)))
+        return jnp.asarray(reconstruct({"params": params}, pixels(batch)))
 
     return Task(
         part="vae",
@@ -160,8 +179,8 @@ _Example = Callable[[jax.Array, Any, jax.Array], Example]
 _Stage = tuple[ClipSpec, _Example, Callable[..., jax.Array]]
 
 
-def _keyframes(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
-    section = config.keyframes
+def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
+    section = config[part]
     size = (section.frames, section.height, section.width)
 
     def example(key: jax.Array, constants: Any, video: jax.Array) -> Example:
@@ -192,9 +211,7 @@ def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _
     return ClipSpec(frames, *size, section.fps), example, sample
 
 
-def _upscaler(
-    part: str, frames: int, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
-) -> _Stage:
+def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     section, train = config.super_resolution, config.train[part]
     schedule = NoiseSchedule(**config[part].noise_schedule)
     small_size = (config.keyframes.height, config.keyframes.width)
@@ -206,6 +223,7 @@ def _upscaler(
         )
     level = jnp.int32(config[part].noise_level)
     clip = part == super_resolution.STAGE
+    frames = section.window if clip else 1
 
     def example(key: jax.Array, constants: Any, video: jax.Array) -> Example:
         return super_resolution.example(
@@ -223,15 +241,6 @@ def _upscaler(
         return made[:, None]
 
     return ClipSpec(frames, *size, section.fps), example, sample
-
-
-def _first_frame(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
-    return _upscaler("first_frame", 1, config, denoiser, vae)
-
-
-def _super_resolution(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
-    window = config.super_resolution.window
-    return _upscaler("super_resolution", window, config, denoiser, vae)
 
 
 def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
@@ -257,9 +266,10 @@ def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _St
 
 
 _STAGES: dict[str, Callable[[ConfigDict, Denoiser, VAE | None], _Stage]] = {
-    "keyframes": _keyframes,
+    "image": functools.partial(_keyframes, "image"),
+    "keyframes": functools.partial(_keyframes, "keyframes"),
     "interpolation": _interpolation,
-    "first_frame": _first_frame,
-    "super_resolution": _super_resolution,
+    "first_frame": functools.partial(_upscaler, "first_frame"),
+    "super_resolution": functools.partial(_upscaler, "super_resolution"),
     "translation": _translation,
 }

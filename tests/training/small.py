@@ -60,6 +60,7 @@ def small_config(part: str, data_dir: Path | None = None, **train: Any) -> Confi
         )
         if data_dir is not None:
             settings.data_dir = str(data_dir)
+    config.train.keyframes.init = ""
     config.train[part].update(train)
     return config
 
@@ -69,7 +70,7 @@ def small_task(part: str, **train: Any) -> tuple[Task, Any, Any]:
     config = small_config(part, **train)
     if part != "vae":
         # What no checkpoint can hold: no ResNet block on the way down, a narrow input transformer.
-        config[part].unet.layers = (0,)
+        config["keyframes" if part == "image" else part].unet.layers = (0,)
         if part == "translation":
             config[part].unet.input_transformer_head_dim = 4
     if part != "translation":

@@ -22,13 +22,14 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
     shutil.copytree(converted_release / "show-1-sr2", encoders / "show-1-sr2")
     config = small_config("vae", data_dir)
     config.stage, config.checkpoint = "", str(encoders)
-    config.train.interpolation.init = "keyframes"
+    config.train.keyframes.init, config.train.interpolation.init = "image", "keyframes"
     loop.train(config, tmp_path)
     # Again: everything is there and is only exported anew.
     loop.train(config, tmp_path)
     output = capsys.readouterr().out
     for part in PARTS:
-        assert output.count(f"{part} is trained: {tmp_path / 'checkpoint'}") == 2
+        folder = tmp_path / "image" if part == "image" else tmp_path
+        assert output.count(f"{part} is trained: {folder / 'checkpoint'}") == 2
         assert f"{part} goes on from step 2" in output
         assert (tmp_path / part / "samples" / "00000002.png").is_file()
 

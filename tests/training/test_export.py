@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from show1_jax import convert
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
+from show1_jax.errors import InputError
 from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
 from show1_jax.stages.cascade import Cascade
@@ -17,7 +19,7 @@ from show1_jax.stages.translation import to_latents
 from show1_jax.training import loop
 from show1_jax.training.tasks import pixels, solver_config
 from tests.stages.test_stages import random_params
-from tests.training.small import assert_same, small_config
+from tests.training.small import assert_same, by_path, small_config
 
 PROMPTS = ["a small red circle moving left", "a large blue square"]
 
@@ -61,6 +63,31 @@ def test_what_is_exported_is_the_average_and_says_what_it_is(trained, config, ch
     assert_same(copied, load_params(checkpoint / "show-1-base" / "text_encoder" / "params"))
     left = {path.name for path in trained.iterdir()}
     assert left == {"keyframes", "checkpoint"}
+
+
+def test_keyframes_start_from_an_image_network(checkpoint, data_dir, tmp_path, capsys):
+    config = small_config("image", data_dir)
+    config.checkpoint = str(checkpoint)
+    loop.train(config, tmp_path)
+    image = find_stages(tmp_path / "image" / "checkpoint")["keyframes"]
+    given = by_path(load_params(image.folder / "unet" / "params"))
+    assert not image.module("unet", jnp.float32).config.temporal
+    assert not (tmp_path / "checkpoint").exists()
+
+    config.stage = "keyframes"
+    config.train.keyframes.update(init="image", steps=1, learning_rate=0.0, ema_decay=0.0)
+    loop.train(config, tmp_path)
+    assert f"keyframes starts from {image.folder / 'unet'}" in capsys.readouterr().out
+    became = by_path(load_params(tmp_path / "checkpoint" / "show-1-base" / "unet" / "params"))
+    assert_same({path: became[path] for path in given}, given)
+    assert all("temporal" in path for path in became.keys() - given.keys())
+
+
+def test_an_image_network_is_to_be_trained_first(config, tmp_path):
+    config = ConfigDict(config.to_dict())
+    config.train.keyframes.init = "image"
+    with pytest.raises(InputError, match=r"init=image needs .*unet: train image first, or give"):
+        loop.train(config, tmp_path)
 
 
 def test_it_converts_to_pytorch_and_back(trained, tmp_path):

@@ -147,6 +147,31 @@ def test_an_interrupted_run_with_worker_processes(train, tmp_path):
     assert_same(saved(tmp_path)[0], saved(tmp_path / "straight")[0])
 
 
+def test_another_autoencoder_is_not_put_there_in_silence(train, begun, straight, capsys):
+    pipeline = begun / "checkpoint" / "show-1-sr2"
+    shutil.copytree(straight / "checkpoint", begun / "checkpoint", dirs_exist_ok=True)
+    shutil.copytree(pipeline / "vae", pipeline / "unet")
+    config = pipeline / "vae" / "config.json"
+    marked = json.loads(config.read_text()) | {"scaling_factor": 0.123}
+    config.write_text(json.dumps(marked))
+    train(begun)  # ends in the same parameters, so translation may go on with this scale
+    assert json.loads(config.read_text()) == marked
+    assert "trained on another autoencoder" not in capsys.readouterr().out
+    train(begun, steps=STEPS + 1)
+    assert json.loads(config.read_text())["scaling_factor"] != 0.123
+    assert "was trained on another autoencoder: train it again" in capsys.readouterr().out
+
+
+def test_a_part_never_starts_from_what_it_became_here(train, straight, tmp_path, capsys):
+    shutil.copytree(straight / "checkpoint", tmp_path / "checkpoint")
+    with pytest.raises(InputError, match="init=vae needs translation/vae, which is neither in"):
+        train(tmp_path, init="vae", sections={"checkpoint": ""})
+    given = tmp_path / "given"
+    shutil.copytree(straight / "checkpoint", given)
+    train(tmp_path, init="vae", steps=1, sections={"checkpoint": str(given)})
+    assert f"vae starts from {given / 'show-1-sr2' / 'vae'}" in capsys.readouterr().out
+
+
 def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, capsys):
     shutil.rmtree(begun / "vae")
     shutil.copytree(straight / "vae", begun / "vae")
@@ -326,7 +351,7 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     with pytest.raises(InputError, match="sampled at noise_level 50, which it would never see"):
         loop.train(config, tmp_path)
     config.stage = "sound"
-    with pytest.raises(InputError, match="no part 'sound' to train; take vae, keyframes"):
+    with pytest.raises(InputError, match="no part 'sound' to train; take vae, image, keyframes"):
         loop.train(config, tmp_path)
 
 
