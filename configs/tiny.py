@@ -164,7 +164,7 @@ def get_config(stage: str = "") -> ConfigDict:
             batch_size=8,
             steps=3_000,
         ),
-        "image": training(batch_size=64, steps=2_000),
+        "image": training(batch_size=32, steps=3_000),
         "keyframes": training(init="image", steps=5_000),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from show1_jax.errors import InputError
+from show1_jax.parallel.sharding import placed
 
 # Orbax copies this many bytes at once beside the tree itself, or one array if that is larger.
 CONCURRENT_BYTES = 64 * 2**20
@@ -75,7 +76,10 @@ def load_params(folder: Path, target: Any = None) -> Any:
     Args:
       folder: the Orbax checkpoint.
       target: tree of `jax.ShapeDtypeStruct`s; each array is restored into its
-        dtype and sharding. None restores shapes and dtypes as stored.
+        dtype. None restores shapes and dtypes as stored.
+
+    Returns:
+      The tree, each array where it belongs on the mesh that is set; see `parallel/sharding.py`.
 
     Raises:
       InputError: if the folder is no checkpoint, is damaged, or does not hold
@@ -84,7 +88,6 @@ def load_params(folder: Path, target: Any = None) -> Any:
     folder = folder.absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         with _checkpointer() as checkpointer:
             stored = jax.tree.map(
@@ -93,12 +96,7 @@ def load_params(folder: Path, target: Any = None) -> Any:
             )
         if target is not None:
             check_shapes(_shapes(stored), _shapes(target), folder)
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=leaf.sharding or device
-            ),
-            stored if target is None else target,
-        )
+        wanted = placed(stored if target is None else target)
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
         with _checkpointer(_largest(wanted)) as checkpointer:
             return checkpointer.restore(

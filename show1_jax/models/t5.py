@@ -64,9 +64,12 @@ class Attention(nn.Module):
             "param_dtype": self.param_dtype,
         }
         heads = self.config.num_heads
+        # Scores are not scaled, so that queries begin small instead (Mesh TensorFlow's T5).
+        small = nn.initializers.variance_scaling(1 / self.config.d_kv, "fan_in", "truncated_normal")
+        inits = {"to_q": {"kernel_init": small}, "to_k": {}, "to_v": {}}
         query, key, value = (
-            split_heads(nn.Dense(heads * self.config.d_kv, name=name, **types)(x), heads)
-            for name in ("to_q", "to_k", "to_v")
+            split_heads(nn.Dense(heads * self.config.d_kv, name=name, **types, **init)(x), heads)
+            for name, init in inits.items()
         )
         x = merge_heads(jax.nn.dot_product_attention(query, key, value, bias=bias, scale=1.0))
         return nn.Dense(self.config.d_model, name="to_out", **types)(x)
@@ -110,8 +113,12 @@ class T5Encoder(nn.Module):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # Without a compute dtype a table is looked up as stored: casting the few rows
         # looked up is cheaper than casting the table.
+        # They begin as large as what a block adds, so that words outweigh their context.
         self.token_embedding = nn.Embed(
-            config.vocab_size, config.d_model, param_dtype=self.param_dtype
+            config.vocab_size,
+            config.d_model,
+            param_dtype=self.param_dtype,
+            embedding_init=nn.initializers.normal(1.0),
         )
         self.relative_bias = nn.Embed(
             config.relative_buckets, config.num_heads, param_dtype=self.param_dtype

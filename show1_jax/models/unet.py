@@ -25,6 +25,7 @@ from show1_jax.models.layers import (
     sinusoidal_embedding,
 )
 from show1_jax.models.temporal import TemporalConv, TemporalTransformer
+from show1_jax.parallel.sharding import spread
 
 HeadReading = Literal["width", "number"]
 
@@ -186,9 +187,9 @@ class Level(nn.Module):
         )
 
     def _resnet(self, x: jax.Array, time: jax.Array, i: int, train: bool) -> jax.Array:
-        x = self._resnet_block(f"resnet_{i}", None)(x, time)
+        x = spread(self._resnet_block(f"resnet_{i}", None)(x, time))
         if self.config.temporal:
-            x = TemporalConv(name=f"temporal_conv_{i}", **dtypes(self))(x, train)
+            x = spread(TemporalConv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
         return x
 
     def _attend(self, x: jax.Array, text: jax.Array, i: int) -> jax.Array:
@@ -196,12 +197,13 @@ class Level(nn.Module):
         spatial = AddedKVAttention if config.space == "pixel" else SpatialTransformer
         heads = split_into_heads(self.channels, self.head_dim, config.spatial_heads)
         x = spatial(*heads, config.norm_groups, name=f"attention_{i}", **dtypes(self))(x, text)
+        x = spread(x)
         if config.temporal:
             heads = split_into_heads(self.channels, self.head_dim, config.temporal_heads)
             x = TemporalTransformer(
                 *heads, config.norm_groups, name=f"temporal_attention_{i}", **dtypes(self)
             )(x)
-        return x
+        return spread(x)
 
     def _resample(self, x: jax.Array, time: jax.Array) -> jax.Array:
         name = f"{self.resample}sample"
@@ -276,7 +278,7 @@ class UNet(nn.Module):
                 name=name, **types, **settings,
             )  # fmt: skip
 
-        x = conv3x3(channels[0], "conv_in", **types)(sample.astype(self.dtype))
+        x = conv3x3(channels[0], "conv_in", **types)(spread(sample.astype(self.dtype)))
         if config.input_transformer_head_dim is not None:
             x = TemporalTransformer(
                 8, config.input_transformer_head_dim, 32, name="input_transformer", **types

@@ -25,6 +25,8 @@ from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
+from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.sharding import put_batch
 from show1_jax.stages import interpolation, keyframes, super_resolution, translation
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
@@ -68,13 +70,20 @@ class Texts:
 class Cascade:
     """The stages of a checkpoint that are to be run, checked before any weight is read."""
 
-    def __init__(self, config: ConfigDict, checkpoint: Path, stages: Sequence[str] | None = None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        checkpoint: Path,
+        stages: Sequence[str] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         """Reads every configuration and checks that sizes fit.
 
         Args:
           config: as in `configs/show1.py`.
           checkpoint: a converted checkpoint.
           stages: the stages to run; None for all that the checkpoint has.
+          devices: to lay out as `config.mesh` says; None for all.
 
         Raises:
           InputError: if a stage is unknown or not there, or a size does not fit.
@@ -90,6 +99,9 @@ class Cascade:
         self.vae = self._vae() if "translation" in self.stages else None
         if config.batch_size < 1:
             raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
+        self.mesh = make_mesh(config.mesh, devices)
+        parts = batch_parts(self.mesh)
+        self.batch_size = -(-config.batch_size // parts) * parts
         for stage in self.stages:
             self._check_size(stage)
             self._check_values(stage)
@@ -196,7 +208,7 @@ class Cascade:
         encoder = load_encoder(folder, self.dtype)
         _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
         embeddings = []
-        for batch in _batches([*prompts, negative], self.config.batch_size):
+        for batch in _batches([*prompts, negative], self.batch_size):
             rows = encoder([text for text, _ in batch])
             embeddings += [
                 row for row, (_, wanted) in zip(np.asarray(rows), batch, strict=True) if wanted
@@ -222,6 +234,16 @@ class Cascade:
         Raises:
           InputError: if an encoder is missing, or a result cannot be read or written.
         """
+        with jax.set_mesh(self.mesh):
+            self._run(prompts, seeds, results, progress)
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        results: Results,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
         texts = self.encode(prompts)
         for stage in self.stages:
             folder = self.folders[stage]
@@ -230,7 +252,7 @@ class Cascade:
                 assert self.vae is not None
                 params["vae"] = folder.params("vae", self.vae, self.dtype)
             own_progress = functools.partial(progress, stage) if progress else None
-            batches = list(_batches(range(len(prompts)), self.config.batch_size))
+            batches = list(_batches(range(len(prompts)), self.batch_size))
             for i, batch in enumerate(batches):
                 report = in_parts(own_progress, i, len(batches))
                 items = [item for item, _ in batch]
@@ -279,8 +301,8 @@ class Cascade:
         config, denoiser, folder = self.config[stage], self.denoisers[stage], self.folders[stage]
         embeddings = texts.clip if stage == "translation" else texts.t5
         assert embeddings is not None
-        unet, text = params["unet"], jnp.asarray(embeddings[:, items])
-        own_seeds = jnp.asarray([seeds[item] for item in items], jnp.uint32)
+        unet, text = params["unet"], put_batch(embeddings[:, items], axis=1)
+        own_seeds = put_batch(np.array([seeds[item] for item in items], np.uint32))
         guidance = jnp.float32(config.guidance)
         size = (self.config.super_resolution.height, self.config.super_resolution.width)
 
@@ -290,7 +312,7 @@ class Cascade:
                 raise InputError(
                     f"the results of {stage} differ in shape; take --config.batch_size=1"
                 )
-            return jnp.asarray(np.stack(made))
+            return put_batch(np.stack(made))
 
         match stage:
             case "keyframes":
@@ -322,7 +344,7 @@ class Cascade:
                 assert self.vae is not None
                 return translation.sample(
                     denoiser, self.vae, unet, params["vae"], text, own_seeds, guidance,
-                    jnp.asarray(np.stack(large)), config.strength, config.vae_frames, progress,
+                    put_batch(np.stack(large)), config.strength, config.vae_frames, progress,
                 )  # fmt: skip
         raise AssertionError(stage)
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from show1_jax.errors import InputError
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.sharding import put_batch, shardings
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
@@ -73,7 +75,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
     """Trains the part that `config.stage` names, or all of them one after the other.
 
     A run that was interrupted goes on from its last checkpoint, and ends as if
@@ -82,6 +84,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Args:
       config: as in `configs/show1.py`.
       workdir: of the runs; each part has a folder in it.
+      devices: to lay out as `config.mesh` says; None for all.
 
     Raises:
       InputError: if a setting is wrong, something cannot be read or written, or
@@ -89,10 +92,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
+    mesh = make_mesh(config.mesh, devices)
     for part in [config.stage] if config.stage else PARTS:
         try:
-            run = Run(config, part, workdir)
-            run.train()
+            with jax.set_mesh(mesh):
+                run = Run(config, part, workdir)
+                run.train()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -115,6 +120,7 @@ class Run:
         self.target = workdir / part / CHECKPOINT if part == "image" else workdir / CHECKPOINT
         self.settings = settings = config.train[part]
         _check(settings, part)
+        _check_batch(settings, part, batch_parts(jax.sharding.get_mesh()))
         inputs: dict[str, str] = {}
         vae, vae_params = self._vae(inputs)
         self.task = make_task(config, part, vae)
@@ -140,7 +146,7 @@ class Run:
     def train(self) -> None:
         """Trains to the end, from wherever the run was."""
         with contextlib.closing(self.folder), contextlib.closing(self.batches):
-            target = jax.eval_shape(self._fresh_state)
+            target = jax.eval_shape(self._start)
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
             print(f"{self.part}: {count:,} parameters, {self.settings.steps:,} steps", flush=True)
             restored = self.folder.restore(target)
@@ -159,8 +165,9 @@ class Run:
     def _loop(self, state: TrainState, metrics: Metrics) -> TrainState:
         settings, watch = self.settings, Stopwatch()
         step_function = compile_step(
-            self.task.prepare, self.task.loss, self.optimizer, settings.accumulate, self.key
-        )
+            self.task.prepare, self.task.loss, self.optimizer, settings.accumulate, self.key,
+            shardings(state),
+        )  # fmt: skip
         rate = learning_rate(settings)
         losses: list[float] = []
         pending, begun = None, int(state.step)
@@ -246,27 +253,30 @@ class Run:
             write_mp4(folder / f"{step:08}.mp4", video, self.task.spec.fps or 1)
         metrics.picture(step, "samples", np.concatenate(list(video), axis=0))
 
-    def _fresh_state(self) -> TrainState:
-        return init_state(self.optimizer, *split(self._fresh_params(), self.settings.trainable))
-
     def _fresh_params(self) -> Any:
         return fresh_params(self.task.module, jax.random.fold_in(self.key, 2**31 - 1))
 
+    def _start(self, source: Any = None, where: str = "") -> TrainState:
+        """The state before the first step, with another network's parameters if given."""
+        params = self._fresh_params()
+        if source is not None:
+            params = start_from(params, source, where)
+        return init_state(self.optimizer, *split(params, self.settings.trainable))
+
     def _first_state(self) -> TrainState:
         """The state before the first step, from other parameters if the config says so."""
-        settings, source = self.settings, None
+        settings, source, where = self.settings, None, ""
         if settings.init:
-            source = self._initial_params(settings.init)
-            print(f"{self.part} starts from {source[1]}")
+            source, where = self._initial_params(settings.init)
+            print(f"{self.part} starts from {where}")
         elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
             raise InputError(
                 f"train.{self.part}.trainable is {settings.trainable!r}, which would freeze "
                 "random parameters: set init, or trainable to all"
             )
-        params = self._fresh_params()
-        if source is not None:
-            params = start_from(params, *source)
-        return init_state(self.optimizer, *split(params, settings.trainable))
+        start = functools.partial(self._start, where=where)
+        target = shardings(jax.eval_shape(start, source))
+        return jax.jit(start, out_shardings=target)(source)
 
     def _initial_params(self, init: str) -> tuple[Any, str]:
         """The network to start from: a part's, or one in a folder of its own."""
@@ -371,8 +381,18 @@ class Run:
 
 
 def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch goes to the device."""
-    return {name: batch[name] for name in ("video", "text") if name in batch}
+    """What of a batch the devices need, there."""
+    return put_batch({name: batch[name] for name in ("video", "text") if name in batch})
+
+
+def _check_batch(settings: ConfigDict, part: str, parts: int) -> None:
+    """Refuses a batch that the mesh cannot spread."""
+    if settings.batch_size // settings.accumulate % parts:
+        multiple = parts * settings.accumulate
+        raise InputError(
+            f"train.{part}.batch_size {settings.batch_size} in {settings.accumulate} parts cannot "
+            f"be spread over {parts} devices (mesh data x fsdp): make it a multiple of {multiple}"
+        )
 
 
 def _check_size(task: Task, part: str, downscale: int) -> None:

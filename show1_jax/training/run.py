@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.store import reason
 from show1_jax.errors import InputError
+from show1_jax.parallel.sharding import placed
 from show1_jax.training.step import TrainState
 
 # Settings that a run may go on with changed: how long it is, what it tells of
@@ -95,7 +95,7 @@ class RunFolder:
         """The newest checkpoint: state and data position; None if there is none.
 
         Args:
-          state: of `jax.ShapeDtypeStruct`s, restored to their shardings or the default device.
+          state: of `jax.ShapeDtypeStruct`s; it is restored to where it belongs on the mesh.
 
         Raises:
           InputError: if it cannot be restored.
@@ -103,15 +103,8 @@ class RunFolder:
         step = self._manager.latest_step()
         if step is None:
             return None
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=leaf.sharding or device
-            ),
-            state,
-        )
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(placed(state)), data=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=items)

@@ -87,10 +87,14 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     accumulate: int,
     key: jax.Array,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` of a run, jitted; it takes over the memory of the state it is given."""
+    """`train_step` of a run, jitted; it takes over the memory of the state it is given.
+
+    With `shardings`, the state that comes out lies as they say.
+    """
     step = functools.partial(train_step, prepare, loss, optimizer, accumulate, key)
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _part(parts: int, array: jax.Array) -> jax.Array:

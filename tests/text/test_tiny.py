@@ -45,3 +45,23 @@ def test_other_words_fall_apart_into_letters(encoder):
 
 def test_it_is_the_same_whenever_it_is_made(tmp_path):
     assert tiny.tokenizer_files() == tiny.tokenizer_files()
+
+
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        (1, "a large red circle moving left on a black background"),
+        (2, "a small blue circle moving left on a black background"),
+        (3, "a small red square moving left on a black background"),
+        (5, "a small red circle moving right on a black background"),
+        (8, "a small red circle moving left on a white background"),
+    ],
+)
+def test_a_word_changes_little_but_its_own_embedding(encoder, place, other):
+    """Else what a word means could not be learned from captions and used in new ones."""
+    one, changed = np.asarray(
+        encoder(["a small red circle moving left on a black background", other])
+    )
+    change = np.square(changed - one).sum(-1) / np.square(one).sum(-1)
+    assert change[place] > 1
+    assert np.delete(change, place).max() < 0.3

@@ -1,0 +1,56 @@
+"""The mesh of devices that a program runs on, and what its axes mean.
+
+- `data`: clips of the batch, each with a whole copy of the parameters
+- `fsdp`: clips of the batch too, with a share of the parameters each, which are
+  gathered layer by layer (fully sharded data parallelism; Zhao et al. 2023)
+- `tensor`: heads and channels of a layer (Shoeybi et al. 2019)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from show1_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""The axes that clips are spread over."""
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays devices out along the axes.
+
+    Args:
+      sizes: how many devices along each axis: 1 where there is none, and -1 for
+        at most one of them, which takes the rest.
+      devices: all there are, by default.
+
+    Returns:
+      A mesh with all `AXES`, in that order: `tensor`, which communicates most, is innermost.
+
+    Raises:
+      InputError: if an axis is unknown, or the sizes do not multiply out.
+    """
+    devices = jax.devices() if devices is None else devices
+    if unknown := sorted(set(sizes) - set(AXES)):
+        raise InputError(f"mesh has no axis {unknown[0]!r}: take {', '.join(AXES)}")
+    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    given = [size for size in shape.values() if size != -1]
+    if len(given) < len(AXES) - 1 or min(given) < 1:
+        raise InputError(f"mesh {dict(sizes)}: sizes are 1 or more, and one of them may be -1")
+    known, count = math.prod(given), len(devices)
+    rest = count // known if len(given) < len(AXES) else 1
+    if known * rest != count:
+        raise InputError(
+            f"mesh {dict(sizes)} takes {'a multiple of ' * (len(given) < len(AXES))}{known} "
+            f"devices, but there are {count}: change sizes so that they multiply to {count}"
+        )
+    sides = tuple(rest if size == -1 else size for size in shape.values())
+    return jax.make_mesh(sides, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)

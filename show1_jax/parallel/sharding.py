@@ -1,0 +1,109 @@
+"""Where everything lies on the mesh that is set (`jax.set_mesh`).
+
+Parameters are split over `tensor` as their layer computes: the first of two
+products by its outputs, the second by its inputs, so that only their result is
+summed (Shoeybi et al. 2019, section 3). Large ones are split over `fsdp` as
+well, along the longest side that is left. The state of the optimizer ends in
+the parameters' paths and shapes, and so is split as they are. Without a mesh
+everything lies on the default device.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+
+from show1_jax.parallel.mesh import BATCH, batch_parts
+
+# Which side of a parameter is split over `tensor`, by the end of its slashed path.
+TENSOR = (
+    (r"\b(to_[qkv]|add_[kv]_proj|ff_in|ff_gate)/(kernel|bias)", -1),
+    (r"\b(to_out|ff_out)/kernel", -2),
+    (r"\bconv[13]/(kernel|bias)", -1),
+    (r"\bconv[24]/kernel", -2),
+)
+LEAST_SPLIT = 2**16  # elements; to gather less costs more than it saves
+
+
+def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """How an array with this slashed path is split; only sides that divide evenly are."""
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    axes: list[str | None] = [None] * len(shape)
+    for pattern, side in TENSOR if tensor > 1 else ():
+        if re.search(pattern + "$", path) and len(shape) >= -side:
+            if not shape[side] % tensor:
+                axes[side] = "tensor"
+            break
+    if fsdp > 1 and math.prod(shape) >= LEAST_SPLIT:
+        sides = range(len(shape))
+        free = [side for side in sides if axes[side] is None and not shape[side] % fsdp]
+        if free:
+            axes[max(free, key=lambda side: (shape[side], side))] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def shardings(tree: Any) -> Any:
+    """How parameters, or a state that contains some, are split.
+
+    Args:
+      tree: of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A tree of shardings.
+    """
+    mesh = jax.sharding.get_mesh()
+
+    def sharding(path: Any, leaf: Any) -> Sharding:
+        if mesh.empty:
+            return SingleDeviceSharding(jax.devices()[0])
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, parameter_spec(mesh, name, leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def placed(tree: Any) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`s that say where each array is to lie."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree),
+    )
+
+
+def put_batch(tree: Any, axis: int = 0) -> Any:
+    """Puts arrays on the devices, with the clips along `axis` spread over them if they divide."""
+    mesh = jax.sharding.get_mesh()
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array) if not isinstance(array, jax.Array) else array
+        if mesh.empty:
+            return jax.device_put(array)
+        even = not array.shape[axis] % batch_parts(mesh)
+        spec = PartitionSpec(*(None,) * axis, BATCH) if even else PartitionSpec()
+        return jax.device_put(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, tree)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Keeps an activation's clips, its first axis, spread over the devices.
+
+    So parameters that are split over `fsdp` are gathered for it, not it for them.
+    Where the clips do not divide evenly, and without a mesh, nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or len(x) % batch_parts(mesh):
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *rest))

@@ -1,0 +1,119 @@
+"""What 8 devices make, against what one makes of the same.
+
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' keyframes translation
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
+
+Run in a process of its own, since how many devices a process has is settled
+when it starts. Ends with an assertion if they differ.
+"""
+
+import contextlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from show1_jax.parallel import sharding
+from show1_jax.parallel.mesh import make_mesh
+from show1_jax.training import loop
+from show1_jax.training.run import RunFolder
+from show1_jax.training.step import compile_step, init_state
+from tests.training.small import by_path, made_up_batch, small_config, small_task
+
+KEY = jax.random.key(1)
+BATCH = 8
+
+
+def outcome(sizes, devices, part):
+    """Everything that a step and a sample of a part lead to, and how its parameters were split."""
+    task, params, constants = small_task(part)
+    batch = made_up_batch(task, BATCH)
+    with jax.set_mesh(make_mesh(sizes, devices)):
+        params, constants = (
+            jax.device_put(tree, sharding.shardings(tree)) for tree in (params, constants)
+        )
+        batch = sharding.put_batch(batch)
+        clip = np.asarray(
+            task.sample(params, constants, batch, sharding.put_batch(jnp.arange(BATCH)))
+        )
+        # Not Adam: it makes as much of a gradient of rounding errors as of any other.
+        optimizer = optax.sgd(1.0)
+        state = init_state(optimizer, params, {})
+        split = {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec if axis}
+        where = sharding.shardings(state)
+        step = compile_step(task.prepare, task.loss, optimizer, 1, KEY, where)
+        state, metrics = step(state, constants, batch)
+        assert jax.tree.leaves(where) == [leaf.sharding for leaf in jax.tree.leaves(state)]
+    return {"clip": clip, **metrics, **by_path(state.trained)}, split
+
+
+def same(sizes, *parts):
+    """A step and a clip of each part."""
+    sizes = json.loads(sizes)
+    for part in parts:
+        (expected, _), (found, split) = (
+            outcome(*given, part) for given in (({}, jax.devices()[:1]), (sizes, None))
+        )
+        assert split == {axis for axis in ("fsdp", "tensor") if sizes.get(axis, 1) > 1}
+        for name, array in expected.items():
+            array = np.asarray(array)
+            error = np.abs(np.asarray(found[name]) - array).max() / max(np.abs(array).max(), 1e-9)
+            assert error < 1e-5, f"{part} on {sizes}: {name} differs by {error:.1e}"
+        print(f"{part} on {sizes}: {len(expected)} arrays equal")
+
+
+def resumed(workdir):
+    """A run that goes on on another mesh, and then on one device."""
+    workdir = Path(workdir)
+    config = small_config("vae", workdir / "data", batch_size=8, clips=16, steps=6, save_every=2)
+    every = {"data": 1}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 1}
+    config.mesh = ConfigDict(every[0])
+    loop.train(config, workdir / "straight", jax.devices()[:1])
+    for sizes, last in zip(every[1:], (2, 4, None), strict=True):
+        config.mesh = ConfigDict(sizes)
+        devices = jax.devices()[: math.prod(sizes.values())]
+        with interruption(last):
+            loop.train(config, workdir / "resumed", devices)
+    straight, found = (
+        [line["loss"] for line in lines(workdir / name) if "loss" in line]
+        for name in ("straight", "resumed")
+    )
+    np.testing.assert_allclose(found, straight, rtol=1e-5)
+    print(f"{len(found)} losses equal")
+
+
+@contextlib.contextmanager
+def interruption(step):
+    """Ends a run in the step after `step`, if that is one."""
+    save = RunFolder.save
+
+    def stop(self, state, data):
+        save(self, state, data)
+        if state.step == step:
+            self.wait()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", stop)
+        with pytest.raises(KeyboardInterrupt) if step else contextlib.nullcontext():
+            yield
+
+
+def lines(workdir):
+    """What metrics.jsonl says."""
+    text = (workdir / "vae" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    jax.config.update("jax_default_matmul_precision", "highest")
+    sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
+    {"same": same, "resumed": resumed}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,31 @@
+"""Meshes are what was asked for, or a line that says what would work."""
+
+import jax
+import pytest
+
+from show1_jax.errors import InputError
+from show1_jax.parallel.mesh import AXES, batch_parts, make_mesh
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": -1}, {"fsdp": 1, "tensor": -1}])
+def test_one_device_is_a_mesh(sizes):
+    mesh = make_mesh(sizes, jax.devices()[:1])
+    assert mesh.axis_names == AXES
+    assert mesh.devices.shape == (1, 1, 1)
+    assert batch_parts(mesh) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"dta": 1}, "mesh has no axis 'dta': take data, fsdp, tensor"),
+        ({"data": 3}, "takes 3 devices, but there are 1: change sizes so that they multiply to 1"),
+        ({"data": 3, "fsdp": -1}, "takes a multiple of 3 devices, but there are 1"),
+        ({"data": -1, "fsdp": -1}, "sizes are 1 or more, and one of them may be -1"),
+        ({"data": 0}, "sizes are 1 or more"),
+        ({"data": -2}, "sizes are 1 or more"),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(sizes, jax.devices()[:1])

@@ -1,0 +1,66 @@
+"""The sharding table, and that what is computed does not depend on it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from show1_jax.parallel.mesh import AXES
+from show1_jax.parallel.sharding import parameter_spec
+from show1_jax.training.tasks import PARTS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        # Large: the longest side that is left and divides; the later of equals.
+        ("up_0/resnet_0/conv1/kernel", (3, 3, 320, 640), (None, None, "fsdp", "tensor")),
+        ("up_0/resnet_0/conv2/kernel", (3, 3, 640, 320), (None, None, "tensor", "fsdp")),
+        ("up_0/temporal_conv_0/conv3/kernel", (3, 640, 640), (None, "fsdp", "tensor")),
+        ("mid/attention_0/to_q/kernel", (512, 512), ("fsdp", "tensor")),
+        ("mid/attention_0/to_out/kernel", (512, 512), ("tensor", "fsdp")),
+        ("block_3/ff_gate/kernel", (4096, 10240), ("fsdp", "tensor")),
+        ("text_projection/kernel", (4096, 1280), ("fsdp", None)),
+        ("conv_in/kernel", (3, 3, 7, 2048), (None, None, None, "fsdp")),
+        # The state of the optimizer ends in the parameter's path.
+        ("optimizer/1/0/mu/mid/attention_0/to_q/kernel", (512, 512), ("fsdp", "tensor")),
+        # Small, or of no even side.
+        ("up_0/resnet_0/conv1/bias", (640,), ("tensor",)),
+        ("up_0/resnet_0/conv2/bias", (640,), (None,)),
+        ("up_0/resnet_0/norm1/scale", (640,), (None,)),
+        ("mid/attention_0/to_q/kernel", (513, 511), (None, None)),
+        ("step", (), ()),
+    ],
+)
+def test_the_table(path, shape, spec):
+    mesh = AbstractMesh((2, 4, 2), AXES)
+    assert parameter_spec(mesh, path, shape) == PartitionSpec(*spec)
+
+
+def on_eight_devices(*arguments):
+    """What `tests/parallel/eight.py` prints."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.parallel.eight", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_keyframes_are_the_same_on_eight_devices():
+    found = on_eight_devices("same", '{"fsdp": 2, "tensor": 2, "data": 2}', "keyframes")
+    assert "arrays equal" in found
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    assert "6 losses equal" in on_eight_devices("resumed", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", ['{"data": 8}', '{"fsdp": 8}', '{"tensor": 2, "fsdp": 4}'])
+def test_every_part_is_the_same_on_eight_devices(sizes):
+    assert on_eight_devices("same", sizes, *PARTS).count("arrays equal") == len(PARTS)
