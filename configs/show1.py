@@ -151,6 +151,7 @@ def get_config(stage: str = "") -> ConfigDict:
                     "num_layers": 23,
                     "num_heads": 16,
                 },
+                "t5_tokens": 77,  # of each prompt; the rest of a longer one is cut
                 # DeepFloyd's caption cleaner; the published script only lower-cases.
                 "clean_captions": False,
             },

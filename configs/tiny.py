@@ -94,6 +94,8 @@ def get_config(stage: str = "") -> ConfigDict:
     config.checkpoint = str(CHECKPOINT)
     config.dtype = "float32"
     del config.text.t5, config.text.clip
+    # Captions have 19 at most. Among 77 a word would be lost to networks that attend to padding.
+    config.text.t5_tokens = 24
 
     sections: dict[str, dict[str, Any]] = {
         "keyframes": {
@@ -164,7 +166,7 @@ def get_config(stage: str = "") -> ConfigDict:
             batch_size=8,
             steps=3_000,
         ),
-        "image": training(batch_size=32, steps=3_000),
+        "image": training(batch_size=32, steps=3_000, learning_rate=2e-3),
         "keyframes": training(init="image", steps=5_000),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),

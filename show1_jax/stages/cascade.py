@@ -31,6 +31,7 @@ from show1_jax.stages import interpolation, keyframes, super_resolution, transla
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import load_encoder
+from show1_jax.text.tokenizers import LENGTH
 
 STAGES = ("keyframes", "interpolation", "first_frame", "super_resolution", "translation")
 # What each stage takes from the ones before; first_frame's result is optional.
@@ -194,18 +195,19 @@ class Cascade:
         prompts = [clean(prompt) for prompt in prompts]
         t5 = clip = None
         if set(self.stages) - {"translation"}:
-            t5 = self._encode("t5", t5_folder(self.folders), prompts, "")
+            tokens = self.config.text.t5_tokens
+            t5 = self._encode("t5", t5_folder(self.folders), prompts, "", tokens)
         if "translation" in self.stages:
             negative = self.config.translation.negative_prompt
             folder = self.folders["translation"]
-            clip = self._encode("clip", folder, prompts, negative)
+            clip = self._encode("clip", folder, prompts, negative, LENGTH)
         return Texts(t5, clip)
 
     def _encode(
-        self, name: str, folder: StageFolder, prompts: Sequence[str], negative: str
+        self, name: str, folder: StageFolder, prompts: Sequence[str], negative: str, tokens: int
     ) -> np.ndarray:
         """`(2, items, tokens, width)` embeddings, in batches of one size."""
-        encoder = load_encoder(folder, self.dtype)
+        encoder = load_encoder(folder, self.dtype, tokens)
         _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
         embeddings = []
         for batch in _batches([*prompts, negative], self.batch_size):

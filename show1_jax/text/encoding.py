@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
-from show1_jax.text.tokenizers import Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
+from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class TextEncoder:
         return encode_clip(self.module, self.params, tokens)
 
 
-def load_encoder(folder: StageFolder, dtype: DTypeLike) -> TextEncoder:
-    """The text encoder of a stage's folder, to compute in `dtype`.
+def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) -> TextEncoder:
+    """The text encoder of a stage's folder, to compute in `dtype` on prompts of `tokens` tokens.
 
     Raises:
       InputError: if it or its tokenizer is missing or damaged.
@@ -41,7 +41,7 @@ def load_encoder(folder: StageFolder, dtype: DTypeLike) -> TextEncoder:
     module = folder.module("text_encoder", dtype)
     assert isinstance(module, T5Encoder | CLIPText)
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
-    tokenize = tokenizer(folder.folder / "tokenizer")
+    tokenize = tokenizer(folder.folder / "tokenizer", tokens)
     return TextEncoder(module, folder.params("text_encoder", module, dtype), tokenize)
 
 

@@ -59,7 +59,7 @@ def splits(train: ConfigDict, builder: tfds.core.DatasetBuilder) -> tuple[str, s
 
 
 def open_text(
-    train: ConfigDict, captions: Iterable[str], folder: StageFolder, clean: bool
+    train: ConfigDict, captions: Iterable[str], folder: StageFolder, clean: bool, tokens: int
 ) -> TextCache:
     """The embeddings of a dataset's captions, which are computed if they are not there yet.
 
@@ -68,15 +68,16 @@ def open_text(
       captions: of the dataset.
       folder: has the text encoder and its tokenizer.
       clean: whether captions are cleaned as DeepFloyd's are.
+      tokens: of each caption.
     """
-    name = fingerprint(folder.folder, clean)
+    name = f"{fingerprint(folder.folder, clean)}-{tokens}"
     cache = Path(train.data_dir).expanduser() / "text" / name
     prepare = clean_caption if clean else normalize
     encoder: list[TextEncoder] = []
 
     def encode(texts: list[str]) -> np.ndarray:
         if not encoder:  # loaded only if a caption is new
-            encoder.append(load_encoder(folder, "float32"))
+            encoder.append(load_encoder(folder, "float32", tokens))
         # Of one size always, so that it is compiled once.
         rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
         return np.asarray(encoder[0](rows))[: len(texts)]

@@ -24,6 +24,7 @@ from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import put_batch, shardings
+from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
@@ -133,7 +134,9 @@ class Run:
         if self.task.encoder:
             clean = config.text.clean_captions
             folder = self._encoder_folder()
-            text = data.open_text(settings, captions, folder, clean)
+            # CLIP has a position for each of its tokens.
+            tokens = config.text.t5_tokens if self.task.encoder == "t5" else LENGTH
+            text = data.open_text(settings, captions, folder, clean, tokens)
             inputs["text_encoder"] = data.fingerprint(folder.folder, clean)
             self.constants["empty"] = jnp.asarray(text(EMPTY), jnp.float32)
         self.folder = RunFolder(workdir / part, config, part, inputs)

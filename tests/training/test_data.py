@@ -94,7 +94,9 @@ def test_a_folder_of_few_clips_validates_on_one(clips, tmp_path):
 def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
     folder = StageFolder(checkpoint / "show-1-base")
     train = small_config("keyframes", tmp_path).train.keyframes
-    cache = data.open_text(train, ["A red Circle ", "a blue square"], folder, clean=False)
+    cache = data.open_text(
+        train, ["A red Circle ", "a blue square"], folder, clean=False, tokens=77
+    )
     first = cache("A red Circle ")
     assert first.dtype == np.float16
     assert not np.array_equal(first, cache("a blue square"))
@@ -106,14 +108,16 @@ def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "load_encoder", unexpected)
-        again = data.open_text(train, ["a blue square", "A red Circle "], folder, clean=False)
+        again = data.open_text(
+            train, ["a blue square", "A red Circle "], folder, clean=False, tokens=77
+        )
         np.testing.assert_array_equal(again("A red Circle "), first)
         with pytest.raises(AssertionError, match="loaded again"):
-            data.open_text(train, ["a new one"], folder, clean=False)
+            data.open_text(train, ["a new one"], folder, clean=False, tokens=77)
         # Captions that are cleaned are others.
         with pytest.raises(AssertionError, match="loaded again"):
-            data.open_text(train, ["a blue square"], folder, clean=True)
-    prepared = data.open_text(train, ["a red circle"], folder, clean=False)
+            data.open_text(train, ["a blue square"], folder, clean=True, tokens=77)
+    prepared = data.open_text(train, ["a red circle"], folder, clean=False, tokens=77)
     np.testing.assert_allclose(prepared("a red circle"), first, atol=1e-3)
 
 
