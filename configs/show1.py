@@ -120,6 +120,7 @@ def objective(**changes: Any) -> dict[str, Any]:
     """The squared error of the prediction, with changes; see `diffusion/losses.py`."""
     return {
         "timesteps": (0, 1000),
+        "shift": 1.0,  # more than 1 for more of the noisy timesteps
         "min_snr": config_dict.placeholder(float),  # 5.0 is usual
         "variance_weight": 0.0,
     } | changes

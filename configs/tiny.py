@@ -166,12 +166,20 @@ def get_config(stage: str = "") -> ConfigDict:
             batch_size=8,
             steps=3_000,
         ),
-        "image": training(batch_size=32, steps=3_000, learning_rate=2e-3),
-        "keyframes": training(init="image", steps=5_000),
+        # Small things in plain colours show through less noise: below, the text says nothing new.
+        "image": training(
+            batch_size=32,
+            steps=2_000,
+            learning_rate=2e-3,
+            objective=show1.objective(timesteps=(650, 1000)),
+        ),
+        "keyframes": training(init="image", steps=5_000, objective=show1.objective(shift=3.0)),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),
         "first_frame": training(max_noise_level=400),
-        "super_resolution": training(max_noise_level=400, batch_size=2, steps=2_000),
+        "super_resolution": training(
+            init="first_frame", max_noise_level=400, batch_size=2, steps=800
+        ),
         "translation": training(
             frames=8,
             batch_size=4,

@@ -44,8 +44,11 @@ class Network:
 @functools.cache
 def abstract_params(module: nn.Module) -> dict[str, Any]:
     """Shapes and dtypes of a network's parameters, from `jax.eval_shape`. Not to be changed."""
-    variables = jax.eval_shape(module.init, jax.random.key(0), *example_inputs(module))
-    return variables["params"]
+
+    def init(*inputs: jax.Array) -> Any:
+        return module.init(jax.random.key(0), *inputs)["params"]
+
+    return jax.eval_shape(init, *example_inputs(module))
 
 
 def example_inputs(module: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -90,6 +90,18 @@ def test_timesteps_stay_in_their_range():
     assert set(np.asarray(drawn).tolist()) == {100, 101, 102}
 
 
+def test_shifted_timesteps_are_noisier():
+    drawn = [
+        np.asarray(draw_timesteps(Objective(COSINE, shift=shift), jax.random.key(0), 10_000))
+        for shift in (1.0, 3.0)
+    ]
+    # Uniform, and with three times the odds: a half becomes three quarters.
+    for each, median in zip(drawn, (500, 750), strict=True):
+        assert each.min() >= 0
+        assert each.max() < 1000
+        assert abs(np.median(each) - median) < 15
+
+
 def test_bad_settings(case):
     with pytest.raises(InputError, match="within 0 to 1000"):
         Objective(COSINE, timesteps=(0, 1001))
@@ -107,6 +119,7 @@ def test_bad_settings(case):
     [
         ({"min_snr": 0.0}, "min_snr is 0.0, but must be more than 0, or None"),
         ({"min_snr": float("nan")}, "min_snr is nan"),
+        ({"shift": 0.0}, "shift is 0.0, but must be more than 0"),
         ({"variance_weight": -1.0}, "variance_weight is -1.0, but must be 0 or more"),
     ],
 )
