@@ -33,13 +33,19 @@ STEPS = flags.DEFINE_list(
     "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
 )
 GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
+AOT, JSON = commands.define_aot()
 
 
 def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
     from show1_jax.generate import generate
+    from show1_jax.parallel import programs
 
+    if AOT.value:
+        commands.only_compile()
+        programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
+        return
     generate(
         CONFIG.value,
         checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),

@@ -21,6 +21,7 @@ CONFIG = commands.define_config(
 )
 flags.adopt_module_key_flags(commands)  # shown by --help
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs.")
+AOT, JSON = commands.define_aot()
 CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/PART/loss.png.")
 
 
@@ -28,11 +29,16 @@ def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
     from show1_jax.errors import InputError
+    from show1_jax.parallel import programs
     from show1_jax.training import loop, metrics
 
     for name in ("batch_size", "dtype"):
         if name in config_flags.get_override_values(flags.FLAGS["config"]):
             raise InputError(f"--config.{name} is for sampling: give --config.train.PART.{name}")
+    if AOT.value:
+        commands.only_compile()
+        programs.predict_training(CONFIG.value, AOT.value, JSON.value)
+        return
     if WORKDIR.value is None:
         raise InputError("give --workdir, the folder of the runs")
     workdir = Path(WORKDIR.value).expanduser()

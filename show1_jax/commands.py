@@ -22,6 +22,23 @@ def define_config(help_text: str) -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, help_text)
 
 
+def define_aot() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines `--aot TOPOLOGY` and `--json`, which prints its table as JSON."""
+    topology = flags.DEFINE_string(
+        "aot", None, "Only compile, for TPUs such as v5e:4x4 that need not be here, and say what "
+        "it takes (extra tpu-aot)."
+    )  # fmt: skip
+    return topology, flags.DEFINE_bool("json", False, "With --aot: as JSON instead of a table.")
+
+
+def only_compile() -> None:
+    """Keeps JAX from looking for the TPU whose compiler is installed."""
+    import jax
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_platforms", "cpu")
+
+
 def run(main: Callable[[], None], default_config: Path) -> None:
     """Parses absl flags, calls `main`, and exits.
 

@@ -66,10 +66,12 @@ class Attention(nn.Module):
         heads = self.config.num_heads
         # Scores are not scaled, so that queries begin small instead (Mesh TensorFlow's T5).
         small = nn.initializers.variance_scaling(1 / self.config.d_kv, "fan_in", "truncated_normal")
-        inits = {"to_q": {"kernel_init": small}, "to_k": {}, "to_v": {}}
+        usual = nn.initializers.lecun_normal()
         query, key, value = (
-            split_heads(nn.Dense(heads * self.config.d_kv, name=name, **types, **init)(x), heads)
-            for name, init in inits.items()
+            split_heads(
+                nn.Dense(heads * self.config.d_kv, kernel_init=init, name=name, **types)(x), heads
+            )
+            for name, init in (("to_q", small), ("to_k", usual), ("to_v", usual))
         )
         x = merge_heads(jax.nn.dot_product_attention(query, key, value, bias=bias, scale=1.0))
         return nn.Dense(self.config.d_model, name="to_out", **types)(x)

@@ -1,0 +1,265 @@
+"""What a program would take on TPUs that are not here: compiled for them on this CPU.
+
+libtpu (extra `tpu-aot`) holds XLA's TPU compiler. It compiles for a named
+topology without one, and refuses what does not fit. From the compiled program:
+bytes per chip, FLOPs and bytes of memory traffic, and the collectives. The
+time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
+memory and network takes longest, all at their peaks.
+
+Loops are counted once: a sampling program is counted as one of its steps.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from show1_jax.errors import InputError
+from show1_jax.parallel.mesh import batch_parts, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of one chip: bytes of memory, and bytes or FLOPs (bf16) a second at the peak."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+    network: float
+
+
+# cloud.google.com/tpu/docs, "System architecture"; the network's of all links of a chip.
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
+}
+SIDES = {"v5e": 2, "v5p": 3, "v6e": 2}  # of a topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program of a stage.
+
+    Attributes:
+      stage: whose it is.
+      name: what it does.
+      lower: traces it, under the mesh of the topology.
+      beside: of the stage's other arrays in memory meanwhile, shapes with shardings.
+      parameters: those that it is given, likewise.
+      optimizer: its state, likewise; None when sampling.
+    """
+
+    stage: str
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    parameters: Any
+    optimizer: Any = None
+    beside: Any = None
+
+
+def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
+    """The chips of a topology such as "v5e:16x16", "v5p:4x4x4" or "v5e:1".
+
+    Raises:
+      InputError: if there is no such topology, or libtpu is not installed.
+    """
+    kind, _, layout = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", layout):
+        raise InputError(f"--aot {name}: give a topology such as v5e:4x4 of {', '.join(CHIPS)}")
+    sides = [int(side) for side in layout.split("x")]
+    sides += [1] * (SIDES[kind] - len(sides))
+    # A host has 2x2 chips, or all if there are fewer.
+    bounds = [min(2, side) for side in sides[:2]] + [1] * (3 - len(sides[:2]))
+    options = {} if bounds == [2, 2, 1] else {"chips_per_host_bounds": bounds}
+    try:
+        from jax.experimental import topologies
+
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{'x'.join(map(str, sides))}", **options
+        )
+    except (RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        hint = "it takes libtpu: pip install 'show1-jax[tpu-aot]'"
+        raise InputError(f"--aot {name}: {line} ({hint})") from error
+    return CHIPS[kind], found.devices
+
+
+def predict(
+    programs: Callable[[int], Iterable[Program]],
+    sizes: Mapping[str, int],
+    name: str,
+    as_json: bool,
+) -> None:
+    """Compiles programs for a topology and prints what they take, as a table or as JSON.
+
+    Args:
+      programs: makes them, given into how many parts the mesh splits a batch.
+      sizes: of the mesh; see `make_mesh`.
+      name: of the topology.
+      as_json: prints a list of objects instead of a table.
+
+    Raises:
+      InputError: if the topology or a setting is wrong.
+    """
+    chip, devices = topology(name)
+    mesh = make_mesh(sizes, devices)
+    with jax.set_mesh(mesh):
+        reports = []
+        for program in programs(batch_parts(mesh)):
+            reports.append(compile_report(program, chip, name, len(devices)))
+            if not as_json:
+                print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
+    if as_json:
+        print(json.dumps(_by_stage(reports), indent=2))
+    for report in reports:
+        if not report["fits"]:
+            excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
+            print(
+                f"{report['stage']} ({report['program']}) does not fit: {excess:.2f} GiB too much; "
+                f"{ADVICE['step' if report['program'] == 'step' else 'sample']}",
+                file=sys.stderr,
+            )
+
+
+def _by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One object for each stage: its first program, with the peak and the compilation of all."""
+    stages: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        first = stages.setdefault(report["stage"], dict(report))
+        if first["program"] != report["program"]:
+            peak = max(first["peak_bytes_per_chip"], report["peak_bytes_per_chip"])
+            seconds = first["compile_seconds"] + report["compile_seconds"]
+            first |= {"peak_bytes_per_chip": peak, "compile_seconds": seconds}
+            first["fits"] = first["fits"] and report["fits"]
+    return list(stages.values())
+
+
+ADVICE = {
+    "step": "raise mesh.fsdp or accumulate, make batch_size smaller, or set remat=nothing_saveable",
+    "sample": "make batch_size smaller, or raise mesh.fsdp or mesh.tensor",
+}
+HEADER = (
+    f"{'stage':17}{'program':9}{'GiB per chip: parameters':>25}{'optimizer':>11}{'activations':>13}"
+    f"{'peak':>7}{'of':>5}{'TFLOP':>9}{'GB':>8}{'GB sent':>9}{'seconds':>9}{'MFU':>6}"
+    f"  {'bound by':11}{'compiled in':>11}"
+)
+
+
+def line(report: Mapping[str, Any]) -> str:
+    """A program's line under `HEADER`."""
+    parameters, optimizer, activations, peak, memory = (
+        report[f"{name}_bytes_per_chip"] / 2**30
+        for name in ("parameter", "optimizer", "activation", "peak", "hbm")
+    )
+    sent = sum(each["bytes"] for each in report["collectives"].values()) / 1e9
+    return (
+        f"{report['stage']:17}{report['program']:9}{parameters:25.2f}{optimizer:11.2f}"
+        f"{activations:13.2f}{peak:7.2f}{memory:5.0f}{report['flops'] / 1e12:9.2f}"
+        f"{report['bytes_accessed'] / 1e9:8.1f}{sent:9.2f}{report['roofline_seconds']:9.4f}"
+        f"{report['predicted_mfu']:6.0%}  {report['bound_by']:11}{report['compile_seconds']:9.0f} s"
+    )
+
+
+def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[str, Any]:
+    """Compiles a program and says what it takes; see the README for the fields.
+
+    Args:
+      program: which; called under the mesh of the topology.
+      chip: one of its chips.
+      name: of the topology.
+      chips: how many there are.
+    """
+    begin = time.perf_counter()
+    parameters, optimizer, beside = (
+        bytes_per_chip(tree) for tree in (program.parameters, program.optimizer, program.beside)
+    )
+    cost: Mapping[str, float] = {}
+    collected: dict[str, dict[str, int]] = {}
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        own = _needed(str(error))
+        if own is None:
+            raise
+    else:
+        memory: Any = compiled.memory_analysis()
+        own = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+        cost, collected = compiled.cost_analysis() or {}, collectives(compiled.as_text() or "")
+    flops, traffic = cost.get("flops", math.nan), cost.get("bytes accessed", math.nan)
+    times = {
+        "arithmetic": flops / chip.flops,
+        "memory": traffic / chip.bandwidth,
+        "network": sum(each["bytes"] for each in collected.values()) / chip.network,
+    }
+    seconds = max(times.values())
+    return {
+        "stage": program.stage,
+        "program": program.name,
+        "topology": name,
+        "chips": chips,
+        "parameter_bytes_per_chip": parameters,
+        "optimizer_bytes_per_chip": optimizer,
+        "activation_bytes_per_chip": own - parameters - optimizer,
+        "peak_bytes_per_chip": own + beside,
+        "hbm_bytes_per_chip": chip.memory,
+        "fits": own + beside <= chip.memory,
+        "flops": flops,
+        "bytes_accessed": traffic,
+        "collectives": collected,
+        "bound_by": max(times, key=times.__getitem__),
+        "roofline_seconds": seconds,
+        "predicted_mfu": times["arithmetic"] / seconds,
+        "compile_seconds": time.perf_counter() - begin,
+    }
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """What arrays or shapes with shardings take on one chip."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """How many collectives of each kind a compiled program has, and the bytes of their results.
+
+    One whose start and end are apart counts once.
+    """
+    found: dict[str, dict[str, int]] = {}
+    pattern = rf"= (\(?[^=]*?\)?) ({'|'.join(COLLECTIVES)})(-start)?\("
+    for shapes, kind, _ in re.findall(pattern, hlo):
+        sizes = [
+            _ITEM_BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
+            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        ]
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        # A start's result holds its operand too.
+        entry["bytes"] += max(sizes, default=0)
+    return found
+
+
+def _needed(message: str) -> int | None:
+    """How much a program that does not fit takes, from the compiler's refusal."""
+    match = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    if match is None:
+        return None
+    return int(float(match[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]])

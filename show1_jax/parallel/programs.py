@@ -1,0 +1,230 @@
+"""The programs of each stage, to be compiled without parameters or devices."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.diffusion.solvers import make_solver
+from show1_jax.errors import InputError
+from show1_jax.models.clip import CLIPText, CLIPTextConfig
+from show1_jax.models.t5 import T5Config, T5Encoder
+from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.parallel.aot import Program, predict
+from show1_jax.parallel.mesh import BATCH
+from show1_jax.parallel.sharding import placed, shardings
+from show1_jax.stages import sampling, translation
+from show1_jax.stages.cascade import STAGES
+from show1_jax.stages.sampling import Conditions, Denoiser
+from show1_jax.text import encoding
+from show1_jax.text.tokenizers import LENGTH
+from show1_jax.training.initialise import fresh_params
+from show1_jax.training.optimizer import make_optimizer
+from show1_jax.training.step import init_state, train_step
+from show1_jax.training.tasks import PARTS, image_config, make_task, solver_config
+from show1_jax.training.trainable import split
+
+
+def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
+    """Prints what a training step of a part, or of all, would take on a topology.
+
+    Raises:
+      InputError: if the topology or a setting is wrong.
+    """
+    parts = [config.stage] if config.stage else PARTS
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"there is no part {part!r} to train; take {', '.join(PARTS)}")
+    predict(
+        lambda _: (training_program(config, part) for part in parts), config.mesh, name, as_json
+    )
+
+
+def predict_sampling(
+    config: ConfigDict, stages: Sequence[str] | None, name: str, as_json: bool
+) -> None:
+    """Prints what a step of sampling's stages would take on a topology.
+
+    Args:
+      config: as in `configs/show1.py`.
+      stages: of "t5", "clip" and `STAGES`; None for all whose sizes the config has.
+      name: of the topology.
+      as_json: see `predict`.
+
+    Raises:
+      InputError: if the topology, a stage or a setting is wrong.
+    """
+    encoders = [encoder for encoder in ("t5", "clip") if encoder in config.text]
+    chosen = stages or [*encoders, *STAGES]
+
+    def programs(parts: int) -> Iterator[Program]:
+        for stage in chosen:
+            yield from sampling_programs(config, stage, parts)
+
+    predict(programs, config.mesh, name, as_json)
+
+
+def training_program(config: ConfigDict, part: str) -> Program:
+    """One step of a part's training; under a mesh.
+
+    Args:
+      config: as in `configs/show1.py`.
+      part: one of `PARTS`.
+    """
+    if part == "image":
+        config = image_config(config)
+    settings = config.train[part]
+    vae = VAE(VAEConfig(**config.translation.vae)) if part == "translation" else None
+    task, optimizer = make_task(config, part, vae), make_optimizer(settings)
+    seed = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+
+    def start(key: jax.Array) -> Any:
+        params = fresh_params(task.module, key)
+        return init_state(optimizer, *split(params, settings.trainable))
+
+    state, spec = placed(jax.eval_shape(start, seed)), task.spec
+    size = (settings.batch_size, spec.frames, spec.height, spec.width, 3)
+    batch, constants = {"video": clips(size, jnp.uint8)}, {}
+    if task.encoder:
+        tokens, width = _text_size(config, part)
+        batch["text"] = clips((settings.batch_size, tokens, width), jnp.float16)
+        constants["empty"] = whole((tokens, width), jnp.float32)
+    if vae is not None:
+        constants["vae"] = placed(abstract_params(vae))
+
+    def lower() -> jax.stages.Lowered:
+        def step(*arguments: Any) -> Any:
+            # The key is made inside: there is no device for an array of its own.
+            given = (task.prepare, task.loss, optimizer, settings.accumulate)
+            return train_step(*given, jax.random.key(settings.seed), *arguments)
+
+        placement = (shardings(state), None)
+        return jax.jit(step, donate_argnums=0, out_shardings=placement).lower(
+            state, constants, batch
+        )
+
+    return Program(
+        part, "step", lower, (state.trained, state.frozen, constants.get("vae")), state.optimizer
+    )
+
+
+def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Program]:
+    """What sampling a stage compiles; under a mesh.
+
+    Args:
+      config: as in `configs/show1.py`.
+      stage: "t5", "clip", or one of `STAGES`.
+      parts: into how many the mesh splits a batch.
+    """
+    dtype = jnp.dtype(config.dtype)
+    batch = -(-config.batch_size // parts) * parts
+    if stage in ("t5", "clip"):
+        yield _encoder_program(config, stage, batch, dtype)
+        return
+    if stage not in STAGES:
+        raise InputError(f"there is no stage {stage!r}: take t5, clip, {', '.join(STAGES)}")
+    section = config[stage]
+    unet = UNet(UNetConfig(**section.unet), dtype)
+    solver = make_solver(solver_config(section.solver), section.steps)
+    denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
+    params = _params(unet, dtype)
+    rows, frames, height, width = _sample_size(config, stage, batch)
+    vae, vae_params = None, None
+    if stage == "translation":
+        vae = VAE(VAEConfig(**section.vae), dtype)
+        vae_params = _params(vae, dtype)
+    channels = min(unet.config.in_channels, 4 if vae is not None else 3)
+    sample = clips((rows, frames, height, width, channels), jnp.float32)
+    condition = unet.config.in_channels - channels
+    tokens, text_width = _text_size(config, stage)
+    conditions = Conditions(
+        clips((2, rows, tokens, text_width), jnp.float32, axis=1),
+        whole((), jnp.float32),
+        clips((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
+        clips((rows, frames, height, width, condition), jnp.float32) if condition else None,
+        clips((rows,), jnp.int32) if unet.config.noise_level else None,
+    )
+    state = jax.tree.map(
+        lambda leaf: clips(leaf.shape, leaf.dtype) if leaf.ndim else whole((), leaf.dtype),
+        jax.eval_shape(solver.init, sample),
+    )
+    step = whole((), jnp.int32)
+    lower = functools.partial(
+        sampling.advance.lower, denoiser, params, state, conditions, step, step
+    )
+    yield Program(stage, "denoise", lower, params, beside=vae_params)
+    if vae is not None:
+        at_once = section.vae_frames
+        video = clips((rows, frames, section.height, section.width, 3), jnp.float32)
+        encode = functools.partial(translation.encode.lower, vae, vae_params, video, at_once)
+        decode = functools.partial(translation.decode.lower, vae, vae_params, sample, at_once)
+        yield Program(stage, "encode", encode, vae_params, beside=params)
+        yield Program(stage, "decode", decode, vae_params, beside=params)
+
+
+def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> Program:
+    if name not in config.text:
+        raise InputError(f"the config does not say how large {name} is (config.text.{name})")
+    module = (
+        T5Encoder(T5Config(**config.text.t5), dtype)
+        if name == "t5"
+        else CLIPText(CLIPTextConfig(**config.text.clip), dtype)
+    )
+    tokens = config.text.t5_tokens if name == "t5" else LENGTH
+    ids, params = clips((batch, tokens), jnp.int32), _params(module, dtype)
+    mask = ids if name == "t5" else None
+    lower = functools.partial(encoding._run.lower, module, params, ids, mask)
+    return Program(name, "encode", lower, params)
+
+
+def _text_size(config: ConfigDict, stage: str) -> tuple[int, int]:
+    tokens = LENGTH if stage == "translation" else config.text.t5_tokens
+    return tokens, config[stage].unet.text_dim
+
+
+def _sample_size(config: ConfigDict, stage: str, batch: int) -> tuple[int, int, int, int]:
+    """Clips, frames, height and width of what a stage denoises together."""
+    keyframes, gap = config.keyframes, config.interpolation.frames_per_gap
+    gaps = keyframes.frames - 1
+    large = (config.super_resolution.height, config.super_resolution.width)
+    if stage == "translation":
+        downscale = VAEConfig(**config.translation.vae).downscale
+        size = (config.translation.height // downscale, config.translation.width // downscale)
+        return batch, gaps * (gap - 1) + 1, *size
+    return {
+        "keyframes": (batch, keyframes.frames, keyframes.height, keyframes.width),
+        "interpolation": (batch * gaps, gap, keyframes.height, keyframes.width),
+        "first_frame": (batch, 1, *large),
+        "super_resolution": (batch, config.super_resolution.window, *large),
+    }[stage]
+
+
+def _params(module: Any, dtype: Any) -> Any:
+    """As `StageFolder.params` restores them: vectors in fp32."""
+    return placed(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32),
+            abstract_params(module),
+        )
+    )
+
+
+def clips(shape: tuple[int, ...], dtype: Any, axis: int = 0) -> Any:
+    """An array whose clips, along `axis`, are spread over the mesh."""
+    return _array(shape, dtype, PartitionSpec(*(None,) * axis, BATCH))
+
+
+def whole(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array that every device has."""
+    return _array(shape, dtype, PartitionSpec())
+
+
+def _array(shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> Any:
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

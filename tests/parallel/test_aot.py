@@ -1,0 +1,68 @@
+"""What a program would take elsewhere, read from what the compiler says."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from show1_jax.errors import InputError
+from show1_jax.parallel.aot import bytes_per_chip, collectives, topology
+from show1_jax.parallel.mesh import AXES
+from tests.parallel.test_sharding import ROOT
+
+HLO = """
+  %all-reduce.1 = f32[3,64]{1,0} all-reduce(%dot), channel_id=1, replica_groups={{0,1}}
+  %ag-start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p), channel_id=2, dimensions={0}
+  %ag-done = bf16[32,4]{1,0} all-gather-done(%ag-start)
+  %all-to-all.2 = (s32[2]{0}, s32[2]{0}) all-to-all(%a, %b), replica_groups={{0,1}}
+  ROOT %fusion = f32[3,64]{1,0} fusion(%all-reduce.1), kind=kLoop, calls=%all-gather_computation
+"""
+
+
+def test_collectives_are_counted_once_with_the_bytes_of_their_results():
+    assert collectives(HLO) == {
+        "all-reduce": {"count": 1, "bytes": 3 * 64 * 4},
+        "all-gather": {"count": 1, "bytes": 32 * 4 * 2},
+        "all-to-all": {"count": 1, "bytes": 2 * 4},
+    }
+
+
+def test_bytes_per_chip_are_those_of_its_share():
+    mesh = AbstractMesh((2, 4, 1), AXES)
+    spec = PartitionSpec(None, "fsdp")
+    split = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+    whole = jax.ShapeDtypeStruct((5,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    assert bytes_per_chip({"a": split, "b": [whole, None]}) == 6 * 8 // 4 * 2 + 5 * 4
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100:8", "v5e:4x-4"])
+def test_what_is_no_topology_is_refused(name):
+    with pytest.raises(InputError, match="give a topology such as v5e:4x4 of v5e, v5p, v6e"):
+        topology(name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra tpu-aot")
+def test_a_stage_is_compiled_for_a_chip_and_for_four():
+    reports = {}
+    for name in ("v5e:1", "v5e:2x2"):
+        command = [sys.executable, "sample.py", "--stages=keyframes", f"--aot={name}", "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (reports[name],) = json.loads(done.stdout)
+    one, four = reports.values()
+    assert (one["chips"], four["chips"]) == (1, 4)
+    for report in (one, four):
+        assert report["stage"] == "keyframes"
+        assert report["fits"]
+        assert report["parameter_bytes_per_chip"] == one["parameter_bytes_per_chip"]
+        assert report["peak_bytes_per_chip"] > report["parameter_bytes_per_chip"]
+        assert report["flops"] > 0
+        assert 0 < report["predicted_mfu"] <= 1
+    assert one["collectives"] == {}
