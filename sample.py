@@ -21,10 +21,13 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
 )
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
-PROMPTS = flags.DEFINE_string("prompts", None, "A text file with a prompt on each line.")
-SEED = flags.DEFINE_integer(
-    "seed", None, "The random seed of every prompt (default: 0).", 0, 2**32 - 1
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, 'A text file with a prompt on each line, or .jsonl with a "prompt" on each.'
 )
+SEEDS = flags.DEFINE_string(
+    "seeds", None, "The random seeds, each a video of every prompt, such as 0-3,7 (default: 0)."
+)
+flags.DEFINE_alias("seed", "seeds")
 OUT = flags.DEFINE_string("out", "outputs", "The folder to write.")
 STAGES = flags.DEFINE_list(
     "stages", None, "The stages to run (default: all that the checkpoint has)."
@@ -39,7 +42,7 @@ AOT, JSON = commands.define_aot()
 def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
-    from show1_jax.generate import generate
+    from show1_jax.generate import generate, parse_seeds
     from show1_jax.parallel import programs
 
     if AOT.value:
@@ -51,7 +54,7 @@ def main() -> None:
         checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),
         prompts=PROMPT.value,
         prompts_file=PROMPTS.value,
-        seed=SEED.value,
+        seeds=None if SEEDS.value is None else parse_seeds(SEEDS.value),
         out=Path(OUT.value),
         stages=STAGES.value,
         overrides={"steps": STEPS.value, "guidance": GUIDANCE.value},

@@ -173,7 +173,7 @@ def get_config(stage: str = "") -> ConfigDict:
             learning_rate=2e-3,
             objective=show1.objective(timesteps=(650, 1000)),
         ),
-        "keyframes": training(init="image", steps=5_000, objective=show1.objective(shift=3.0)),
+        "keyframes": training(init="image", steps=2_000, objective=show1.objective(shift=3.0)),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),
         "first_frame": training(max_noise_level=400),

@@ -1,6 +1,8 @@
 """One run of `sample.py`: from flags to files."""
 
 import contextlib
+import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ def generate(
     checkpoint: str | None,
     prompts: Sequence[str],
     prompts_file: str | None,
-    seed: int | None,
+    seeds: Sequence[int] | None,
     out: Path,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
@@ -30,46 +32,54 @@ def generate(
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
       prompts: the prompts themselves.
-      prompts_file: more of them, one on each line.
-      seed: the random seed of every prompt; None for 0, or for those of `out`.
-      out: the folder to write. If it already holds the stages that `stages`
-        go on from, prompts and seeds may be left out.
+      prompts_file: more of them: one on each line, or a .jsonl with a "prompt" on each.
+      seeds: the random seeds, each of which makes an item of each prompt; None
+        for 0, or for those of `out`.
+      out: the folder to write. What is there of these items is not made again.
+        If it already holds the stages that `stages` go on from, prompts and
+        seeds may be left out.
       stages: the stages to run; None for all that the checkpoint has.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if anything given is wrong, or an item failed; the others are made.
     """
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
     cascade = Cascade(config, folder, stages)
     outputs = Outputs(out)
-    items = _items(asked, seed, outputs, goes_on="keyframes" not in cascade.stages)
-    all_prompts, seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+    items = _items(asked, seeds, outputs, goes_on="keyframes" not in cascade.stages)
+    all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
     cascade.check_inputs(len(items), outputs)
-    outputs.begin(all_prompts, seeds)
+    outputs.begin(all_prompts, all_seeds)
     with contextlib.closing(Bars()) as bars:
-        cascade.run(all_prompts, seeds, outputs, bars.update)
+        cascade.run(all_prompts, all_seeds, outputs, bars.update)
+    if outputs.failures:
+        raise InputError(
+            f"{len(outputs.failures)} of {len(items)} item(s) failed: {outputs.failures[0]}"
+            + (f"; see {out}/manifest.jsonl" if outputs.failures[1:] else "")
+        )
     print(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
 
 
 def _items(
-    asked: list[str], seed: int | None, outputs: Outputs, goes_on: bool
+    asked: list[str], seeds: Sequence[int] | None, outputs: Outputs, goes_on: bool
 ) -> list[tuple[str, int]]:
     """Prompts and seeds of this run; one that goes on takes those of the items it finds."""
     found = outputs.items()
     if not goes_on:
         if not asked:
             raise InputError("give a --prompt or a file of --prompts")
-        wanted = [(prompt, seed or 0) for prompt in asked]
-        if found and found != wanted:
+        wanted = [(prompt, seed) for prompt in asked for seed in seeds or [0]]
+        # A run that was cut off as it began may have left the first of them only.
+        if found != wanted[: len(found)]:
             raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
         return wanted
     if not found:
         raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
-    if asked and asked != [prompt for prompt, _ in found]:
+    if asked and set(asked) != {prompt for prompt, _ in found}:
         raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
-    if seed is not None and any(seed != own for _, own in found):
+    if seeds is not None and set(seeds) != {own for _, own in found}:
         raise InputError(f"{outputs.folder} holds other seeds; leave --seed out to go on")
     return found
 
@@ -80,9 +90,39 @@ def _read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     prompts = [line.strip() for line in lines if line.strip()]
+    if path.suffix == ".jsonl":
+        prompts = [_prompt(path, line) for line in prompts]
     if not prompts:
         raise InputError(f"{path} holds no prompt; write one on each line")
     return prompts
+
+
+def _prompt(path: Path, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise InputError(f'{path}: {line[:60]} is not like {{"prompt": "a red circle"}}')
+    return prompt
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds such as "0-3,7", which are five.
+
+    Raises:
+      InputError: if they are not such.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise InputError(f"--seeds {text!r}: give numbers and ranges such as 0-3,7")
+        first = int(match[1])
+        seeds += range(first, int(match[2] or first) + 1)
+    if not seeds or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text!r}: give different seeds, rising, of 0 to {2**32 - 1}")
+    return seeds
 
 
 def prepare(

@@ -4,10 +4,10 @@ OUT/000/keyframes.mp4, .gif     to look at
 OUT/000/keyframes.npy           exact, to go on from
 OUT/000/first_frame.png, .npy
 OUT/000/metadata.json           prompt, seed, and the settings that made each of them
+OUT/manifest.jsonl              a line for each item and stage that is finished, or failed and why
 """
 
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ class Outputs:
         self.folder = folder
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
+        self.failures: list[str] = []
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
@@ -48,20 +49,35 @@ class Outputs:
         Raises:
           InputError: if it cannot be written.
         """
-        self.prompts, self.seeds = prompts, seeds
+        self.prompts, self.seeds, self.failures = prompts, seeds, []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            finished = []
             for item in range(len(prompts)):
                 self._item(item).mkdir(exist_ok=True)
-            probe = self.folder / f".{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+                self._describe(item, {})
+                stages = self._metadata(item)["stages"]
+                finished += [
+                    self._line(item, stage) for stage in stages if self._there(item, stage)
+                ]
+            # Anew from what is there: the last run may have been cut off before it wrote a line.
+            _replace(self._manifest, lambda file: file.write("".join(finished).encode()))
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
     def has(self, item: int, stage: str) -> bool:
         """Whether the exact result of a stage is here."""
         return self._exact(item, stage).is_file()
+
+    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage's result is here, and these settings made it."""
+        found = self._metadata(item)["stages"].get(stage)
+        return self._there(item, stage) and found == json.loads(json.dumps(settings))
+
+    def fail(self, item: int, stage: str, error: InputError) -> None:
+        """Notes why an item could not be made, in `failures` and in the manifest."""
+        self.failures.append(f"{stage} of item {item}: {error}")
+        self._note(self._line(item, stage, error=str(error)))
 
     def load(self, item: int, stage: str) -> np.ndarray:
         """The exact result of a stage.
@@ -102,8 +118,29 @@ class Outputs:
             if stage != LAST_STAGE:
                 _replace(self._exact(item, stage), lambda file: np.save(file, result))
             self._describe(item, {stage: settings})
+            self._note(self._line(item, stage))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+    def _there(self, item: int, stage: str) -> bool:
+        """Whether a stage that the metadata names has its file; the last has no exact one."""
+        return stage == LAST_STAGE or self.has(item, stage)
+
+    def _line(self, item: int, stage: str, **more: str) -> str:
+        known = {"item": item, "stage": stage, "prompt": self.prompts[item]}
+        return json.dumps(known | {"seed": self.seeds[item]} | more) + "\n"
+
+    def _note(self, line: str) -> None:
+        """Adds a line to the manifest."""
+        try:
+            with self._manifest.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"{self._manifest} cannot be written: {error.strerror}") from None
+
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / "manifest.jsonl"
 
     def _describe(
         self, item: int, stages: Mapping[str, Any], without: Collection[str] = ()

@@ -1,18 +1,21 @@
 """From a prompt to files, through every stage of the checkpoint that comes with the project."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import tiny
+from show1_jax.checkpoints.released import StageFolder
 from show1_jax.errors import InputError
-from show1_jax.generate import generate
-from show1_jax.media import read_video
+from show1_jax.generate import generate, parse_seeds
+from show1_jax.media import read_video, to_uint8
 from show1_jax.stages.cascade import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +36,7 @@ def run(out: Path, prompts=(), settings=None, **changes) -> None:
     arguments = {
         "checkpoint": str(tiny.CHECKPOINT),
         "prompts_file": None,
-        "seed": 4,
+        "seeds": [4],
         "stages": None,
         "overrides": {"steps": ["2"]},
     } | changes
@@ -87,7 +90,7 @@ def test_alone_as_in_a_batch_and_in_a_padded_batch(made, tmp_path):
 def test_going_on_gives_what_one_run_gives(made, tmp_path):
     shutil.copytree(made, tmp_path / "out")
     (tmp_path / "out/000/super_resolution.npy").unlink()
-    run(tmp_path / "out", seed=None, stages=["super_resolution"])
+    run(tmp_path / "out", seeds=None, stages=["super_resolution"])
     expected = np.load(made / "000" / "super_resolution.npy")
     actual = np.load(tmp_path / "out/000/super_resolution.npy")
     np.testing.assert_array_equal(actual, expected)
@@ -124,7 +127,7 @@ def test_a_first_frame_of_another_size_is_refused(made, tmp_path):
 
 def test_going_on_keeps_the_seed(made):
     with pytest.raises(InputError, match="other seeds"):
-        run(made, seed=5, stages=["interpolation"])
+        run(made, seeds=[5], stages=["interpolation"])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,9 @@ def test_bad_values_are_found_before_anything_runs(tmp_path, key, value, message
 def test_without_a_first_frame_it_is_upscaled_bilinearly_and_said(made, tmp_path, caplog):
     shutil.copytree(made, tmp_path / "out")
     (tmp_path / "out/000/first_frame.npy").unlink()
-    run(tmp_path / "out", seed=None, stages=["super_resolution"])
+    for item in ("000", "001"):
+        (tmp_path / "out" / item / "super_resolution.npy").unlink()
+    run(tmp_path / "out", seeds=None, stages=["super_resolution"])
     assert "No first_frame of item 0: it is upscaled bilinearly" in caplog.text
 
     def difference(item):
@@ -166,6 +171,100 @@ def test_without_a_first_frame_it_is_upscaled_bilinearly_and_said(made, tmp_path
     assert difference("000") > 1e-3
     # The item beside it in the batch is not touched by that.
     assert difference("001") < 1e-4
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatch):
+    expected = lines(made)
+    assert len(expected) == len(PROMPTS) * len(STAGES)
+    assert expected[0] == {"item": 0, "stage": "keyframes", "prompt": PROMPTS[0], "seed": 4}
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+
+    def unexpected(*arguments):
+        raise AssertionError("weights were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageFolder, "params", unexpected)
+        run(out, PROMPTS)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+    # As if it had been killed while the second item's translation was written.
+    folder = out / "001"
+    metadata = json.loads((folder / "metadata.json").read_text())
+    translated = metadata["stages"].pop("translation")
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    before = read_video(folder / "translation.mp4")[0]
+    (folder / "translation.mp4").write_bytes(b"half")
+    run(out, PROMPTS)
+    changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
+    assert changed == {folder / "translation.mp4"}
+    after = read_video(folder / "translation.mp4")[0]
+    assert np.abs(after.astype(int) - before).max() <= 1
+    again = json.loads((folder / "metadata.json").read_text())["stages"]["translation"]
+    assert again == translated
+    assert sorted(map(str, lines(out))) == sorted(map(str, expected))
+
+
+def test_other_weights_make_it_again(made, tmp_path):
+    out, checkpoint = tmp_path / "out", tmp_path / "checkpoint"
+    shutil.copytree(tiny.CHECKPOINT, checkpoint)
+    run(out, PROMPTS[:1], checkpoint=str(checkpoint), stages=["keyframes"])
+    before = (out / "000/keyframes.npy").stat().st_mtime_ns
+    os.utime(checkpoint / "show-1-base" / "unet" / "params" / "_METADATA")
+    run(out, PROMPTS[:1], checkpoint=str(checkpoint), stages=["keyframes"])
+    assert (out / "000/keyframes.npy").stat().st_mtime_ns != before
+
+
+def test_an_item_that_fails_is_noted_and_the_rest_goes_on(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    (out / "000/keyframes.npy").write_bytes(b"damaged")
+    for item in ("000", "001"):
+        (out / item / "interpolation.npy").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 item\(s\) failed: interpolation of item 0: .*np"):
+        run(out, PROMPTS, stages=["interpolation"])
+    failed, *others = (line for line in lines(out) if line["stage"] == "interpolation")
+    assert "cannot be read" in failed["error"]
+    assert not (out / "000/interpolation.npy").exists()
+    assert [line["item"] for line in others] == [1]
+    np.testing.assert_allclose(
+        np.load(out / "001/interpolation.npy"), np.load(made / "001/interpolation.npy"), atol=1e-4
+    )
+    # Its keyframes are there but damaged: named again, they are made again.
+    (out / "000/keyframes.npy").unlink()
+    run(out, PROMPTS, stages=["keyframes", "interpolation"])
+    assert (out / "000/interpolation.npy").is_file()
+    assert not any("error" in line for line in lines(out))
+
+
+def test_seeds_make_a_video_of_each_prompt_each(made, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    out = tmp_path / "out"
+    run(out, (), prompts_file=str(prompts), seeds=[4, 7], stages=["keyframes"])
+    found = [(line["prompt"], line["seed"]) for line in lines(out)]
+    assert found == [(prompt, seed) for prompt in PROMPTS for seed in (4, 7)]
+    np.testing.assert_allclose(
+        np.load(out / "002/keyframes.npy"), np.load(made / "001/keyframes.npy"), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("0-3,7", [0, 1, 2, 3, 7]), ("4294967295", [2**32 - 1])]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "a", "3-1", "1,1", "4294967296", "0-3,2"])
+def test_bad_seeds(text):
+    with pytest.raises(InputError, match="--seeds"):
+        parse_seeds(text)
 
 
 def test_a_long_prompt_warns_and_runs(tmp_path, caplog):
@@ -187,6 +286,9 @@ def test_bad_prompts(tmp_path):
     bad(tmp_path, "holds no prompt", (), prompts_file=str(empty))
     bad(tmp_path, "cannot be read", (), prompts_file=str(tmp_path / "missing.txt"))
     bad(tmp_path, "give a --prompt", ())
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "x"}\n{"promt": "y"}\n')
+    bad(tmp_path, r'\{"promt": "y"\} is not like', (), prompts_file=str(lines))
 
 
 def test_bad_stages_and_overrides(tmp_path):
@@ -261,3 +363,48 @@ def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_twice_makes_every_item_once(tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    words = [f"a small {color} circle moving left" for color in ("red", "blue", "green", "cyan")]
+    texts = [f"{text}, number {i}" for text in words for i in range(2)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    stages = ("keyframes", "interpolation")
+    small = [
+        "--config.keyframes.frames=2", "--config.keyframes.height=8", "--config.keyframes.width=16",
+        "--config.interpolation.frames_per_gap=3", "--config.batch_size=4", "--steps=2",
+        f"--stages={','.join(stages)}",
+    ]  # fmt: skip
+    command = [
+        sys.executable, str(ROOT / "sample.py"), *small, f"--prompts={prompts}", "--seeds=0-4",
+        f"--out={out}",
+    ]  # fmt: skip
+    for wanted in (10, 50):  # items and stages that are finished when it is killed
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (
+            not (out / "manifest.jsonl").is_file() or len(lines(out)) < wanted
+        ):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (out / f"{line['item']:03d}" / f"{line['stage']}.npy" for line in lines(out))
+    }
+    assert 50 <= len(before) < 40 * len(stages)
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = {(line["item"], line["stage"]) for line in lines(out)}
+    assert len(lines(out)) == len(found) == 40 * len(stages)
+    for item in (0, 17, 39):
+        alone = tmp_path / f"alone{item}"
+        sample_py(*small, f"--prompt={texts[item // 5]}", f"--seed={item % 5}", f"--out={alone}")
+        for stage in stages:
+            one, other = (
+                to_uint8(np.load(path / f"{stage}.npy")).astype(int)
+                for path in (alone / "000", out / f"{item:03d}")
+            )
+            assert np.abs(one - other).max() <= 1

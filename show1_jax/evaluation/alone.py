@@ -68,6 +68,15 @@ class Truth:
         """Whether there is a result."""
         return (item, stage) in self._made or stage not in self._run
 
+    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether there is a result already."""
+        del settings
+        return self.has(item, stage)
+
+    def fail(self, item: int, stage: str, error: InputError) -> None:
+        """Raises it: means over some of the clips would be other figures."""
+        raise InputError(f"{stage} of clip {item}: {error}")
+
     def load(self, item: int, stage: str) -> np.ndarray:
         """What the stage made, if it is run, or what is true."""
         if (item, stage) in self._made:

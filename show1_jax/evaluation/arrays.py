@@ -43,6 +43,15 @@ class Arrays:
         """Whether there is a result."""
         return self._path(item, stage).is_file()
 
+    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Never: what is asked for here is made again."""
+        del item, stage, settings
+        return False
+
+    def fail(self, item: int, stage: str, error: InputError) -> None:
+        """Raises it: figures of some of the items would be other figures."""
+        raise InputError(f"{stage} of item {item}: {error}")
+
     def load(self, item: int, stage: str) -> np.ndarray:
         """A result as it was saved. Raises InputError if it cannot be read."""
         try:

@@ -7,6 +7,7 @@ may come from an earlier run.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -53,11 +54,17 @@ class Results(Protocol):
     def has(self, item: int, stage: str) -> bool:
         """Whether there is a result."""
 
+    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether there is a result that these settings made, which needs no making again."""
+
     def load(self, item: int, stage: str) -> np.ndarray:
         """A result as it was saved: `(frames, height, width, 3)`, or one frame."""
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Keeps a result, and what made it."""
+
+    def fail(self, item: int, stage: str, error: InputError) -> None:
+        """Keeps why a stage of one item could not be made; the others go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +232,9 @@ class Cascade:
         results: Results,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Runs the stages on all items.
+        """Runs the stages on all items that lack their results.
+
+        An item that fails is left out from there on.
 
         Args:
           prompts: one for each item.
@@ -234,7 +243,7 @@ class Cascade:
           progress: called with the stage, its steps done and its steps in all.
 
         Raises:
-          InputError: if an encoder is missing, or a result cannot be read or written.
+          InputError: if an encoder is missing, or a result cannot be written.
         """
         with jax.set_mesh(self.mesh):
             self._run(prompts, seeds, results, progress)
@@ -246,24 +255,47 @@ class Cascade:
         results: Results,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        texts = self.encode(prompts)
+        texts: Texts | None = None
+        left = list(range(len(prompts)))
         for stage in self.stages:
-            folder = self.folders[stage]
+            folder, settings = self.folders[stage], self.settings(stage)
+            missing = [item for item in left if not results.done(item, stage, settings)]
+            if not missing:
+                continue
+            texts = texts or self.encode(prompts)
             params = {"unet": folder.params("unet", self.denoisers[stage].unet, self.dtype)}
             if stage == "translation":
                 assert self.vae is not None
                 params["vae"] = folder.params("vae", self.vae, self.dtype)
             own_progress = functools.partial(progress, stage) if progress else None
-            batches = list(_batches(range(len(prompts)), self.batch_size))
+            failed = set(self._unusable(stage, missing, results))
+            usable = [item for item in missing if item not in failed]
+            batches = list(_batches(usable, self.batch_size))
             for i, batch in enumerate(batches):
                 report = in_parts(own_progress, i, len(batches))
                 items = [item for item, _ in batch]
                 made = self._sample(stage, params, texts, items, seeds, results, report)
                 for row, (item, wanted) in zip(np.asarray(made), batch, strict=True):
-                    if wanted:
-                        results.save(item, stage, row, self.settings(stage))
+                    if not wanted:
+                        continue
+                    if np.isfinite(row).all():
+                        results.save(item, stage, row, settings)
+                    else:
+                        failed.add(item)
+                        results.fail(item, stage, InputError("the result is not finite"))
+            left = [item for item in left if item not in failed]
             # The next stage's weights take the place of these.
             del params
+
+    def _unusable(self, stage: str, items: Sequence[int], results: Results) -> Iterator[int]:
+        """Items with a damaged result that the stage starts from."""
+        for item in items:
+            try:
+                for needed in INPUTS[stage]:
+                    results.load(item, needed)
+            except InputError as error:
+                results.fail(item, stage, error)
+                yield item
 
     def settings(self, stage: str) -> dict[str, Any]:
         """What reproduces a stage's result from those before it, ready for JSON."""
@@ -273,7 +305,9 @@ class Cascade:
             "solver": dataclasses.asdict(denoiser.solver.config),
             "dtype": self.config.dtype,
             "clean_captions": self.config.text.clean_captions,
+            "t5_tokens": self.config.text.t5_tokens,
             "checkpoint": str(self.checkpoint.absolute()),
+            "weights": fingerprint(self.folders[stage].folder),
             "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
             "platform": jax.default_backend(),
         }
@@ -368,6 +402,16 @@ class Cascade:
                     f"not {size[1]}x{size[0]}: run that stage again"
                 )
         return jnp.stack(frames)
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells a stage's files from those that they were before they were trained or made again."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        status = path.stat()
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:

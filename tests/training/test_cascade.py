@@ -50,7 +50,7 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
 
     generate(
         config, str(trained), ["a small red circle", "a blue square"], None, tmp_path / "out",
-        seed=0, stages=None, overrides={},
+        seeds=[0], stages=None, overrides={},
     )  # fmt: skip
     section = config.translation
     for item in ("000", "001"):
