@@ -1,7 +1,7 @@
 """Trains the cascade, or one part of it.
 
     python train.py --config configs/tiny.py --workdir runs/tiny              # everything, in order
-    python train.py --config configs/show1.py:keyframes --workdir runs/show1  # one part
+    python train.py --config configs/show1.py:image --workdir runs/show1      # one part
 
 A run that was interrupted goes on where it was: give the same command again.
 Each part ends up in WORKDIR/checkpoint, which `sample.py --checkpoint` reads.
@@ -16,7 +16,7 @@ from show1_jax import commands
 
 CONFIG = commands.define_config(
     "What to train (default: configs/tiny.py); FILE:PART for one part of "
-    "vae, keyframes, interpolation, first_frame, super_resolution, translation; "
+    "vae, image, keyframes, interpolation, first_frame, super_resolution, translation; "
     "--config.KEY=VALUE changes it."
 )
 flags.adopt_module_key_flags(commands)  # shown by --help

@@ -5,7 +5,7 @@
         --prompt "a panda besides the waterfall is holding a sign that says show 1"
 
     python train.py --config configs/show1.py:keyframes --workdir runs/show1 \
-        --config.checkpoint=checkpoints/show1
+        --config.checkpoint=checkpoints/show1 --config.train.keyframes.init=keyframes
 
 Expect 8 keyframes of 64x40, 29 frames of them, 256x160 and 576x320, at 7.5
 frames a second. The paper reports 178 s and 15 GB on an A100 in PyTorch (table
@@ -258,7 +258,9 @@ def get_config(stage: str = "") -> ConfigDict:
                 "guidance": 15.0,
             },
             "train": {
-                "vae": training(kl_weight=1e-6, gradient_weight=1.0, accumulate=16),
+                "vae": training(
+                    height=320, width=576, kl_weight=1e-6, gradient_weight=1.0, accumulate=16
+                ),
                 "image": denoising(batch_size=512, dropout=False),
                 "keyframes": denoising(init="image"),
                 "interpolation": denoising(init="keyframes", max_noise_level=200),

@@ -55,8 +55,9 @@ def generate(
     with contextlib.closing(Bars()) as bars:
         cascade.run(all_prompts, all_seeds, outputs, bars.update)
     if outputs.failures:
+        item, stage, why = outputs.failures[0]
         raise InputError(
-            f"{len(outputs.failures)} of {len(items)} item(s) failed: {outputs.failures[0]}"
+            f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
             + (f"; see {out}/manifest.jsonl" if outputs.failures[1:] else "")
         )
     print(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
@@ -118,10 +119,12 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
             raise InputError(f"--seeds {text!r}: give numbers and ranges such as 0-3,7")
-        first = int(match[1])
-        seeds += range(first, int(match[2] or first) + 1)
-    if not seeds or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text!r}: give different seeds, rising, of 0 to {2**32 - 1}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < 2**32:
+            raise InputError(f"--seeds {text!r}: give ranges that rise, of 0 to {2**32 - 1}")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text!r}: give each seed once")
     return seeds
 
 

@@ -19,6 +19,8 @@ from show1_jax.media import to_uint8, write_gif, write_mp4, write_png
 from show1_jax.stages.cascade import STAGES
 
 LAST_STAGE = STAGES[-1]
+# Settings that are noted but change nothing that would need making again.
+CIRCUMSTANCES = ("checkpoint", "versions", "platform")
 
 
 class Outputs:
@@ -29,7 +31,7 @@ class Outputs:
         self.folder = folder
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
-        self.failures: list[str] = []
+        self.failures: list[tuple[int, str, str]] = []
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
@@ -47,21 +49,26 @@ class Outputs:
         """Says which items the results will be of, and makes the folder.
 
         Raises:
-          InputError: if it cannot be written.
+          InputError: if it holds other items, or cannot be written.
         """
         self.prompts, self.seeds, self.failures = prompts, seeds, []
+        missing = []
+        for item, own in enumerate(zip(prompts, seeds, strict=True)):
+            if not self._metadata_path(item).is_file():
+                missing.append(item)
+                continue
+            known = self._metadata(item)
+            if (known["prompt"], known["seed"]) != own:
+                raise InputError(
+                    f"{self._item(item)} holds another prompt or seed; give another --out"
+                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            finished = []
-            for item in range(len(prompts)):
+            for item in missing:
                 self._item(item).mkdir(exist_ok=True)
                 self._describe(item, {})
-                stages = self._metadata(item)["stages"]
-                finished += [
-                    self._line(item, stage) for stage in stages if self._there(item, stage)
-                ]
-            # Anew from what is there: the last run may have been cut off before it wrote a line.
-            _replace(self._manifest, lambda file: file.write("".join(finished).encode()))
+            # The last run may have been cut off before it wrote a line.
+            self._write_manifest()
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
@@ -72,11 +79,15 @@ class Outputs:
     def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
         """Whether a stage's result is here, and these settings made it."""
         found = self._metadata(item)["stages"].get(stage)
-        return self._there(item, stage) and found == json.loads(json.dumps(settings))
+        if found is None or not self._there(item, stage):
+            return False
+        wanted = json.loads(json.dumps(settings))
+        keys = (found.keys() | wanted.keys()) - set(CIRCUMSTANCES)
+        return all(key in found and found[key] == wanted.get(key) for key in keys)
 
     def fail(self, item: int, stage: str, error: InputError) -> None:
         """Notes why an item could not be made, in `failures` and in the manifest."""
-        self.failures.append(f"{stage} of item {item}: {error}")
+        self.failures.append((item, stage, str(error)))
         self._note(self._line(item, stage, error=str(error)))
 
     def load(self, item: int, stage: str) -> np.ndarray:
@@ -105,7 +116,10 @@ class Outputs:
         path = self._item(item) / stage
         later = STAGES[STAGES.index(stage) :]
         try:
+            outdated = self._metadata(item)["stages"].keys() & set(later)
             self._describe(item, {}, without=later)
+            if outdated:
+                self._write_manifest()
             for old in later:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
                     (self._item(item) / (old + ending)).unlink(missing_ok=True)
@@ -124,7 +138,24 @@ class Outputs:
 
     def _there(self, item: int, stage: str) -> bool:
         """Whether a stage that the metadata names has its file; the last has no exact one."""
-        return stage == LAST_STAGE or self.has(item, stage)
+        if stage == LAST_STAGE:
+            return (self._item(item) / f"{stage}.mp4").is_file()
+        try:
+            np.load(self._exact(item, stage), mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
+    def _write_manifest(self) -> None:
+        """Writes the manifest anew, from what is there and what has failed."""
+        lines = [
+            self._line(item, stage)
+            for item in range(len(self.prompts))
+            for stage in self._metadata(item)["stages"]
+            if self._there(item, stage)
+        ]
+        lines += [self._line(item, stage, error=why) for item, stage, why in self.failures]
+        _replace(self._manifest, lambda file: file.write("".join(lines).encode()))
 
     def _line(self, item: int, stage: str, **more: str) -> str:
         known = {"item": item, "stage": stage, "prompt": self.prompts[item]}

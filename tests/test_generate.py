@@ -1,7 +1,6 @@
 """From a prompt to files, through every stage of the checkpoint that comes with the project."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -210,14 +209,17 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     assert sorted(map(str, lines(out))) == sorted(map(str, expected))
 
 
-def test_other_weights_make_it_again(made, tmp_path):
+def test_other_weights_make_it_again_and_a_copy_of_them_does_not(made, tmp_path):
     out, checkpoint = tmp_path / "out", tmp_path / "checkpoint"
+    shutil.copytree(made, out)
     shutil.copytree(tiny.CHECKPOINT, checkpoint)
-    run(out, PROMPTS[:1], checkpoint=str(checkpoint), stages=["keyframes"])
     before = (out / "000/keyframes.npy").stat().st_mtime_ns
-    os.utime(checkpoint / "show-1-base" / "unet" / "params" / "_METADATA")
-    run(out, PROMPTS[:1], checkpoint=str(checkpoint), stages=["keyframes"])
+    run(out, PROMPTS, checkpoint=str(checkpoint), stages=["keyframes"])
+    assert (out / "000/keyframes.npy").stat().st_mtime_ns == before
+    (checkpoint / "show-1-base" / "unet" / "params" / "new").write_text("another file")
+    run(out, PROMPTS, checkpoint=str(checkpoint), stages=["keyframes"])
     assert (out / "000/keyframes.npy").stat().st_mtime_ns != before
+    assert {line["stage"] for line in lines(out)} == {"keyframes"}
 
 
 def test_an_item_that_fails_is_noted_and_the_rest_goes_on(made, tmp_path):
@@ -235,8 +237,7 @@ def test_an_item_that_fails_is_noted_and_the_rest_goes_on(made, tmp_path):
     np.testing.assert_allclose(
         np.load(out / "001/interpolation.npy"), np.load(made / "001/interpolation.npy"), atol=1e-4
     )
-    # Its keyframes are there but damaged: named again, they are made again.
-    (out / "000/keyframes.npy").unlink()
+    # Named again, the damaged keyframes are made again.
     run(out, PROMPTS, stages=["keyframes", "interpolation"])
     assert (out / "000/interpolation.npy").is_file()
     assert not any("error" in line for line in lines(out))
@@ -252,6 +253,17 @@ def test_seeds_make_a_video_of_each_prompt_each(made, tmp_path):
     np.testing.assert_allclose(
         np.load(out / "002/keyframes.npy"), np.load(made / "001/keyframes.npy"), atol=1e-4
     )
+
+
+def test_a_folder_of_other_items_is_not_taken_over(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    shutil.rmtree(out / "000")
+    with pytest.raises(InputError, match="001 holds another prompt or seed; give another --out"):
+        run(out, ["something else", "and more"])
+    (out / "001" / "translation.mp4").unlink()
+    run(out, PROMPTS)
+    assert (out / "001" / "translation.mp4").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Parameters in and out of Orbax, whole trees at a time."""
 
+import hashlib
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from show1_jax.parallel.sharding import placed
 
 # Orbax copies this many bytes at once beside the tree itself, or one array if that is larger.
 CONCURRENT_BYTES = 64 * 2**20
+SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take minutes to read
 
 
 def _checkpointer(largest: int = 0) -> ocp.Checkpointer:
@@ -106,6 +108,19 @@ def load_params(folder: Path, target: Any = None) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
+
+
+def fingerprint(folder: Path, parts: Sequence[str], salt: bytes = b"") -> str:
+    """Tells apart what folders of a folder hold, by names, sizes and first bytes of files."""
+    digest = hashlib.sha256(salt)
+    for part in parts:
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                digest.update(f"{name} {path.stat().st_size}".encode())
+                with path.open("rb") as file:
+                    digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,8 @@ bytes per chip, FLOPs and bytes of memory traffic, and the collectives. The
 time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
 memory and network takes longest, all at their peaks.
 
-Loops are counted once: a sampling program is counted as one of its steps.
+Loops are counted once: a sampling program as one of its steps, a training step
+as one part of its batch, times the parts.
 """
 
 import dataclasses
@@ -51,6 +52,7 @@ class Program:
       stage: whose it is.
       name: what it does.
       lower: traces it, under the mesh of the topology.
+      repeats: how often the loop in it runs, which the compiler counts once.
       beside: of the stage's other arrays in memory meanwhile, shapes with shardings.
       parameters: those that it is given, likewise.
       optimizer: its state, likewise; None when sampling.
@@ -61,6 +63,7 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
     parameters: Any
     optimizer: Any = None
+    repeats: int = 1
     beside: Any = None
 
 
@@ -117,7 +120,7 @@ def predict(
             if not as_json:
                 print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
     if as_json:
-        print(json.dumps(_by_stage(reports), indent=2))
+        print(json.dumps(by_stage(reports), indent=2))
     for report in reports:
         if not report["fits"]:
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
@@ -128,7 +131,7 @@ def predict(
             )
 
 
-def _by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One object for each stage: its first program, with the peak and the compilation of all."""
     stages: dict[str, dict[str, Any]] = {}
     for report in reports:
@@ -158,17 +161,24 @@ def line(report: Mapping[str, Any]) -> str:
         report[f"{name}_bytes_per_chip"] / 2**30
         for name in ("parameter", "optimizer", "activation", "peak", "hbm")
     )
-    sent = sum(each["bytes"] for each in report["collectives"].values()) / 1e9
-    return (
+    taken = (
         f"{report['stage']:17}{report['program']:9}{parameters:25.2f}{optimizer:11.2f}"
-        f"{activations:13.2f}{peak:7.2f}{memory:5.0f}{report['flops'] / 1e12:9.2f}"
+        f"{activations:13.2f}{peak:7.2f}{memory:5.0f}"
+    )
+    if report["flops"] is None:
+        return f"{taken}  does not fit"
+    sent = sum(each["bytes"] for each in report["collectives"].values()) / 1e9
+    return taken + (
+        f"{report['flops'] / 1e12:9.2f}"
         f"{report['bytes_accessed'] / 1e9:8.1f}{sent:9.2f}{report['roofline_seconds']:9.4f}"
         f"{report['predicted_mfu']:6.0%}  {report['bound_by']:11}{report['compile_seconds']:9.0f} s"
     )
 
 
 def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[str, Any]:
-    """Compiles a program and says what it takes; see the README for the fields.
+    """Compiles a program and says what it takes.
+
+    FLOPs are those that are executed: of what remat computes again, too.
 
     Args:
       program: which; called under the mesh of the topology.
@@ -180,14 +190,23 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
     parameters, optimizer, beside = (
         bytes_per_chip(tree) for tree in (program.parameters, program.optimizer, program.beside)
     )
-    cost: Mapping[str, float] = {}
-    collected: dict[str, dict[str, int]] = {}
+    known = {
+        "stage": program.stage,
+        "program": program.name,
+        "topology": name,
+        "chips": chips,
+        "parameter_bytes_per_chip": parameters,
+        "optimizer_bytes_per_chip": optimizer,
+        "hbm_bytes_per_chip": chip.memory,
+    }
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        own = _needed(str(error))
+        own = refused(str(error))
         if own is None:
             raise
+        none = ("flops", "bytes_accessed", "bound_by", "roofline_seconds", "predicted_mfu")
+        known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:
         memory: Any = compiled.memory_analysis()
         own = (
@@ -197,31 +216,31 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             + memory.temp_size_in_bytes
             + memory.generated_code_size_in_bytes
         )
-        cost, collected = compiled.cost_analysis() or {}, collectives(compiled.as_text() or "")
-    flops, traffic = cost.get("flops", math.nan), cost.get("bytes accessed", math.nan)
-    times = {
-        "arithmetic": flops / chip.flops,
-        "memory": traffic / chip.bandwidth,
-        "network": sum(each["bytes"] for each in collected.values()) / chip.network,
-    }
-    seconds = max(times.values())
-    return {
-        "stage": program.stage,
-        "program": program.name,
-        "topology": name,
-        "chips": chips,
-        "parameter_bytes_per_chip": parameters,
-        "optimizer_bytes_per_chip": optimizer,
+        cost = compiled.cost_analysis() or {}
+        collected = collectives(compiled.as_text() or "")
+        for entry in collected.values():
+            entry |= {key: program.repeats * value for key, value in entry.items()}
+        flops, traffic = (
+            program.repeats * cost.get(key, 0.0) for key in ("flops", "bytes accessed")
+        )
+        times = {
+            "arithmetic": flops / chip.flops,
+            "memory": traffic / chip.bandwidth,
+            "network": sum(each["bytes"] for each in collected.values()) / chip.network,
+        }
+        seconds = max(times.values())
+        known |= {
+            "fits": own + beside <= chip.memory,
+            "flops": flops,
+            "bytes_accessed": traffic,
+            "collectives": collected,
+            "bound_by": max(times, key=times.__getitem__),
+            "roofline_seconds": seconds,
+            "predicted_mfu": times["arithmetic"] / seconds,
+        }
+    return known | {
         "activation_bytes_per_chip": own - parameters - optimizer,
         "peak_bytes_per_chip": own + beside,
-        "hbm_bytes_per_chip": chip.memory,
-        "fits": own + beside <= chip.memory,
-        "flops": flops,
-        "bytes_accessed": traffic,
-        "collectives": collected,
-        "bound_by": max(times, key=times.__getitem__),
-        "roofline_seconds": seconds,
-        "predicted_mfu": times["arithmetic"] / seconds,
         "compile_seconds": time.perf_counter() - begin,
     }
 
@@ -245,20 +264,24 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """
     found: dict[str, dict[str, int]] = {}
     pattern = rf"= (\(?[^=]*?\)?) ({'|'.join(COLLECTIVES)})(-start)?\("
-    for shapes, kind, _ in re.findall(pattern, hlo):
+    for shapes, kind, start in re.findall(pattern, re.sub(r"/\*.*?\*/", "", hlo)):
         sizes = [
             _ITEM_BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
             for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
         ]
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
-        # A start's result holds its operand too.
-        entry["bytes"] += max(sizes, default=0)
+        # What the start of some gives holds their operands too, before the results.
+        if start and kind == "all-gather":
+            sizes = sizes[len(sizes) // 2 :]
+        elif start and kind == "collective-permute":
+            sizes = sizes[1:2]
+        entry["bytes"] += sum(sizes)
     return found
 
 
-def _needed(message: str) -> int | None:
-    """How much a program that does not fit takes, from the compiler's refusal."""
+def refused(message: str) -> int | None:
+    """Bytes of a program that does not fit, as the compiler says; None if that is not it."""
     match = re.search(r"Used ([\d.]+)([KMG]) of", message)
     if match is None:
         return None

@@ -25,9 +25,10 @@ from show1_jax.stages.sampling import Conditions, Denoiser
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training.initialise import fresh_params
+from show1_jax.training.loop import check
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.step import init_state, train_step
-from show1_jax.training.tasks import PARTS, image_config, make_task, solver_config
+from show1_jax.training.tasks import PARTS, compute_dtype, image_config, make_task, solver_config
 from show1_jax.training.trainable import split
 
 
@@ -41,9 +42,14 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
     for part in parts:
         if part not in PARTS:
             raise InputError(f"there is no part {part!r} to train; take {', '.join(PARTS)}")
-    predict(
-        lambda _: (training_program(config, part) for part in parts), config.mesh, name, as_json
-    )
+
+    def programs(split: int) -> Iterator[Program]:
+        for part in parts:
+            check(config.train[part], part, split)
+        for part in parts:
+            yield training_program(config, part)
+
+    predict(programs, config.mesh, name, as_json)
 
 
 def predict_sampling(
@@ -80,7 +86,9 @@ def training_program(config: ConfigDict, part: str) -> Program:
     if part == "image":
         config = image_config(config)
     settings = config.train[part]
-    vae = VAE(VAEConfig(**config.translation.vae)) if part == "translation" else None
+    vae = None
+    if part == "translation":
+        vae = VAE(VAEConfig(**config.translation.vae), compute_dtype(settings))
     task, optimizer = make_task(config, part, vae), make_optimizer(settings)
     seed = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
@@ -110,7 +118,12 @@ def training_program(config: ConfigDict, part: str) -> Program:
         )
 
     return Program(
-        part, "step", lower, (state.trained, state.frozen, constants.get("vae")), state.optimizer
+        part,
+        "step",
+        lower,
+        (state.trained, state.frozen, constants.get("vae")),
+        state.optimizer,
+        repeats=settings.accumulate,
     )
 
 
@@ -179,7 +192,7 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
     tokens = config.text.t5_tokens if name == "t5" else LENGTH
     ids, params = clips((batch, tokens), jnp.int32), _params(module, dtype)
     mask = ids if name == "t5" else None
-    lower = functools.partial(encoding._run.lower, module, params, ids, mask)
+    lower = functools.partial(encoding.encode.lower, module, params, ids, mask)
     return Program(name, "encode", lower, params)
 
 

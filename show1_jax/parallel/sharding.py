@@ -10,6 +10,7 @@ everything lies on the default device.
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,10 +101,20 @@ def spread(x: jax.Array) -> jax.Array:
     """Keeps an activation's clips, its first axis, spread over the devices.
 
     So parameters that are split over `fsdp` are gathered for it, not it for them.
-    Where the clips do not divide evenly, and without a mesh, nothing happens.
+    Clips that do not divide evenly are left as they are; so is everything
+    without a mesh. Under `over_clips` it is the mapped axis that is kept spread.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or len(x) % batch_parts(mesh):
+    if mesh.empty or mesh.size == 1:
         return x
+    clips = PartitionSpec.UNCONSTRAINED if len(x) % batch_parts(mesh) else BATCH
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *rest))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(clips, *rest))
+
+
+def over_clips(function: Callable[..., Any], clips: int) -> Callable[..., Any]:
+    """`jax.vmap` over the clips of a batch, which stay spread over the devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or clips % batch_parts(mesh):
+        return jax.vmap(function)
+    return jax.vmap(function, spmd_axis_name=BATCH)

@@ -7,7 +7,6 @@ may come from an earlier run.
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
+from show1_jax.checkpoints.store import fingerprint
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
@@ -43,6 +43,9 @@ INPUTS = {
     "super_resolution": ("interpolation",),
     "translation": ("super_resolution",),
 }
+
+# Whose size the frames of a stage have that has none of its own.
+SIZES = {"interpolation": "keyframes", "first_frame": "super_resolution"}
 
 # Not float16: T5 overflows in it.
 DTYPES = ("float32", "bfloat16")
@@ -159,9 +162,7 @@ class Cascade:
         return vae
 
     def _check_size(self, stage: str) -> None:
-        section = {"interpolation": "keyframes", "first_frame": "super_resolution"}.get(
-            stage, stage
-        )
+        section = SIZES.get(stage, stage)
         multiple = self.denoisers[stage].unet.config.size_multiple
         if stage == "translation" and self.vae is not None:
             multiple *= self.vae.config.downscale
@@ -172,6 +173,11 @@ class Cascade:
                     f"{section}.{side} is {size}, but the {stage} denoiser needs "
                     f"a multiple of {multiple}"
                 )
+
+    def _size(self, stage: str) -> tuple[int, int]:
+        """Height and width of a stage's frames."""
+        section = self.config[SIZES.get(stage, stage)]
+        return section.height, section.width
 
     def _check_values(self, stage: str) -> None:
         """Raises InputError for values that would stop the stage, or spoil it, later."""
@@ -216,14 +222,16 @@ class Cascade:
         """`(2, items, tokens, width)` embeddings, in batches of one size."""
         encoder = load_encoder(folder, self.dtype, tokens)
         _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
-        embeddings = []
-        for batch in _batches([*prompts, negative], self.batch_size):
+        embeddings: dict[str, np.ndarray] = {}
+        for batch in _batches(list(dict.fromkeys([*prompts, negative])), self.batch_size):
             rows = encoder([text for text, _ in batch])
-            embeddings += [
-                row for row, (_, wanted) in zip(np.asarray(rows), batch, strict=True) if wanted
-            ]
-        *positive, unconditional = embeddings
-        return np.stack([np.stack([unconditional] * len(positive)), np.stack(positive)])
+            embeddings |= {
+                text: row
+                for row, (text, wanted) in zip(np.asarray(rows), batch, strict=True)
+                if wanted
+            }
+        positive = np.stack([embeddings[prompt] for prompt in prompts])
+        return np.stack([np.broadcast_to(embeddings[negative], positive.shape), positive])
 
     def run(
         self,
@@ -263,13 +271,14 @@ class Cascade:
             if not missing:
                 continue
             texts = texts or self.encode(prompts)
-            params = {"unet": folder.params("unet", self.denoisers[stage].unet, self.dtype)}
-            if stage == "translation":
-                assert self.vae is not None
-                params["vae"] = folder.params("vae", self.vae, self.dtype)
-            own_progress = functools.partial(progress, stage) if progress else None
             failed = set(self._unusable(stage, missing, results))
             usable = [item for item in missing if item not in failed]
+            params = {}
+            if usable:
+                params["unet"] = folder.params("unet", self.denoisers[stage].unet, self.dtype)
+            if usable and self.vae is not None and stage == "translation":
+                params["vae"] = folder.params("vae", self.vae, self.dtype)
+            own_progress = functools.partial(progress, stage) if progress else None
             batches = list(_batches(usable, self.batch_size))
             for i, batch in enumerate(batches):
                 report = in_parts(own_progress, i, len(batches))
@@ -288,14 +297,28 @@ class Cascade:
             del params
 
     def _unusable(self, stage: str, items: Sequence[int], results: Results) -> Iterator[int]:
-        """Items with a damaged result that the stage starts from."""
+        """Items of which a result that the stage starts from is missing or damaged."""
         for item in items:
             try:
                 for needed in INPUTS[stage]:
+                    if not results.has(item, needed):
+                        raise InputError(
+                            f"{stage} starts from the result of {needed}, which it lacks"
+                        )
                     results.load(item, needed)
+                if stage == "super_resolution" and results.has(item, "first_frame"):
+                    self._check_first_frame(results.load(item, "first_frame"))
             except InputError as error:
                 results.fail(item, stage, error)
                 yield item
+
+    def _check_first_frame(self, frame: np.ndarray) -> None:
+        size = self._size("super_resolution")
+        if frame.shape[:2] != size:
+            raise InputError(
+                f"the first_frame is {frame.shape[1]}x{frame.shape[0]}, not {size[1]}x{size[0]}: "
+                "run that stage again"
+            )
 
     def settings(self, stage: str) -> dict[str, Any]:
         """What reproduces a stage's result from those before it, ready for JSON."""
@@ -307,21 +330,29 @@ class Cascade:
             "clean_captions": self.config.text.clean_captions,
             "t5_tokens": self.config.text.t5_tokens,
             "checkpoint": str(self.checkpoint.absolute()),
-            "weights": fingerprint(self.folders[stage].folder),
+            "weights": self._weights(stage),
+            "size": self._size(stage),
             "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
             "platform": jax.default_backend(),
         }
 
+    def _weights(self, stage: str) -> str:
+        """Tells the networks that a stage uses from others."""
+        own = self.folders[stage]
+        text = own if stage == "translation" else t5_folder(self.folders)
+        networks = fingerprint(own.folder, ("unet", "vae"))
+        return f"{networks}-{fingerprint(text.folder, ('text_encoder', 'tokenizer'))}"
+
     def check_inputs(self, items: int, results: Results) -> None:
-        """Raises InputError if a result is missing that a stage starts from."""
+        """Raises InputError if every item lacks a result that a stage starts from."""
         for stage in self.stages:
             for needed in INPUTS[stage]:
-                for item in range(items):
-                    if needed not in self.stages and not results.has(item, needed):
-                        raise InputError(
-                            f"{stage} starts from the result of {needed}, which item {item} lacks: "
-                            "run that stage first, or name the folder that holds it"
-                        )
+                there = (results.has(item, needed) for item in range(items))
+                if needed not in self.stages and not any(there):
+                    raise InputError(
+                        f"{stage} starts from the result of {needed}, which is not there: "
+                        "run that stage first, or name the folder that holds it"
+                    )
 
     def _sample(
         self,
@@ -395,23 +426,7 @@ class Cascade:
                 frames.append(super_resolution.upsample(frame, *size))
                 continue
             frames.append(jnp.asarray(results.load(item, "first_frame")))
-            if frames[-1].shape[:2] != size:
-                height, width = frames[-1].shape[:2]
-                raise InputError(
-                    f"the first_frame of item {item} is {width}x{height}, "
-                    f"not {size[1]}x{size[0]}: run that stage again"
-                )
         return jnp.stack(frames)
-
-
-def fingerprint(folder: Path) -> str:
-    """Tells a stage's files from those that they were before they were trained or made again."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        status = path.stat()
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from show1_jax.diffusion.guidance import guide
 from show1_jax.diffusion.solvers import Solver, SolverState
 from show1_jax.models.unet import UNet
+from show1_jax.parallel.sharding import over_clips
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
@@ -137,7 +138,7 @@ def apply_with_dropout(
         batch_of_one = jax.tree.map(lambda x: x[None], inputs)
         return unet.apply(variables, *batch_of_one, train=True, rngs={"dropout": key})[0]
 
-    return jax.vmap(one)(keys, *inputs)
+    return over_clips(one, len(keys))(keys, *inputs)
 
 
 def _step_keys(keys: jax.Array, step: jax.Array, half: int) -> jax.Array:

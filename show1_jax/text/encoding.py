@@ -55,7 +55,7 @@ def encode_t5(module: T5Encoder, params: Any, tokens: Tokens) -> jax.Array:
     Raises:
       InputError: if the module computes in float16.
     """
-    return _run(module, params, tokens.input_ids, tokens.attention_mask)
+    return encode(module, params, tokens.input_ids, tokens.attention_mask)
 
 
 def encode_clip(module: CLIPText, params: Any, tokens: Tokens) -> jax.Array:
@@ -70,11 +70,12 @@ def encode_clip(module: CLIPText, params: Any, tokens: Tokens) -> jax.Array:
       InputError: if there are more tokens than the encoder has positions.
     """
     mask = tokens.attention_mask if module.config.use_attention_mask else None
-    return _run(module, params, tokens.input_ids, mask)
+    return encode(module, params, tokens.input_ids, mask)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(
+def encode(
     module: T5Encoder | CLIPText, params: Any, input_ids: np.ndarray, mask: np.ndarray | None
 ) -> jax.Array:
+    """What both encoders come to: int `(batch, length)` tokens to fp32 `(batch, length, width)`."""
     return jnp.asarray(module.apply({"params": params}, input_ids, mask), jnp.float32)

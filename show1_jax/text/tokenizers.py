@@ -52,6 +52,8 @@ class Tokenizer:
         self._frame = frame
         self._pad = pad
         self._room = length - len(frame([]))
+        if self._room < 1:
+            raise InputError(f"{length} tokens leave no room for a prompt (config.text.t5_tokens)")
         self.length = length
         self._cut: set[str] = set()
 

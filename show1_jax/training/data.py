@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder
+from show1_jax.checkpoints.store import fingerprint
 from show1_jax.data import moving_shapes, video_folder
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.pipeline import Read, make_pipeline, open_split
@@ -22,7 +23,6 @@ from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
 
 SHAPES = "moving_shapes"
-SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take minutes to read
 
 
 def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Iterable[str]]:
@@ -70,7 +70,7 @@ def open_text(
       clean: whether captions are cleaned as DeepFloyd's are.
       tokens: of each caption.
     """
-    name = f"{fingerprint(folder.folder, clean)}-{tokens}"
+    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}"
     cache = Path(train.data_dir).expanduser() / "text" / name
     prepare = clean_caption if clean else normalize
     encoder: list[TextEncoder] = []
@@ -88,17 +88,10 @@ def open_text(
 BATCH = 64  # captions encoded together
 
 
-def fingerprint(folder: Path, clean: bool) -> str:
-    """Tells text encoders apart: by the names, sizes and first bytes of their files."""
-    digest = hashlib.sha256(b"cleaned" if clean else b"as they are")
-    for part in ("text_encoder", "tokenizer"):
-        for path in sorted((folder / part).rglob("*")):
-            if path.is_file():
-                name = path.relative_to(folder).as_posix()
-                digest.update(f"{name} {path.stat().st_size}".encode())
-                with path.open("rb") as file:
-                    digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
+def encoder_fingerprint(folder: Path, clean: bool) -> str:
+    """Tells text encoders apart, and what they are given."""
+    salt = b"cleaned" if clean else b"as they are"
+    return fingerprint(folder, ("text_encoder", "tokenizer"), salt)
 
 
 def params_fingerprint(params: Any) -> str:

@@ -94,7 +94,10 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
     mesh = make_mesh(config.mesh, devices)
-    for part in [config.stage] if config.stage else PARTS:
+    parts = [config.stage] if config.stage else PARTS
+    for part in parts:
+        check(config.train[part], part, batch_parts(mesh))
+    for part in parts:
         try:
             with jax.set_mesh(mesh):
                 run = Run(config, part, workdir)
@@ -120,8 +123,6 @@ class Run:
         # An image network is no part of the cascade: it makes a checkpoint of its own.
         self.target = workdir / part / CHECKPOINT if part == "image" else workdir / CHECKPOINT
         self.settings = settings = config.train[part]
-        _check(settings, part)
-        _check_batch(settings, part, batch_parts(jax.sharding.get_mesh()))
         inputs: dict[str, str] = {}
         vae, vae_params = self._vae(inputs)
         self.task = make_task(config, part, vae)
@@ -137,7 +138,7 @@ class Run:
             # CLIP has a position for each of its tokens.
             tokens = config.text.t5_tokens if self.task.encoder == "t5" else LENGTH
             text = data.open_text(settings, captions, folder, clean, tokens)
-            inputs["text_encoder"] = data.fingerprint(folder.folder, clean)
+            inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
             self.constants["empty"] = jnp.asarray(text(EMPTY), jnp.float32)
         self.folder = RunFolder(workdir / part, config, part, inputs)
         arguments = (settings, builder, read, self.task.spec, text)
@@ -283,7 +284,7 @@ class Run:
 
     def _initial_params(self, init: str) -> tuple[Any, str]:
         """The network to start from: a part's, or one in a folder of its own."""
-        if init == "image":
+        if init == "image" != self.part:
             trained = self.workdir / init / CHECKPOINT
             folder, name = StageFolder(trained / PIPELINES["keyframes"][0]), "unet"
             if not folder.has(name):
@@ -349,6 +350,8 @@ class Run:
         assert isinstance(module, UNet)
         stage, section = "keyframes" if self.part == "image" else self.part, self.config[self.part]
         export_network(target, stage, module, params)
+        if self.part == "image":
+            return  # to start from, not to sample from
         export_scheduler(target, stage, "scheduler", solver_config(section.solver))
         if "noise_schedule" in section:
             noising = SolverConfig("ddpm", NoiseSchedule(**section.noise_schedule))
@@ -388,8 +391,18 @@ def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
     return put_batch({name: batch[name] for name in ("video", "text") if name in batch})
 
 
-def _check_batch(settings: ConfigDict, part: str, parts: int) -> None:
-    """Refuses a batch that the mesh cannot spread."""
+def check(settings: ConfigDict, part: str, parts: int) -> None:
+    """Refuses numbers that make no run, and a batch that the mesh cannot spread.
+
+    Args:
+      settings: of the part's training.
+      part: its name.
+      parts: into how many the mesh splits a batch.
+
+    Raises:
+      InputError: if there is such.
+    """
+    _check_numbers(settings, part)
     if settings.batch_size // settings.accumulate % parts:
         multiple = parts * settings.accumulate
         raise InputError(
@@ -425,8 +438,7 @@ def _check_kinship(source: Any, module: UNet | VAE, where: str) -> None:
         raise InputError(f"{where} is no start for this network: {'; '.join(different)}")
 
 
-def _check(settings: ConfigDict, part: str) -> None:
-    """Refuses numbers that make no run."""
+def _check_numbers(settings: ConfigDict, part: str) -> None:
     for name in COUNTS:
         if settings[name] < 1:
             raise InputError(f"train.{part}.{name} is {settings[name]}, but must be at least 1")

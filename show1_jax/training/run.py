@@ -46,17 +46,17 @@ SAMPLING = (
     "head_reading",
     "vae_frames",
 )
-# What else a part depends on: sections of the stages beside it, and what of them.
-OTHERS = {
-    "vae": ("translation",),
-    "image": (),
-    "keyframes": (),
-    "interpolation": ("keyframes",),
-    "first_frame": ("keyframes", "super_resolution"),
-    "super_resolution": ("keyframes",),
-    "translation": ("super_resolution",),
+# What else a part depends on, of the sections of other stages.
+CLIPS = ("height", "width", "fps")
+OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "vae": {"translation": ("fps", "vae")},
+    "image": {},
+    "keyframes": {},
+    "interpolation": {"keyframes": CLIPS},
+    "first_frame": {"keyframes": CLIPS, "super_resolution": CLIPS},
+    "super_resolution": {"keyframes": CLIPS},
+    "translation": {"super_resolution": CLIPS},
 }
-SHARED = ("height", "width", "fps", "vae")
 
 
 class RunFolder:
@@ -158,8 +158,8 @@ def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
     plain = json.loads(config.to_json_best_effort())
     train = plain.pop("train")[part]
     sections = {part: plain[part]} if part in plain else {}
-    for name in OTHERS[part]:
-        sections[name] = {key: plain[name][key] for key in SHARED if key in plain[name]}
+    for name, keys in OTHERS[part].items():
+        sections[name] = {key: plain[name][key] for key in keys}
     for section in sections.values():
         for key in SAMPLING:
             section.pop(key, None)

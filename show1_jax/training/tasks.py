@@ -65,7 +65,7 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
     """Puts a part's settings together.
 
     Args:
-      config: as in `configs/show1.py`.
+      config: as in `configs/show1.py`; for "image", from `image_config`.
       part: one of `PARTS`.
       vae: for "translation", the autoencoder whose parameters are in the
         constants under "vae".
@@ -75,8 +75,6 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
     """
     if part == "vae":
         return _autoencoder_task(config)
-    if part == "image":
-        config = image_config(config)
     train, dtype = config.train[part], compute_dtype(config.train[part])
     solver = solver_config(config[part].solver)
     remat = train.remat or None
@@ -166,7 +164,7 @@ def _autoencoder_task(config: ConfigDict) -> Task:
     return Task(
         part="vae",
         module=vae,
-        spec=ClipSpec(1, section.height, section.width, section.fps),
+        spec=ClipSpec(1, train.height, train.width, section.fps),
         encoder=None,
         prepare=prepare,
         loss=loss,

@@ -33,7 +33,8 @@ BATCH = 8
 
 def outcome(sizes, devices, part):
     """Everything that a step and a sample of a part lead to, and how its parameters were split."""
-    task, params, constants = small_task(part)
+    # Each clip's dropout is its own.
+    task, params, constants = small_task(part, **({} if part == "vae" else {"dropout": True}))
     batch = made_up_batch(task, BATCH)
     with jax.set_mesh(make_mesh(sizes, devices)):
         params, constants = (

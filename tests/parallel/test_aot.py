@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.aot import bytes_per_chip, collectives, topology
+from show1_jax.parallel.aot import by_stage, bytes_per_chip, collectives, refused, topology
 from show1_jax.parallel.mesh import AXES
 from tests.parallel.test_sharding import ROOT
 
@@ -21,15 +21,16 @@ HLO = """
   %ag-start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p), channel_id=2, dimensions={0}
   %ag-done = bf16[32,4]{1,0} all-gather-done(%ag-start)
   %all-to-all.2 = (s32[2]{0}, s32[2]{0}) all-to-all(%a, %b), replica_groups={{0,1}}
+  %ar = (f32[1]{0}, f32[2]{0}, f32[3]{0}, f32[4]{0}, f32[5]{0}, /*index=5*/f32[6]{0}) all-reduce(%a)
   ROOT %fusion = f32[3,64]{1,0} fusion(%all-reduce.1), kind=kLoop, calls=%all-gather_computation
 """
 
 
 def test_collectives_are_counted_once_with_the_bytes_of_their_results():
     assert collectives(HLO) == {
-        "all-reduce": {"count": 1, "bytes": 3 * 64 * 4},
+        "all-reduce": {"count": 2, "bytes": 3 * 64 * 4 + 21 * 4},
         "all-gather": {"count": 1, "bytes": 32 * 4 * 2},
-        "all-to-all": {"count": 1, "bytes": 2 * 4},
+        "all-to-all": {"count": 1, "bytes": 2 * 2 * 4},
     }
 
 
@@ -45,6 +46,26 @@ def test_bytes_per_chip_are_those_of_its_share():
 def test_what_is_no_topology_is_refused(name):
     with pytest.raises(InputError, match="give a topology such as v5e:4x4 of v5e, v5p, v6e"):
         topology(name)
+
+
+def test_what_does_not_fit_is_read_from_the_compilers_refusal():
+    refusal = "Ran out of memory in memory space hbm. Used 24.31G of 15.75G hbm. Exceeded by 8.56G."
+    assert refused(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {refusal}") == int(
+        24.31 * 2**30
+    )
+    assert refused("INTERNAL: something else") is None
+
+
+def test_a_stage_of_several_programs_is_one_object_with_the_largest_peak():
+    def report(stage, program, peak, fits=True):
+        sizes = {"peak_bytes_per_chip": peak, "compile_seconds": 1.0}
+        return {"stage": stage, "program": program, "fits": fits, **sizes}
+
+    reports = [report("t5", "encode", 5)]
+    reports += [report("translation", "denoise", 7), report("translation", "decode", 9, False)]
+    one, other = by_stage(reports)
+    assert one == reports[0]
+    assert other == report("translation", "denoise", 9, False) | {"compile_seconds": 2.0}
 
 
 @pytest.mark.slow

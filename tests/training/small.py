@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import tiny
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.text.tiny import SIZES
-from show1_jax.training.tasks import Task, make_task
+from show1_jax.training.tasks import Task, image_config, make_task
 from tests.stages.test_stages import random_params
 
 T5_WIDTH = SIZES["d_model"]
@@ -46,6 +46,7 @@ def small_config(part: str, data_dir: Path | None = None, **train: Any) -> Confi
     config.super_resolution.update(height=8, width=12, window=2, steps=2)
     config.translation.update(height=8, width=12, steps=4, strength=0.5)
     config.train.translation.frames = 2
+    config.train.vae.update(height=8, width=12)
     for settings in config.train.values():
         settings.update(
             clips=12,
@@ -71,6 +72,8 @@ def small_task(part: str, **train: Any) -> tuple[Task, Any, Any]:
     if part != "vae":
         # What no checkpoint can hold: no ResNet block on the way down, a narrow input transformer.
         config["keyframes" if part == "image" else part].unet.layers = (0,)
+        if part == "image":
+            config = image_config(config)
         if part == "translation":
             config[part].unet.input_transformer_head_dim = 4
     if part != "translation":

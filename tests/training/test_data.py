@@ -130,11 +130,11 @@ def test_another_encoder_has_another_fingerprint(tmp_path):
             folder = tmp_path / ("tokenizer" if name == "vocabulary" else "text_encoder/params/d")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        return data.fingerprint(tmp_path, False)
+        return data.encoder_fingerprint(tmp_path, False)
 
     same = files()
     assert files() == same
-    assert data.fingerprint(tmp_path, True) != same
+    assert data.encoder_fingerprint(tmp_path, True) != same
     others = [
         files(weights=b"w" * 9 + b"x"),
         files(weights=b"w" * 11),
@@ -148,7 +148,7 @@ def test_another_encoder_has_another_fingerprint(tmp_path):
     before = files()
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "weights").write_bytes(b"u")
-    assert data.fingerprint(tmp_path, False) == before
+    assert data.encoder_fingerprint(tmp_path, False) == before
 
 
 def test_parameters_have_the_fingerprint_of_their_values():

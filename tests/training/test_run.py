@@ -198,7 +198,8 @@ def test_a_run_may_become_longer_and_tell_other_things(train, begun, data_dir):
     [
         ({"batch_size": 4}, "train.vae.batch_size is 2 there and 4 here.*repeat the flags"),
         ({"b2": 0.5, "seed": 1}, "train.vae.b2 is .*; train.vae.seed is 0 there"),
-        ({"sections": {"translation": {"height": 16}}}, "translation.height is 8 there and 16"),
+        ({"sections": {"translation": {"fps": 5.0}}}, "translation.fps is 7.5 there and 5.0"),
+        ({"height": 16}, "train.vae.height is 8 there and 16"),
     ],
 )
 def test_other_settings_need_another_folder(train, begun, changes, message):
@@ -343,7 +344,7 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     with pytest.raises(InputError, match="would freeze random parameters: set init"):
         loop.train(config, tmp_path)
     config = small_config("vae", data_dir)
-    config.translation.height, config.translation.vae.channels = 9, (4, 4)
+    config.train.vae.height, config.translation.vae.channels = 9, (4, 4)
     with pytest.raises(InputError, match="needs a width and height that are multiples of"):
         loop.train(config, tmp_path)
     config = small_config("first_frame", data_dir)
