@@ -56,6 +56,7 @@ def test_keyframes_are_the_same_on_eight_devices():
     assert "arrays equal" in found
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     assert "6 losses equal" in on_eight_devices("resumed", str(tmp_path))
 
