@@ -43,10 +43,11 @@ def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
     from show1_jax.generate import generate, parse_seeds
-    from show1_jax.parallel import programs
 
     if AOT.value:
         commands.only_compile()
+        from show1_jax.parallel import programs  # with all of training
+
         programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
         return
     generate(

@@ -56,18 +56,12 @@ class StageFolder:
         return network(read_json(path / "config.json"), str(path / "config.json"), dtype).module
 
     def params(self, name: str, module: nn.Module, dtype: DTypeLike) -> Any:
-        """Restores a network's parameters in `dtype` onto the default device.
-
-        Vectors (norms and biases) stay in fp32: they are few, and norms compute in it.
+        """Restores a network's parameters as `sampling_params` says.
 
         Raises:
           InputError: if they cannot be restored or do not fit the network.
         """
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32),
-            abstract_params(module),
-        )
-        return load_params(self.folder / name / PARAMS, target)
+        return load_params(self.folder / name / PARAMS, sampling_params(module, dtype))
 
     def solver(self) -> SolverConfig:
         """The solver that `scheduler/scheduler_config.json` describes."""
@@ -80,6 +74,17 @@ class StageFolder:
     def _scheduler(self, name: str) -> SolverConfig:
         path = self.folder / name / "scheduler_config.json"
         return solver_config(read_json(path), str(path))
+
+
+def sampling_params(module: nn.Module, dtype: DTypeLike) -> Any:
+    """Shapes and dtypes of a network's parameters in memory: `dtype`, but for vectors.
+
+    Vectors (norms and biases) stay in fp32: they are few, and norms compute in it.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32),
+        abstract_params(module),
+    )
 
 
 def find_stages(checkpoint: Path) -> dict[str, StageFolder]:

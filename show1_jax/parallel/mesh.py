@@ -51,6 +51,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(sides, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def rounded_up(batch: int, parts: int) -> int:
+    """The smallest batch of at least this size that splits into as many parts."""
+    return -(-batch // parts) * parts
+
+
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.checkpoints.released import sampling_params
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
@@ -17,7 +18,7 @@ from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.aot import Program, predict
-from show1_jax.parallel.mesh import BATCH
+from show1_jax.parallel.mesh import BATCH, rounded_up
 from show1_jax.parallel.sharding import placed, shardings
 from show1_jax.stages import sampling, translation
 from show1_jax.stages.cascade import STAGES
@@ -136,7 +137,7 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
       parts: into how many the mesh splits a batch.
     """
     dtype = jnp.dtype(config.dtype)
-    batch = -(-config.batch_size // parts) * parts
+    batch = rounded_up(config.batch_size, parts)
     if stage in ("t5", "clip"):
         yield _encoder_program(config, stage, batch, dtype)
         return
@@ -146,12 +147,12 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     unet = UNet(UNetConfig(**section.unet), dtype)
     solver = make_solver(solver_config(section.solver), section.steps)
     denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
-    params = _params(unet, dtype)
+    params = placed(sampling_params(unet, dtype))
     rows, frames, height, width = _sample_size(config, stage, batch)
     vae, vae_params = None, None
     if stage == "translation":
         vae = VAE(VAEConfig(**section.vae), dtype)
-        vae_params = _params(vae, dtype)
+        vae_params = placed(sampling_params(vae, dtype))
     channels = min(unet.config.in_channels, 4 if vae is not None else 3)
     sample = clips((rows, frames, height, width, channels), jnp.float32)
     condition = unet.config.in_channels - channels
@@ -190,7 +191,7 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
         else CLIPText(CLIPTextConfig(**config.text.clip), dtype)
     )
     tokens = config.text.t5_tokens if name == "t5" else LENGTH
-    ids, params = clips((batch, tokens), jnp.int32), _params(module, dtype)
+    ids, params = clips((batch, tokens), jnp.int32), placed(sampling_params(module, dtype))
     mask = ids if name == "t5" else None
     lower = functools.partial(encoding.encode.lower, module, params, ids, mask)
     return Program(name, "encode", lower, params)
@@ -216,16 +217,6 @@ def _sample_size(config: ConfigDict, stage: str, batch: int) -> tuple[int, int, 
         "first_frame": (batch, 1, *large),
         "super_resolution": (batch, config.super_resolution.window, *large),
     }[stage]
-
-
-def _params(module: Any, dtype: Any) -> Any:
-    """As `StageFolder.params` restores them: vectors in fp32."""
-    return placed(
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32),
-            abstract_params(module),
-        )
-    )
 
 
 def clips(shape: tuple[int, ...], dtype: Any, axis: int = 0) -> Any:

@@ -26,7 +26,7 @@ from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
-from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
 from show1_jax.stages import interpolation, keyframes, super_resolution, translation
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
@@ -111,8 +111,7 @@ class Cascade:
         if config.batch_size < 1:
             raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
         self.mesh = make_mesh(config.mesh, devices)
-        parts = batch_parts(self.mesh)
-        self.batch_size = -(-config.batch_size // parts) * parts
+        self.batch_size = rounded_up(config.batch_size, batch_parts(self.mesh))
         for stage in self.stages:
             self._check_size(stage)
             self._check_values(stage)

@@ -349,7 +349,13 @@ class Run:
             return
         assert isinstance(module, UNet)
         stage, section = "keyframes" if self.part == "image" else self.part, self.config[self.part]
-        export_network(target, stage, module, params)
+        folder = StageFolder(target / PIPELINES[stage][0])
+        # Written anew, the same parameters would look like others to `sample.py`.
+        if (
+            not _holds(folder, "unet", params)
+            or folder.module("unet", jnp.float32).config != module.config
+        ):
+            export_network(target, stage, module, params)
         if self.part == "image":
             return  # to start from, not to sample from
         export_scheduler(target, stage, "scheduler", solver_config(section.solver))
@@ -367,12 +373,10 @@ class Run:
     def _export_vae(self, target: Path, vae: VAE, params: Any) -> None:
         """Puts the autoencoder there, unless it is there: translation is trained on that one."""
         folder = StageFolder(target / PIPELINES["translation"][0])
-        if folder.has("vae"):
-            there = folder.params("vae", folder.module("vae", jnp.float32), jnp.float32)
-            if data.params_fingerprint(there) == data.params_fingerprint(params):
-                return
-            if folder.has("unet"):
-                print(f"translation in {target} was trained on another autoencoder: train it again")
+        if _holds(folder, "vae", params):
+            return
+        if folder.has("vae") and folder.has("unet"):
+            print(f"translation in {target} was trained on another autoencoder: train it again")
         export_network(target, "translation", self._scaled(vae, params), params)
 
     def _scaled(self, vae: VAE, params: Any) -> VAE:
@@ -384,6 +388,14 @@ class Run:
             "scaling_factor": round(float(variance) ** -0.5, 5)
         }
         return vae.clone(config=VAEConfig(**fields))
+
+
+def _holds(folder: StageFolder, name: str, params: Any) -> bool:
+    """Whether a network is in a folder with these parameters."""
+    if not folder.has(name):
+        return False
+    there = folder.params(name, folder.module(name, jnp.float32), jnp.float32)
+    return data.params_fingerprint(there) == data.params_fingerprint(params)
 
 
 def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
