@@ -37,6 +37,7 @@ STEPS = flags.DEFINE_list(
 )
 GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
 AOT, JSON = commands.define_aot()
+commands.define_hosts()
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
 
         programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
         return
+    commands.join_hosts()
     generate(
         CONFIG.value,
         checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),

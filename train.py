@@ -22,6 +22,7 @@ CONFIG = commands.define_config(
 flags.adopt_module_key_flags(commands)  # shown by --help
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs.")
 AOT, JSON = commands.define_aot()
+commands.define_hosts()
 CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/PART/loss.png.")
 
 
@@ -50,6 +51,7 @@ def main() -> None:
         for part in parts:
             print(metrics.loss_curve(workdir / part))
         return
+    commands.join_hosts()
     commands.use_compilation_cache()
     loop.train(CONFIG.value, workdir)
 

@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, Preempted
 
 FAILURES = (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError)
 
@@ -29,6 +29,25 @@ def define_aot() -> tuple[flags.FlagHolder, flags.FlagHolder]:
         "it takes (extra tpu-aot)."
     )  # fmt: skip
     return topology, flags.DEFINE_bool("json", False, "With --aot: as JSON instead of a table.")
+
+
+def define_hosts() -> None:
+    """Defines the flags by which several processes find each other; see `join_hosts`."""
+    flags.DEFINE_string(
+        "coordinator", None, "Run as one of several processes, which meet at this HOST:PORT of "
+        "the first; auto: as TPU pods, GKE, SLURM and Open MPI say.",
+    )  # fmt: skip
+    flags.DEFINE_integer("processes", None, "With --coordinator HOST:PORT: how many there are.")
+    flags.DEFINE_integer("process", None, "With --coordinator HOST:PORT: which this is, from 0.")
+    flags.DEFINE_integer("join_limit", 300, "Seconds to wait for the other processes.")
+
+
+def join_hosts() -> None:
+    """Meets the other processes that the flags name, if any."""
+    from show1_jax.parallel import hosts  # here, so that --help does not wait for JAX
+
+    values = flags.FLAGS
+    hosts.join(values.coordinator, values.processes, values.process, values.join_limit)
 
 
 def only_compile() -> None:
@@ -75,12 +94,24 @@ def run(main: Callable[[], None], default_config: Path) -> None:
         try:
             main()
         except InputError as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            _leave(1)
+        except Preempted as preempted:
+            print(preempted, file=sys.stderr)
+            sys.exit(143)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            print("interrupted", file=sys.stderr, flush=True)
+            _leave(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _leave(status: int) -> None:
+    """Exits, without waiting for other processes that wait for this one."""
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _of_interest(record: python_logging.LogRecord) -> bool:

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Command-line programs print it without a traceback and exit with status 1.
     """
+
+
+class Preempted(Exception):
+    """The program was told to end (SIGTERM) and has saved what it had; exit status 143."""

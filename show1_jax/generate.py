@@ -7,12 +7,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from show1_jax.commands import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
+from show1_jax.parallel import hosts
 from show1_jax.stages.cascade import STAGES, Cascade
 
 
@@ -27,6 +29,8 @@ def generate(
     overrides: Mapping[str, Sequence[str]],
 ) -> None:
     """Samples prompts and writes their videos.
+
+    Of several processes, each makes every n-th item on its own devices.
 
     Args:
       config: as in `configs/show1.py`.
@@ -46,21 +50,28 @@ def generate(
     """
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
-    cascade = Cascade(config, folder, stages)
+    cascade = Cascade(config, folder, stages, jax.local_devices())
     outputs = Outputs(out)
-    items = _items(asked, seeds, outputs, goes_on="keyframes" not in cascade.stages)
-    all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
-    cascade.check_inputs(len(items), outputs)
-    outputs.begin(all_prompts, all_seeds)
-    with contextlib.closing(Bars()) as bars:
-        cascade.run(all_prompts, all_seeds, outputs, bars.update)
+    with hosts.first_alone("items"):
+        items = _items(asked, seeds, outputs, goes_on="keyframes" not in cascade.stages)
+        all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+        cascade.check_inputs(len(items), outputs)
+        outputs.begin(all_prompts, all_seeds)
+    own = range(jax.process_index(), len(items), jax.process_count())
+    with contextlib.closing(Bars(hosts.first())) as bars:
+        cascade.run(all_prompts, all_seeds, outputs, bars.update, own)
+    outputs.failures = [
+        tuple(failure) for each in hosts.gather(outputs.failures) for failure in each
+    ]
+    if jax.process_count() > 1 and hosts.first():
+        outputs.write_manifest()
     if outputs.failures:
         item, stage, why = outputs.failures[0]
         raise InputError(
             f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
             + (f"; see {out}/manifest.jsonl" if outputs.failures[1:] else "")
         )
-    print(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
+    hosts.say(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
 
 
 def _items(
@@ -171,8 +182,9 @@ def _override(
 class Bars:
     """A progress bar with the time left for each stage, one below the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
         self._bars: dict[str, tqdm] = {}
+        self._shown = shown
 
     def close(self) -> None:
         """Leaves the bars as they are."""
@@ -182,7 +194,9 @@ class Bars:
     def update(self, stage: str, done: int, steps: int) -> None:
         """Shows that `done` of a stage's `steps` are done."""
         if stage not in self._bars:
-            self._bars[stage] = tqdm(total=steps, desc=stage, unit="step", file=sys.stderr)
+            self._bars[stage] = tqdm(
+                total=steps, desc=stage, unit="step", file=sys.stderr, disable=not self._shown
+            )
         bar = self._bars[stage]
         bar.update(done - bar.n)
         if done == steps:

@@ -68,7 +68,7 @@ class Outputs:
                 self._item(item).mkdir(exist_ok=True)
                 self._describe(item, {})
             # The last run may have been cut off before it wrote a line.
-            self._write_manifest()
+            self.write_manifest()
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
@@ -119,7 +119,7 @@ class Outputs:
             outdated = self._metadata(item)["stages"].keys() & set(later)
             self._describe(item, {}, without=later)
             if outdated:
-                self._write_manifest()
+                self.write_manifest()
             for old in later:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
                     (self._item(item) / (old + ending)).unlink(missing_ok=True)
@@ -136,6 +136,21 @@ class Outputs:
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
+    def write_manifest(self) -> None:
+        """Writes the manifest anew, from what is there and what has failed.
+
+        Processes that write lines at the same time may lose some of each other's:
+        one of them does this when all are done.
+        """
+        lines = [
+            self._line(item, stage)
+            for item in range(len(self.prompts))
+            for stage in self._metadata(item)["stages"]
+            if self._there(item, stage)
+        ]
+        lines += [self._line(item, stage, error=why) for item, stage, why in self.failures]
+        _replace(self._manifest, lambda file: file.write("".join(lines).encode()))
+
     def _there(self, item: int, stage: str) -> bool:
         """Whether a stage that the metadata names has its file; the last has no exact one."""
         if stage == LAST_STAGE:
@@ -145,17 +160,6 @@ class Outputs:
         except (OSError, ValueError, EOFError):
             return False
         return True
-
-    def _write_manifest(self) -> None:
-        """Writes the manifest anew, from what is there and what has failed."""
-        lines = [
-            self._line(item, stage)
-            for item in range(len(self.prompts))
-            for stage in self._metadata(item)["stages"]
-            if self._there(item, stage)
-        ]
-        lines += [self._line(item, stage, error=why) for item, stage, why in self.failures]
-        _replace(self._manifest, lambda file: file.write("".join(lines).encode()))
 
     def _line(self, item: int, stage: str, **more: str) -> str:
         known = {"item": item, "stage": stage, "prompt": self.prompts[item]}

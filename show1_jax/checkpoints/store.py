@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from show1_jax.errors import InputError
+from show1_jax.parallel.mesh import is_shared
 from show1_jax.parallel.sharding import placed
 
 # Orbax copies this many bytes at once beside the tree itself, or one array if that is larger.
@@ -23,10 +24,20 @@ SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take
 def _checkpointer(largest: int = 0) -> ocp.Checkpointer:
     # The handler's own limits count whole gigabytes; those of the one inside count bytes.
     limit = max(CONCURRENT_BYTES, largest + 1)
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1 and not is_shared(jax.sharding.get_mesh()):
+        # This process alone reads or writes: the others do not come to Orbax's barriers.
+        own = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+        )
     inner = ocp.BasePyTreeCheckpointHandler(
-        save_concurrent_bytes=limit, restore_concurrent_bytes=limit
+        save_concurrent_bytes=limit,
+        restore_concurrent_bytes=limit,
+        multiprocessing_options=options,
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(handler_impl=inner))
+    handler = ocp.PyTreeCheckpointHandler(handler_impl=inner, multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _largest(tree: Any) -> int:

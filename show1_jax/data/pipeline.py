@@ -2,7 +2,7 @@
 
 The order of a run's examples and what is random about each depend only on the
 seed, the epoch and the number of the record: neither on the batch size, nor on
-how many processes there are, nor on where the run was last interrupted. The
+how many processes share each batch, nor on where the run was last interrupted. The
 state of the iterator, from `get_state()`, is a small dictionary that JSON can
 hold; `set_state()` continues with the batch that would have been next.
 """
@@ -62,8 +62,7 @@ def make_pipeline(
     batch_size: int,
     seed: int,
     training: bool,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     text: Callable[[str], np.ndarray] | None = None,
     threads: int = 4,
     prefetch: int = 16,
@@ -71,47 +70,58 @@ def make_pipeline(
     """Batches of clips, without end and shuffled in training, once and in order otherwise.
 
     Records that cannot be used are skipped and named in the log. Only whole
-    batches are given. In evaluation, processes may get different numbers of them.
+    batches are given.
 
     Args:
       records: of a split; see `open_split`.
       read: makes a clip from a record.
       spec: the clips that the stage wants.
-      batch_size: clips in each batch of this process.
+      batch_size: clips in each batch.
       seed: of order and augmentation.
       training: whether to shuffle, repeat and augment.
-      process_index: of this process; it sees every `process_count`-th example.
-      process_count: how many processes share the records.
+      rows: the places in each batch to make, where processes share batches; None
+        for all.
       text: looks up a caption's embedding; see `text_cache`.
       threads: how many read and decode; 0 for none beside the caller's.
       prefetch: examples made ahead.
 
     Returns:
-      An iterable of dictionaries: `video` `(batch, frames, height, width, 3)` uint8,
+      An iterable of dictionaries: `video` `(rows, frames, height, width, 3)` uint8,
       to be converted where it is used because a quarter as many bytes then travel;
-      `caption` `(batch,)` strings; and with `text`, `text` `(batch, tokens, width)`.
+      `caption` `(rows,)` strings; and with `text`, `text` `(rows, tokens, width)`.
 
     Raises:
       InputError: if there are too few records for a batch, and while iterating if
         no record can be used.
     """
-    if not 0 <= process_index < process_count or batch_size < 1:
-        raise InputError(
-            f"process {process_index} of {process_count} with batches of {batch_size} cannot be"
-        )
-    if not training and len(records) < batch_size * process_count:
-        raise InputError(
-            f"{len(records)} clips are too few for a batch of {batch_size} in each of "
-            f"{process_count} processes"
-        )
+    rows = range(batch_size) if rows is None else rows
+    if batch_size < 1 or not set(rows) <= set(range(batch_size)) or not rows:
+        raise InputError(f"places {list(rows)} of batches of {batch_size} cannot be made")
+    if not training and len(records) < batch_size:
+        raise InputError(f"{len(records)} clips are too few for a batch of {batch_size}")
     examples = grain.MapDataset.source(records).seed(seed)
     examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))
     if training:
         examples = examples.shuffle().repeat()
-    # Sharded last, so that together the processes see each epoch exactly once.
-    examples = examples[process_index::process_count]
+    if len(rows) < batch_size:
+        # Shared out last, so that together the processes see each epoch exactly once.
+        examples = grain.MapDataset.source(_Places(examples, batch_size, rows))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return examples.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+    return examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
+
+
+class _Places:
+    """Of examples that come in batches, those in some places."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        self._examples, self._batch_size, self._rows = examples, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, place = divmod(index, len(self._rows))
+        return self._examples[batch * self._batch_size + self._rows[place]]
 
 
 class _ToExample(grain.transforms.RandomMap):

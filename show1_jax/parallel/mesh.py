@@ -51,6 +51,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(sides, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def is_shared(mesh: Mesh) -> bool:
+    """Whether devices of several processes are in a mesh."""
+    return not mesh.empty and mesh.is_multi_process
+
+
 def rounded_up(batch: int, parts: int) -> int:
     """The smallest batch of at least this size that splits into as many parts."""
     return -(-batch // parts) * parts

@@ -24,7 +24,7 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from show1_jax.parallel.mesh import BATCH, batch_parts
+from show1_jax.parallel.mesh import BATCH, batch_parts, is_shared
 
 # Which side of a parameter is split over `tensor`, by the end of its slashed path.
 TENSOR = (
@@ -83,7 +83,10 @@ def placed(tree: Any) -> Any:
 
 
 def put_batch(tree: Any, axis: int = 0) -> Any:
-    """Puts arrays on the devices, with the clips along `axis` spread over them if they divide."""
+    """Puts arrays on the devices, with the clips along `axis` spread over them if they divide.
+
+    Where processes share the mesh, each of them has to have the whole arrays.
+    """
     mesh = jax.sharding.get_mesh()
 
     def put(array: Any) -> jax.Array:
@@ -92,9 +95,49 @@ def put_batch(tree: Any, axis: int = 0) -> Any:
             return jax.device_put(array)
         even = not array.shape[axis] % batch_parts(mesh)
         spec = PartitionSpec(*(None,) * axis, BATCH) if even else PartitionSpec()
-        return jax.device_put(array, NamedSharding(mesh, spec))
+        sharding = NamedSharding(mesh, spec)
+        if is_shared(mesh):
+            return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        return jax.device_put(array, sharding)
 
     return jax.tree.map(put, tree)
+
+
+def put_whole(tree: Any) -> Any:
+    """Puts arrays, which every process has, on every device."""
+    mesh = jax.sharding.get_mesh()
+
+    def put(array: Any) -> jax.Array:
+        if mesh.empty:
+            return jax.device_put(array)
+        sharding = NamedSharding(mesh, PartitionSpec())
+        return jax.make_array_from_callback(np.shape(array), sharding, array.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def own_rows(batch_size: int) -> list[int]:
+    """The places in a batch that this process's devices hold."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return list(range(batch_size))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for own in slices if own for row in range(batch_size)[own[0]]})
+
+
+def put_rows(tree: Any, batch_size: int) -> Any:
+    """As `put_batch` does, of arrays of which each process has its `own_rows`."""
+    mesh = jax.sharding.get_mesh()
+    if not is_shared(mesh):
+        return put_batch(tree)
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(
+            sharding, array, (batch_size, *array.shape[1:])
+        ),
+        tree,
+    )
 
 
 def spread(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ may come from an earlier run.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,10 +72,10 @@ class Results(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Embeddings of all items, `(2, items, tokens, width)`, the negative prompts' first."""
+    """Embeddings `(tokens, width)` by prompt, the negative prompt's under None."""
 
-    t5: np.ndarray | None
-    clip: np.ndarray | None
+    t5: Mapping[str | None, np.ndarray] | None
+    clip: Mapping[str | None, np.ndarray] | None
 
 
 class Cascade:
@@ -198,39 +198,37 @@ class Cascade:
             raise InputError("keyframes.frames is 1, but interpolation needs at least 2")
 
     def encode(self, prompts: Sequence[str]) -> Texts:
-        """Encodes all prompts with the encoders that the stages need, which are then dropped.
+        """Encodes prompts with the encoders that the stages need, which are then dropped.
 
         Raises:
           InputError: if the checkpoint lacks an encoder or its tokenizer.
         """
         clean = clean_caption if self.config.text.clean_captions else normalize
-        prompts = [clean(prompt) for prompt in prompts]
+        texts: dict[str | None, str] = {prompt: clean(prompt) for prompt in prompts}
         t5 = clip = None
         if set(self.stages) - {"translation"}:
             tokens = self.config.text.t5_tokens
-            t5 = self._encode("t5", t5_folder(self.folders), prompts, "", tokens)
+            t5 = self._encode("t5", t5_folder(self.folders), texts | {None: ""}, tokens)
         if "translation" in self.stages:
-            negative = self.config.translation.negative_prompt
-            folder = self.folders["translation"]
-            clip = self._encode("clip", folder, prompts, negative, LENGTH)
+            texts |= {None: self.config.translation.negative_prompt}
+            clip = self._encode("clip", self.folders["translation"], texts, LENGTH)
         return Texts(t5, clip)
 
     def _encode(
-        self, name: str, folder: StageFolder, prompts: Sequence[str], negative: str, tokens: int
-    ) -> np.ndarray:
-        """`(2, items, tokens, width)` embeddings, in batches of one size."""
+        self, name: str, folder: StageFolder, texts: Mapping[str | None, str], tokens: int
+    ) -> dict[str | None, np.ndarray]:
+        """Embeddings by what the texts are of, in batches of one size."""
         encoder = load_encoder(folder, self.dtype, tokens)
         _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
         embeddings: dict[str, np.ndarray] = {}
-        for batch in _batches(list(dict.fromkeys([*prompts, negative])), self.batch_size):
+        for batch in _batches(list(dict.fromkeys(texts.values())), self.batch_size):
             rows = encoder([text for text, _ in batch])
             embeddings |= {
                 text: row
                 for row, (text, wanted) in zip(np.asarray(rows), batch, strict=True)
                 if wanted
             }
-        positive = np.stack([embeddings[prompt] for prompt in prompts])
-        return np.stack([np.broadcast_to(embeddings[negative], positive.shape), positive])
+        return {of: embeddings[text] for of, text in texts.items()}
 
     def run(
         self,
@@ -238,8 +236,9 @@ class Cascade:
         seeds: Sequence[int],
         results: Results,
         progress: Callable[[str, int, int], None] | None = None,
+        items: Iterable[int] | None = None,
     ) -> None:
-        """Runs the stages on all items that lack their results.
+        """Runs the stages on the items that lack their results.
 
         An item that fails is left out from there on.
 
@@ -248,12 +247,14 @@ class Cascade:
           seeds: one for each item, 0 to 2**32 - 1.
           results: holds the results of stages that are not run here, and receives the others.
           progress: called with the stage, its steps done and its steps in all.
+          items: which of them to make; None for all.
 
         Raises:
           InputError: if an encoder is missing, or a result cannot be written.
         """
+        left = list(range(len(prompts)) if items is None else items)
         with jax.set_mesh(self.mesh):
-            self._run(prompts, seeds, results, progress)
+            self._run(prompts, seeds, results, progress, left)
 
     def _run(
         self,
@@ -261,15 +262,17 @@ class Cascade:
         seeds: Sequence[int],
         results: Results,
         progress: Callable[[str, int, int], None] | None,
+        left: list[int],
     ) -> None:
         texts: Texts | None = None
-        left = list(range(len(prompts)))
         for stage in self.stages:
             folder, settings = self.folders[stage], self.settings(stage)
             missing = [item for item in left if not results.done(item, stage, settings)]
             if not missing:
                 continue
-            texts = texts or self.encode(prompts)
+            # A stage that is made again takes the later ones of its items with it: what a
+            # later stage lacks and this one does not is only what a run was cut off in.
+            texts = texts or self.encode([prompts[item] for item in left])
             failed = set(self._unusable(stage, missing, results))
             usable = [item for item in missing if item not in failed]
             params = {}
@@ -282,7 +285,8 @@ class Cascade:
             for i, batch in enumerate(batches):
                 report = in_parts(own_progress, i, len(batches))
                 items = [item for item, _ in batch]
-                made = self._sample(stage, params, texts, items, seeds, results, report)
+                own_texts = [prompts[item] for item in items]
+                made = self._sample(stage, params, texts, own_texts, items, seeds, results, report)
                 for row, (item, wanted) in zip(np.asarray(made), batch, strict=True):
                     if not wanted:
                         continue
@@ -358,6 +362,7 @@ class Cascade:
         stage: str,
         params: dict[str, Any],
         texts: Texts,
+        prompts: Sequence[str],
         items: list[int],
         seeds: Sequence[int],
         results: Results,
@@ -367,7 +372,9 @@ class Cascade:
         config, denoiser, folder = self.config[stage], self.denoisers[stage], self.folders[stage]
         embeddings = texts.clip if stage == "translation" else texts.t5
         assert embeddings is not None
-        unet, text = params["unet"], put_batch(embeddings[:, items], axis=1)
+        # The negative prompt's first.
+        pairs = np.stack([[embeddings[None], embeddings[prompt]] for prompt in prompts], axis=1)
+        unet, text = params["unet"], put_batch(pairs, axis=1)
         own_seeds = put_batch(np.array([seeds[item] for item in items], np.uint32))
         guidance = jnp.float32(config.guidance)
         size = (self.config.super_resolution.height, self.config.super_resolution.width)

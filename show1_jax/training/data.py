@@ -19,6 +19,8 @@ from show1_jax.data.clip import ClipSpec
 from show1_jax.data.pipeline import Read, make_pipeline, open_split
 from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
+from show1_jax.parallel.hosts import fetch
+from show1_jax.parallel.sharding import own_rows
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
 
@@ -98,7 +100,7 @@ def params_fingerprint(params: Any) -> str:
     """Tells parameters apart by their values: the files change whenever they are exported."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        digest.update(path.encode() + np.asarray(leaf).tobytes())
+        digest.update(path.encode() + fetch(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -109,7 +111,10 @@ def training_batches(
     spec: ClipSpec,
     text: TextCache | None,
 ) -> grain.DatasetIterator:
-    """Endless batches, made ahead in other threads or processes."""
+    """Endless batches, made ahead in other threads or processes.
+
+    Where several processes train together, this one's `own_rows` of each batch.
+    """
     dataset = make_pipeline(
         open_split(builder, splits(train, builder)[0]),
         read,
@@ -117,6 +122,7 @@ def training_batches(
         batch_size=train.batch_size,
         seed=train.seed,
         training=True,
+        rows=own_rows(train.batch_size),
         text=text,
         threads=train.threads,
     )

@@ -18,12 +18,13 @@ from show1_jax.checkpoints.released import PIPELINES, StageFolder, find_stages, 
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, Preempted
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.parallel import hosts
 from show1_jax.parallel.mesh import batch_parts, make_mesh
-from show1_jax.parallel.sharding import put_batch, shardings
+from show1_jax.parallel.sharding import put_batch, put_rows, put_whole, shardings
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, start_from
@@ -80,7 +81,8 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     """Trains the part that `config.stage` names, or all of them one after the other.
 
     A run that was interrupted goes on from its last checkpoint, and ends as if
-    it had not been. Each part ends up in WORKDIR/checkpoint, ready for `sample.py`.
+    it had not been, on whatever mesh of however many processes. Each part ends
+    up in WORKDIR/checkpoint, ready for `sample.py`.
 
     Args:
       config: as in `configs/show1.py`.
@@ -90,6 +92,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     Raises:
       InputError: if a setting is wrong, something cannot be read or written, or
         a loss is not finite.
+      Preempted: if SIGTERM came; a checkpoint of the last step is complete.
     """
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
@@ -109,7 +112,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
                 f"{part} does not fit the device's memory: raise train.{part}.accumulate, or set "
                 "remat to nothing_saveable"
             ) from error
-        print(f"{part} is trained: {run.target}")
+        hosts.say(f"{part} is trained: {run.target}")
 
 
 class Run:
@@ -128,22 +131,24 @@ class Run:
         self.task = make_task(config, part, vae)
         network_json(self.task.module)  # refuses now what could not be exported in the end
         _check_size(self.task, part, 1 if vae is None else vae.config.downscale)
-        builder, read, captions = data.open_dataset(settings)
-        inputs["dataset"] = builder.info.full_name
         text = None
         self.constants: dict[str, Any] = {} if vae is None else {"vae": vae_params}
-        if self.task.encoder:
-            clean = config.text.clean_captions
-            folder = self._encoder_folder()
-            # CLIP has a position for each of its tokens.
-            tokens = config.text.t5_tokens if self.task.encoder == "t5" else LENGTH
-            text = data.open_text(settings, captions, folder, clean, tokens)
-            inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
-            self.constants["empty"] = jnp.asarray(text(EMPTY), jnp.float32)
+        with hosts.first_alone(f"{part} data"):
+            builder, read, captions = data.open_dataset(settings)
+            inputs["dataset"] = builder.info.full_name
+            if self.task.encoder:
+                clean = config.text.clean_captions
+                folder = self._encoder_folder()
+                # CLIP has a position for each of its tokens.
+                tokens = config.text.t5_tokens if self.task.encoder == "t5" else LENGTH
+                text = data.open_text(settings, captions, folder, clean, tokens)
+                inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
+            arguments = (settings, builder, read, self.task.spec, text)
+            self.validation = data.validation_batches(*arguments)
+        if text is not None:
+            self.constants["empty"] = put_whole(np.asarray(text(EMPTY), np.float32))
         self.folder = RunFolder(workdir / part, config, part, inputs)
-        arguments = (settings, builder, read, self.task.spec, text)
         self.batches = data.training_batches(*arguments)
-        self.validation = data.validation_batches(*arguments)
         self.optimizer = make_optimizer(settings)
         self.key = jax.random.key(settings.seed)
 
@@ -152,21 +157,43 @@ class Run:
         with contextlib.closing(self.folder), contextlib.closing(self.batches):
             target = jax.eval_shape(self._start)
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
-            print(f"{self.part}: {count:,} parameters, {self.settings.steps:,} steps", flush=True)
+            hosts.say(f"{self.part}: {count:,} parameters, {self.settings.steps:,} steps")
             restored = self.folder.restore(target)
             if restored is None:
                 state = self._first_state()
             else:
-                state, position = restored
-                self.batches.set_state(position)
-                print(f"{self.part} goes on from step {int(state.step):,}")
+                state, positions = restored
+                self.batches.set_state(self._position(positions))
+                hosts.say(f"{self.part} goes on from step {int(state.step):,}")
             if int(state.step) < self.settings.steps:
-                metrics = Metrics(self.folder.folder, int(state.step))
-                with contextlib.closing(metrics):
-                    state = self._loop(state, metrics)
-            self._export(merge(averaged(state.optimizer), state.frozen))
+                metrics = Metrics(self.folder.folder, int(state.step), hosts.first())
+                with contextlib.closing(metrics), hosts.Preemption() as preemption:
+                    state = self._loop(state, metrics, preemption)
+            params = merge(averaged(state.optimizer), state.frozen)
+            if jax.process_count() > 1:
+                params = hosts.fetch(params)
+            with hosts.own_devices():
+                if hosts.first():
+                    self._export(params)
+            hosts.wait(f"{self.part} is exported")
 
-    def _loop(self, state: TrainState, metrics: Metrics) -> TrainState:
+    def _position(self, positions: list[dict[str, Any]]) -> dict[str, Any]:
+        """Where this process's data goes on, after what each of those that saved it had seen."""
+        count = jax.process_count()
+        if len(positions) == count:
+            return positions[jax.process_index()]
+        if any(position.keys() != {"next_index"} for position in positions):
+            raise InputError(
+                f"{self.folder.folder} was trained by {len(positions)} processes with workers: go "
+                f"on with as many, not {count}"
+            )
+        # Each has seen its share of every batch; with clips that cannot be used, a few more.
+        seen = max(position["next_index"] for position in positions) * len(positions)
+        return {"next_index": -(-seen // count)}
+
+    def _loop(
+        self, state: TrainState, metrics: Metrics, preemption: hosts.Preemption
+    ) -> TrainState:
         settings, watch = self.settings, Stopwatch()
         step_function = compile_step(
             self.task.prepare, self.task.loss, self.optimizer, settings.accumulate, self.key,
@@ -177,7 +204,7 @@ class Run:
         pending, begun = None, int(state.step)
         for step in range(begun + 1, settings.steps + 1):
             begin = time.perf_counter()
-            batch = _arrays(next(self.batches))
+            batch = put_rows(_used(next(self.batches)), settings.batch_size)
             watch.waited(time.perf_counter() - begin)
             state, pending_next = step_function(state, self.constants, batch)
             if step == begun + 1:
@@ -188,7 +215,9 @@ class Run:
             pending = pending_next
 
             last = step == settings.steps
-            if last or not step % settings.log_every or not step % settings.save_every:
+            stopped = preemption.due(step) and not last
+            saved = last or stopped or not step % settings.save_every
+            if saved or not step % settings.log_every:
                 losses.append(self._finite(step, pending))
                 gradient, pending = float(pending["grad_norm"]), None
             if last or not step % settings.log_every:
@@ -201,15 +230,18 @@ class Run:
                 }
                 losses = []
                 metrics.write(step, numbers)
-                print(progress_line(self.part, step, settings.steps, numbers), flush=True)
+                hosts.say(progress_line(self.part, step, settings.steps, numbers))
             begin = time.perf_counter()
             if last or not step % settings.validate_every:
                 metrics.write(step, {"validation_loss": self.validate(state)})
             if last or not step % settings.sample_every:
                 self._sample(state, step, metrics)
             watch.left_out(time.perf_counter() - begin)
-            if last or not step % settings.save_every:
-                self.folder.save(state, self.batches.get_state())
+            if saved:
+                self.folder.save(state, hosts.gather(self.batches.get_state()))
+            if stopped:
+                self.folder.wait()
+                raise Preempted(f"{self.part} is saved at step {step:,}: the same command goes on")
         self.folder.wait()
         return state
 
@@ -230,7 +262,7 @@ class Run:
         key = jax.random.key(0)
         losses = [
             self._validation_loss(params, jax.random.fold_in(key, i), self.constants, batch)
-            for i, batch in enumerate(map(_arrays, self.validation))
+            for i, batch in enumerate(put_batch(_used(batch)) for batch in self.validation)
         ]
         return float(np.mean(losses))
 
@@ -244,11 +276,17 @@ class Run:
 
     def _sample(self, state: TrainState, step: int, metrics: Metrics) -> None:
         """Writes clips of the validation split (above) and what the part makes of them (below)."""
-        params = merge(averaged(state.optimizer), state.frozen)
-        batch = {name: array[:SAMPLED] for name, array in _arrays(self.validation[0]).items()}
-        seeds = jnp.arange(len(batch["video"]), dtype=jnp.uint32)
-        made = np.asarray(self.task.sample(params, self.constants, batch, seeds))
-        sheet = np.concatenate([np.asarray(pixels(batch)), made], axis=2)
+        params, constants = merge(averaged(state.optimizer), state.frozen), self.constants
+        if jax.process_count() > 1:
+            params, constants = hosts.fetch((params, constants))
+        if not hosts.first():
+            return
+        with hosts.own_devices():
+            batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
+            batch = put_batch(batch)
+            seeds = jnp.arange(len(batch["video"]), dtype=jnp.uint32)
+            made = self.task.sample(params, constants, batch, seeds)
+            sheet = np.concatenate([np.asarray(pixels(batch)), np.asarray(made)], axis=2)
         video = to_uint8(np.concatenate(list(sheet), axis=2))
         folder = self.folder.folder / "samples"
         folder.mkdir(exist_ok=True)
@@ -272,7 +310,7 @@ class Run:
         settings, source, where = self.settings, None, ""
         if settings.init:
             source, where = self._initial_params(settings.init)
-            print(f"{self.part} starts from {where}")
+            hosts.say(f"{self.part} starts from {where}")
         elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
             raise InputError(
                 f"train.{self.part}.trainable is {settings.trainable!r}, which would freeze "
@@ -376,13 +414,15 @@ class Run:
         if _holds(folder, "vae", params):
             return
         if folder.has("vae") and folder.has("unet"):
-            print(f"translation in {target} was trained on another autoencoder: train it again")
+            hosts.say(f"translation in {target} was trained on another autoencoder: train it again")
         export_network(target, "translation", self._scaled(vae, params), params)
 
     def _scaled(self, vae: VAE, params: Any) -> VAE:
         """The autoencoder with the factor that gives the validation clips' latents variance 1."""
         encode = jax.jit(functools.partial(vae.apply, method="encode"))
-        moments = [encode({"params": params}, pixels(_arrays(batch))) for batch in self.validation]
+        moments = [
+            encode({"params": params}, pixels(put_batch(_used(batch)))) for batch in self.validation
+        ]
         variance = np.mean([jnp.var(mean) + jnp.exp(logvar).mean() for mean, logvar in moments])
         fields = dict(self.config.translation.vae) | {
             "scaling_factor": round(float(variance) ** -0.5, 5)
@@ -398,9 +438,9 @@ def _holds(folder: StageFolder, name: str, params: Any) -> bool:
     return data.params_fingerprint(there) == data.params_fingerprint(params)
 
 
-def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch the devices need, there."""
-    return put_batch({name: batch[name] for name in ("video", "text") if name in batch})
+def _used(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the devices need."""
+    return {name: batch[name] for name in ("video", "text") if name in batch}
 
 
 def check(settings: ConfigDict, part: str, parts: int) -> None:

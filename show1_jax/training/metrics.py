@@ -24,9 +24,14 @@ FILE = "metrics.jsonl"
 class Metrics:
     """Writes numbers as JSON lines and for TensorBoard; raises InputError where that fails."""
 
-    def __init__(self, folder: Path, step: int):
-        """Goes on after `step`: what an interrupted run wrote of later steps is dropped."""
-        self._path = folder / FILE
+    def __init__(self, folder: Path, step: int, active: bool = True):
+        """Goes on after `step`: what an interrupted run wrote of later steps is dropped.
+
+        Unless `active`, nothing is written: another process does.
+        """
+        self._path, self._active = folder / FILE, active
+        if not active:
+            return
         kept = [line for line in _read(self._path) if line["step"] <= step]
         with self._writing():
             temporary = self._path.with_suffix(".tmp")
@@ -37,6 +42,8 @@ class Metrics:
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Writes the numbers of a step."""
+        if not self._active:
+            return
         with self._writing():
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
@@ -44,11 +51,15 @@ class Metrics:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows an image `(height, width, 3)` uint8 on TensorBoard."""
+        if not self._active:
+            return
         with self._writing():
             self._board.write(step, summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Closes the files."""
+        if not self._active:
+            return
         with self._writing(), contextlib.closing(self._board):
             self._file.close()
 
@@ -134,7 +145,7 @@ def progress_line(part: str, step: int, steps: int, numbers: dict[str, float]) -
 
 def peak_memory() -> int:
     """Peak bytes: of the accelerator, or of the process where there is none."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     # Linux counts in KiB, macOS in bytes.

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.store import reason
 from show1_jax.errors import InputError
+from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
 from show1_jax.training.step import TrainState
 
@@ -87,12 +88,13 @@ class RunFolder:
             # A run that was stopped before it saved anything begins anew, perhaps corrected.
             if self._manager.latest_step() is not None:
                 _compare(folder, read_json(path), settings)
-            temporary = path.with_name("config.json.tmp")
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
-            temporary.rename(path)
+            if first():
+                temporary = path.with_name("config.json.tmp")
+                temporary.write_text(json.dumps(settings, indent=2) + "\n")
+                temporary.rename(path)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
-        """The newest checkpoint: state and data position; None if there is none.
+        """The newest checkpoint: state and data positions; None if there is none.
 
         Args:
           state: of `jax.ShapeDtypeStruct`s; it is restored to where it belongs on the mesh.
@@ -115,12 +117,12 @@ class RunFolder:
             ) from error
         return restored.state, restored.data
 
-    def save(self, state: TrainState, data: Any) -> None:
+    def save(self, state: TrainState, data: list[Any]) -> None:
         """Begins to save a checkpoint; it is written while training goes on.
 
         Args:
           state: after some step; may be changed as soon as this returns.
-          data: the position of the data iterator, ready for JSON.
+          data: the position of each process's data iterator, ready for JSON.
 
         Raises:
           InputError: if this one or the one before cannot be written.

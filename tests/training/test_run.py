@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from absl import flags
 
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.store import load_params
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, Preempted
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics
@@ -106,7 +108,7 @@ def test_what_a_run_leaves(straight):
     assert checkpoints(straight) == [2, 4, 6, 7]
     state, position = saved(straight)
     assert state["step"] == STEPS
-    assert position == {"next_index": 2 * STEPS}
+    assert position == [{"next_index": 2 * STEPS}]  # of the one process
     found = lines(straight)
     assert [line["step"] for line in found if "loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in found if "validation_loss" in line] == [3, 6, 7]
@@ -129,6 +131,24 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path
     assert lines(tmp_path) == lines(straight)
     params = "checkpoint/show-1-sr2/vae/params"
     assert_same(load_params(tmp_path / params), load_params(straight / params))
+
+
+def test_sigterm_ends_in_a_complete_checkpoint(train, straight, tmp_path, monkeypatch):
+    write = Metrics.write
+
+    def write_and_end(self, step, numbers):
+        write(self, step, numbers)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write", write_and_end)
+        # It came after step 3 was made, so the next is the last.
+        with pytest.raises(Preempted, match="vae is saved at step 4: the same command goes on"):
+            train(tmp_path, save_every=100)
+    assert checkpoints(tmp_path) == [4]
+    train(tmp_path)
+    assert_same(saved(tmp_path), saved(straight))
 
 
 def test_only_settings_that_a_part_depends_on_are_its_own(train, begun):

@@ -1,0 +1,54 @@
+"""A run of one process, which may be one of several and may be sent a signal.
+
+    JAX_NUM_CPU_DEVICES=4 python -m tests.parallel.host '{"workdir": "/tmp/w", "mesh": {"data": 4}}'
+
+Run in processes of their own, for what `train.py` does beyond reading flags.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from show1_jax.errors import Preempted
+from show1_jax.parallel import hosts, sharding
+from show1_jax.training import loop
+from show1_jax.training.run import RunFolder
+
+
+def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,)):
+    """Trains in a folder; after a step was saved, some processes get a signal."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
+    hosts.join(*join, 60)
+    from tests.training.small import small_config  # makes arrays, which only now it may
+
+    save = RunFolder.save
+
+    def save_and_send(self, state, data):
+        save(self, state, data)
+        if send and state.step == after and jax.process_index() in to:
+            self.wait()
+            os.kill(os.getpid(), getattr(signal, send))
+
+    RunFolder.save = save_and_send
+    config = small_config(
+        "keyframes", Path(workdir) / "data", batch_size=8, clips=16, steps=20, save_every=4,
+        validate_every=10, sample_every=20, validation_batches=1, validation_batch_size=4,
+    )  # fmt: skip
+    config.mesh = ConfigDict(mesh)
+    devices = jax.devices()[: math.prod(mesh.values())]
+    try:
+        loop.train(config, Path(workdir), devices)
+    except Preempted as preempted:
+        print(preempted, flush=True)
+        sys.exit(143)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,132 @@
+"""Several processes as one program."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from show1_jax.errors import InputError
+from show1_jax.parallel import hosts
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, None), "need --coordinator"),
+        (("auto", 2, 0), "by itself"),
+        (("localhost:1", None, None), "needs --processes N"),
+        (("localhost:1", 2, 2), "of 0 to N - 1"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments, message):
+    with pytest.raises(InputError, match=message):
+        hosts.join(*arguments, 1)
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_stays_alone_says_so(process, tmp_path):
+    arguments = (f"--coordinator=localhost:{free_port()}", "--processes=2", f"--process={process}")
+    command = [sys.executable, "train.py", f"--workdir={tmp_path}", *arguments, "--join_limit=2"]
+    begin = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "could not all be reached within 2 s" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - begin < 60
+    assert not list(tmp_path.iterdir())
+
+
+def test_alone_there_is_nobody_to_ask():
+    assert hosts.first()
+    assert hosts.gather({"a": 1}) == [{"a": 1}]
+    hosts.wait("nobody")
+    np.testing.assert_array_equal(hosts.fetch(np.arange(3)), [0, 1, 2])
+
+
+def test_sigterm_is_noticed_and_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with hosts.Preemption() as preemption:
+        assert not preemption.due(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.due(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def start(devices, **arguments):
+    """Processes of `tests/parallel/host.py`, their output at hand."""
+    count = arguments.pop("processes", 1)
+    port = free_port()
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    running = []
+    for process in range(count):
+        join = [f"localhost:{port}", count, process] if count > 1 else [None] * 3
+        text = json.dumps(arguments | {"join": join})
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.parallel.host", text], cwd=ROOT, env=environment,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+        )  # fmt: skip
+    return running
+
+
+def end(running, limit=500):
+    """Waits for processes: their exit statuses and what they printed."""
+    outputs = [process.communicate(timeout=limit)[0] for process in running]
+    return [process.returncode for process in running], outputs
+
+
+def losses(workdir):
+    """By step, of training and of validation."""
+    text = (Path(workdir) / "keyframes" / "metrics.jsonl").read_text()
+    found = {}
+    for line in map(json.loads, text.splitlines()):
+        found |= {(line["step"], name): line[name] for name in line if name.endswith("loss")}
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    statuses, outputs = end(start(1, workdir=one, mesh={"data": 1}))
+    assert statuses == [0], outputs
+
+    # One of two is killed: the other ends too, sooner or later.
+    mesh = {"data": 2, "fsdp": 4}
+    running = start(4, processes=2, workdir=two, mesh=mesh, send="SIGKILL", after=4, to=[1])
+    assert running[1].wait(500) == -9
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running[0].wait(60)
+    running[0].kill()
+    end(running)
+    # Both go on, until one is told to end: both end after the same step.
+    running = start(4, processes=2, workdir=two, mesh=mesh, send="SIGTERM", after=8, to=[1])
+    statuses, outputs = end(running)
+    assert statuses == [143, 143], outputs
+    # One process goes on, then one on another mesh.
+    statuses, outputs = end(start(8, workdir=two, mesh={"data": 8}, send="SIGTERM", after=16))
+    assert statuses == [143], outputs
+    statuses, outputs = end(start(8, workdir=two, mesh={"fsdp": 2, "tensor": 2}))
+    assert statuses == [0], outputs
+
+    expected, found = losses(one), losses(two)
+    assert len(expected) == 22
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
