@@ -18,7 +18,6 @@ from show1_jax.errors import InputError
 Activation = Callable[[jax.Array], jax.Array]
 
 IMAGE_AXES = (-3, -2)
-CLIP_AXES = (-4, -3, -2)
 
 
 def dtypes(module: nn.Module) -> dict[str, Any]:
@@ -63,8 +62,13 @@ class GroupNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., channels)` to the same shape in `dtype`."""
+    def __call__(
+        self, x: jax.Array, average: Callable[[jax.Array], jax.Array] | None = None
+    ) -> jax.Array:
+        """`(..., channels)` to the same shape in `dtype`.
+
+        `average` takes the place of the mean over `axes`, for a whole clip's statistics.
+        """
         channels = x.shape[-1]
         if channels % self.groups:
             raise InputError(f"{channels} channels cannot be normalised in {self.groups} groups")
@@ -72,7 +76,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
 
         def mean(x: jax.Array) -> jax.Array:
-            each = x.mean(self.axes, keepdims=True)
+            each = x.mean(self.axes, keepdims=True) if average is None else average(x)
             grouped = each.reshape(*each.shape[:-1], self.groups, -1).mean(-1)
             return jnp.repeat(grouped, channels // self.groups, axis=-1)
 

@@ -11,7 +11,8 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from show1_jax.models.attention import TransformerBlock
-from show1_jax.models.layers import CLIP_AXES, GroupNorm, dtypes
+from show1_jax.models.layers import GroupNorm, dtypes
+from show1_jax.parallel.frames import Pixels, to_pixels
 
 
 class FrameConv(nn.Module):
@@ -39,6 +40,21 @@ class FrameConv(nn.Module):
         return neighbours.astype(self.dtype) @ kernel + bias.astype(self.dtype)
 
 
+class Dropout(nn.Module):
+    """Dropout that does not depend on which device has which pixels."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, pixels: Pixels) -> jax.Array:
+        """`(batch, frames, h, w, c)` to the same shape."""
+        key = self.make_rng("dropout")
+        keep = pixels.part(
+            lambda shape: jax.random.bernoulli(key, 1 - self.rate, shape), x.shape[-1]
+        )
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
 class TemporalConv(nn.Module):
     """Four convolutions over frames with a residual around them; the last starts at zero."""
 
@@ -50,14 +66,16 @@ class TemporalConv(nn.Module):
         """`(batch, frames, h, w, c)` to the same shape; `train` turns on 10 % dropout."""
         types = dtypes(self)
         channels = x.shape[-1]
+        x, pixels = to_pixels(x)
         h = x
         for i in (1, 2, 3, 4):
             # 32 groups whatever the model's setting, over the whole clip, and always SiLU.
-            h = nn.silu(GroupNorm(32, 1e-5, axes=CLIP_AXES, name=f"norm{i}", **types)(h))
-            if i > 1:
-                h = nn.Dropout(0.1, deterministic=not train, name=f"dropout{i}")(h)
+            norm = GroupNorm(32, 1e-5, name=f"norm{i}", **types)
+            h = nn.silu(norm(h, pixels.mean))
+            if i > 1 and train:
+                h = Dropout(0.1, name=f"dropout{i}")(h, pixels)
             h = FrameConv(channels, zero_init=i == 4, name=f"conv{i}", **types)(h)
-        return x + h
+        return pixels.to_frames(x + h)
 
 
 class TemporalTransformer(nn.Module):
@@ -77,11 +95,13 @@ class TemporalTransformer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, frames, h, w, c)` to the same shape."""
         types = dtypes(self)
+        x, pixels = to_pixels(x)
         height, width = x.shape[2:4]
-        h = GroupNorm(self.groups, 1e-6, axes=CLIP_AXES, name="norm", **types)(x)
+        h = GroupNorm(self.groups, 1e-6, name="norm", **types)(x, pixels.mean)
         h = rearrange(h, "b f h w c -> (b h w) f c")
         h = nn.Dense(self.heads * self.head_dim, name="proj_in", **types)(h)
         h = TransformerBlock(self.heads, self.head_dim, name="block_0", **types)(h)
         # A new one changes nothing, so that it can be added to a trained image network.
         h = nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, name="proj_out", **types)(h)
-        return x + rearrange(h, "(b h w) f c -> b f h w c", h=height, w=width)
+        h = rearrange(h, "(b h w) f c -> b f h w c", h=height, w=width)
+        return pixels.to_frames(x + h)

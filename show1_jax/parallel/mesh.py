@@ -3,6 +3,7 @@
 - `data`: clips of the batch, each with a whole copy of the parameters
 - `fsdp`: clips of the batch too, with a share of the parameters each, which are
   gathered layer by layer (fully sharded data parallelism; Zhao et al. 2023)
+- `frames`: frames of each clip; see `parallel/frames.py`
 - `tensor`: heads and channels of a layer (Shoeybi et al. 2019)
 """
 
@@ -14,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from show1_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "frames", "tensor")
 BATCH = ("data", "fsdp")
 """The axes that clips are spread over."""
 

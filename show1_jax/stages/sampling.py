@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from show1_jax.diffusion.guidance import guide
 from show1_jax.diffusion.solvers import Solver, SolverState
 from show1_jax.models.unet import UNet
+from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.sharding import over_clips
 
 Progress = Callable[[int, int], None]
@@ -122,23 +123,37 @@ def predict(
         keys = jnp.concatenate([_step_keys(conditions.keys, step, half) for half in halves])
         output = apply_with_dropout(denoiser.unet, variables, keys, *inputs)
     else:
-        output = jnp.asarray(denoiser.unet.apply(variables, *inputs))
+        output = apply(denoiser.unet, variables, *inputs)
     if not denoiser.guided:
         return output
     negative, positive = jnp.split(output, 2)
     return guide(negative, positive, jnp.maximum(conditions.guidance, 1.0), channels)
 
 
+def apply(unet: UNet, variables: Any, sample: jax.Array, *inputs: jax.Array | None) -> jax.Array:
+    """Runs the network, on meshes with an axis `frames` with each clip spread over it."""
+
+    def part(sample: jax.Array, variables: Any, *inputs: jax.Array | None) -> jax.Array:
+        return jnp.asarray(unet.apply(variables, sample, *inputs))
+
+    return over_frames(part, sample, variables, *inputs)
+
+
 def apply_with_dropout(
-    unet: UNet, variables: Any, keys: jax.Array, *inputs: jax.Array | None
-) -> Any:
+    unet: UNet, variables: Any, keys: jax.Array, sample: jax.Array, *inputs: jax.Array | None
+) -> jax.Array:
     """Runs each clip alone, so that its dropout does not depend on the batch it is in."""
 
-    def one(key: jax.Array, *inputs: jax.Array | None) -> Any:
-        batch_of_one = jax.tree.map(lambda x: x[None], inputs)
-        return unet.apply(variables, *batch_of_one, train=True, rngs={"dropout": key})[0]
+    def part(
+        sample: jax.Array, variables: Any, keys: jax.Array, *inputs: jax.Array | None
+    ) -> jax.Array:
+        def one(key: jax.Array, *inputs: jax.Array | None) -> Any:
+            batch_of_one = jax.tree.map(lambda x: x[None], inputs)
+            return unet.apply(variables, *batch_of_one, train=True, rngs={"dropout": key})[0]
 
-    return over_clips(one, len(keys))(keys, *inputs)
+        return over_clips(one, len(keys))(keys, sample, *inputs)
+
+    return over_frames(part, sample, variables, keys, *inputs)
 
 
 def _step_keys(keys: jax.Array, step: jax.Array, half: int) -> jax.Array:

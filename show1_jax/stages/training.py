@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from show1_jax.diffusion.losses import Objective, diffusion_loss, draw_timesteps
 from show1_jax.diffusion.schedule import add_noise
 from show1_jax.models.unet import UNet
-from show1_jax.stages.sampling import apply_with_dropout
+from show1_jax.stages.sampling import apply, apply_with_dropout
 
 
 class Example(NamedTuple):
@@ -112,5 +112,5 @@ def denoising_loss(
     if dropout:
         output = apply_with_dropout(unet, {"params": params}, noised.keys, *inputs)
     else:
-        output = jnp.asarray(unet.apply({"params": params}, *inputs))
+        output = apply(unet, {"params": params}, *inputs)
     return diffusion_loss(objective, output, clean, noised.noise, noisy, noised.timesteps)

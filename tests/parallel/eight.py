@@ -1,6 +1,7 @@
 """What 8 devices make, against what one makes of the same.
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' keyframes translation
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
 
 Run in a process of its own, since how many devices a process has is settled
@@ -8,8 +9,10 @@ when it starts. Ends with an assertion if they differ.
 """
 
 import contextlib
+import functools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.parallel import sharding
 from show1_jax.parallel.mesh import make_mesh
+from show1_jax.stages.sampling import apply
 from show1_jax.training import loop
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import compile_step, init_state
@@ -68,6 +72,19 @@ def same(sizes, *parts):
             error = np.abs(np.asarray(found[name]) - array).max() / max(np.abs(array).max(), 1e-9)
             assert error < 1e-5, f"{part} on {sizes}: {name} differs by {error:.1e}"
         print(f"{part} on {sizes}: {len(expected)} arrays equal")
+
+
+def exchanged():
+    """What devices send each other for a call of a network whose clips they share by frames."""
+    task, params, _ = small_task("keyframes")
+    sample = jnp.zeros((1, 8, 8, 16, 3))
+    text = jnp.zeros((1, 5, params["text_projection"]["kernel"].shape[0]))
+    with jax.set_mesh(make_mesh({"frames": 8})):
+        call = jax.jit(functools.partial(apply, task.module))
+        program = call.lower({"params": params}, sample, jnp.zeros(1, int), text).compile()
+    found = set(re.findall(r"all-to-all|all-gather|collective-permute", program.as_text()))
+    assert found == {"all-to-all"}, found
+    print(*found)
 
 
 def resumed(workdir):
@@ -117,4 +134,4 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
-    {"same": same, "resumed": resumed}[sys.argv[1]](*sys.argv[2:])
+    {"same": same, "exchanged": exchanged, "resumed": resumed}[sys.argv[1]](*sys.argv[2:])

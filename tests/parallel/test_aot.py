@@ -35,7 +35,7 @@ def test_collectives_are_counted_once_with_the_bytes_of_their_results():
 
 
 def test_bytes_per_chip_are_those_of_its_share():
-    mesh = AbstractMesh((2, 4, 1), AXES)
+    mesh = AbstractMesh((2, 4, 1, 1), AXES)
     spec = PartitionSpec(None, "fsdp")
     split = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
     whole = jax.ShapeDtypeStruct((5,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))

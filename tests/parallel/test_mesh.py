@@ -11,14 +11,14 @@ from show1_jax.parallel.mesh import AXES, batch_parts, make_mesh
 def test_one_device_is_a_mesh(sizes):
     mesh = make_mesh(sizes, jax.devices()[:1])
     assert mesh.axis_names == AXES
-    assert mesh.devices.shape == (1, 1, 1)
+    assert mesh.devices.shape == (1, 1, 1, 1)
     assert batch_parts(mesh) == 1
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"dta": 1}, "mesh has no axis 'dta': take data, fsdp, tensor"),
+        ({"dta": 1}, "mesh has no axis 'dta': take data, fsdp, frames, tensor"),
         ({"data": 3}, "takes 3 devices, but there are 1: change sizes so that they multiply to 1"),
         ({"data": 3, "fsdp": -1}, "takes a multiple of 3 devices, but there are 1"),
         ({"data": -1, "fsdp": -1}, "sizes are 1 or more, and one of them may be -1"),

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_the_table(path, shape, spec):
-    mesh = AbstractMesh((2, 4, 2), AXES)
+    mesh = AbstractMesh((2, 4, 1, 2), AXES)
     assert parameter_spec(mesh, path, shape) == PartitionSpec(*spec)
 
 
@@ -52,8 +52,12 @@ def on_eight_devices(*arguments):
 
 
 def test_keyframes_are_the_same_on_eight_devices():
-    found = on_eight_devices("same", '{"fsdp": 2, "tensor": 2, "data": 2}', "keyframes")
+    found = on_eight_devices("same", '{"fsdp": 2, "frames": 2, "tensor": 2}', "keyframes")
     assert "arrays equal" in found
+
+
+def test_frames_are_exchanged_and_never_gathered():
+    assert "all-to-all" in on_eight_devices("exchanged")
 
 
 @pytest.mark.slow
@@ -62,6 +66,9 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", ['{"data": 8}', '{"fsdp": 8}', '{"tensor": 2, "fsdp": 4}'])
+@pytest.mark.parametrize(
+    "sizes",
+    ['{"data": 8}', '{"fsdp": 8}', '{"tensor": 2, "fsdp": 4}', '{"frames": 4, "data": 2}'],
+)
 def test_every_part_is_the_same_on_eight_devices(sizes):
     assert on_eight_devices("same", sizes, *PARTS).count("arrays equal") == len(PARTS)
