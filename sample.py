@@ -43,12 +43,14 @@ commands.define_hosts()
 def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
-    from show1_jax.generate import generate, parse_seeds
+    from show1_jax.generate import generate, override, parse_seeds
 
+    overrides = {"steps": STEPS.value, "guidance": GUIDANCE.value}
     if AOT.value:
         commands.only_compile()
         from show1_jax.parallel import programs  # with all of training
 
+        override(CONFIG.value, overrides)
         programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
         return
     commands.join_hosts()
@@ -60,7 +62,7 @@ def main() -> None:
         seeds=None if SEEDS.value is None else parse_seeds(SEEDS.value),
         out=Path(OUT.value),
         stages=STAGES.value,
-        overrides={"steps": STEPS.value, "guidance": GUIDANCE.value},
+        overrides=overrides,
     )
 
 

@@ -158,15 +158,23 @@ def prepare(
     if not checkpoint:
         raise InputError("give --checkpoint: this config comes without one")
     use_compilation_cache()
+    override(config, overrides)
+    return Path(checkpoint)
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:
+    """Sets "steps" and "guidance" in the stages' settings, from `value` or `stage=value`s.
+
+    Raises:
+      InputError: if a stage is unknown or a value no number.
+    """
     for name, kind in (("steps", int), ("guidance", float)):
         _override(config, name, kind, overrides.get(name, ()))
-    return Path(checkpoint)
 
 
 def _override(
     config: ConfigDict, name: str, kind: type[int] | type[float], values: Sequence[str]
 ) -> None:
-    """Sets a value in the stages' settings, from `value` or `stage=value`s."""
     for text in values:
         stage, _, value = text.rpartition("=")
         try:

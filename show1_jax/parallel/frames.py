@@ -32,7 +32,7 @@ class _Split:
 _SPLIT: contextvars.ContextVar[_Split | None] = contextvars.ContextVar("split", default=None)
 
 
-def over_frames(function: Callable[..., jax.Array], sample: jax.Array, *others: Any) -> jax.Array:
+def over_frames(function: Callable[..., Any], sample: jax.Array, *others: Any) -> Any:
     """Calls a function of clips with their frames spread over the mesh's axis `frames`.
 
     Args:
@@ -42,7 +42,7 @@ def over_frames(function: Callable[..., jax.Array], sample: jax.Array, *others: 
       *others: what every device needs; trees of arrays or None.
 
     Returns:
-      The function's result, `(batch, frames, ...)`.
+      The function's result, a tree of `(batch, frames, ...)`.
     """
     mesh, frames = jax.sharding.get_abstract_mesh(), sample.shape[1]
     parts = 1 if mesh.empty else mesh.shape[AXIS]
@@ -50,7 +50,7 @@ def over_frames(function: Callable[..., jax.Array], sample: jax.Array, *others: 
         return function(sample, *others)
 
     # Not `axis_index`, which does not compile where other axes are left to the compiler.
-    def part(index: jax.Array, sample: jax.Array, *others: Any) -> jax.Array:
+    def part(index: jax.Array, sample: jax.Array, *others: Any) -> Any:
         with _split(_Split(parts, frames, index[0])):
             return function(sample, *others)
 
@@ -62,7 +62,8 @@ def over_frames(function: Callable[..., jax.Array], sample: jax.Array, *others: 
         axis_names={AXIS},
         check_vma=False,
     )
-    return split(jnp.arange(parts), _pad(sample, 1, parts), *others)[:, :frames]
+    result = split(jnp.arange(parts), _pad(sample, 1, parts), *others)
+    return jax.tree.map(lambda array: array[:, :frames], result)
 
 
 @contextlib.contextmanager

@@ -155,6 +155,13 @@ def spread(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(clips, *rest))
 
 
+def clips_of_device(clips: int) -> int:
+    """How many of a batch's clips each device has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else batch_parts(mesh)
+    return clips if clips % parts else clips // parts
+
+
 def over_clips(function: Callable[..., Any], clips: int) -> Callable[..., Any]:
     """`jax.vmap` over the clips of a batch, which stay spread over the devices."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from show1_jax.diffusion.schedule import add_noise
 from show1_jax.models.vae import VAE
+from show1_jax.parallel.frames import over_frames
+from show1_jax.parallel.sharding import clips_of_device, over_clips
 from show1_jax.stages.sampling import (
     POSTERIOR,
     START,
@@ -36,18 +38,12 @@ def encode(vae: VAE, params: Any, video: jax.Array, frames_at_once: int) -> tupl
       vae: the autoencoder.
       params: its parameters.
       video: `(batch, frames, height, width, 3)` in [-1, 1].
-      frames_at_once: how many frames are in memory together.
+      frames_at_once: how many frames a device has in memory together.
 
     Returns:
       Two arrays `(batch, frames, height / 8, width / 8, 4)`.
     """
-    images = video.reshape(-1, *video.shape[2:])
-    moments = jax.lax.map(
-        lambda image: vae.apply({"params": params}, image, method="encode"),
-        images,
-        batch_size=frames_at_once,
-    )
-    return jax.tree.map(lambda x: x.reshape(*video.shape[:2], *x.shape[1:]), moments)
+    return _each_frame(vae, params, "encode", video, frames_at_once)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -58,18 +54,29 @@ def decode(vae: VAE, params: Any, latents: jax.Array, frames_at_once: int) -> ja
       vae: the autoencoder.
       params: its parameters.
       latents: `(batch, frames, h, w, 4)`.
-      frames_at_once: how many frames are in memory together.
+      frames_at_once: how many frames a device has in memory together.
 
     Returns:
       `(batch, frames, 8 h, 8 w, 3)`, not clipped.
     """
-    images = latents.reshape(-1, *latents.shape[2:]) / vae.config.scaling_factor
-    video = jax.lax.map(
-        lambda image: vae.apply({"params": params}, image, method="decode"),
-        images,
-        batch_size=frames_at_once,
-    )
-    return video.reshape(*latents.shape[:2], *video.shape[1:])
+    return _each_frame(vae, params, "decode", latents / vae.config.scaling_factor, frames_at_once)
+
+
+def _each_frame(vae: VAE, params: Any, method: str, clips: jax.Array, frames_at_once: int) -> Any:
+    """Applies a method of the autoencoder to frames, so many at a time on each device."""
+
+    def part(clips: jax.Array, params: Any) -> Any:
+        def one(clip: jax.Array) -> Any:
+            return jax.lax.map(
+                lambda frame: vae.apply({"params": params}, frame, method=method),
+                clip,
+                batch_size=at_once,
+            )
+
+        at_once = max(1, frames_at_once // clips_of_device(len(clips)))
+        return over_clips(one, len(clips))(clips)
+
+    return over_frames(part, clips, params)
 
 
 def to_latents(vae: VAE, mean: jax.Array, logvar: jax.Array, noise: jax.Array) -> jax.Array:

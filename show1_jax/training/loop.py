@@ -128,6 +128,9 @@ class Run:
         self.settings = settings = config.train[part]
         inputs: dict[str, str] = {}
         vae, vae_params = self._vae(inputs)
+        saved = workdir / part / "checkpoints"
+        if settings.init and not (saved.is_dir() and any(saved.iterdir())):
+            self._initial_network(settings.init)  # says now what is wrong with it
         self.task = make_task(config, part, vae)
         network_json(self.task.module)  # refuses now what could not be exported in the end
         _check_size(self.task, part, 1 if vae is None else vae.config.downscale)
@@ -309,7 +312,10 @@ class Run:
         """The state before the first step, from other parameters if the config says so."""
         settings, source, where = self.settings, None, ""
         if settings.init:
-            source, where = self._initial_params(settings.init)
+            folder, name = self._initial_network(settings.init)
+            module, where = folder.module(name, jnp.float32), str(folder.folder / name)
+            _check_kinship(module, self.task.module, where)
+            source = folder.params(name, module, jnp.float32)
             hosts.say(f"{self.part} starts from {where}")
         elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
             raise InputError(
@@ -320,8 +326,8 @@ class Run:
         target = shardings(jax.eval_shape(start, source))
         return jax.jit(start, out_shardings=target)(source)
 
-    def _initial_params(self, init: str) -> tuple[Any, str]:
-        """The network to start from: a part's, or one in a folder of its own."""
+    def _initial_network(self, init: str) -> tuple[StageFolder, str]:
+        """Where the network to start from is: a part's, or in a folder of its own."""
         if init == "image" != self.part:
             trained = self.workdir / init / CHECKPOINT
             folder, name = StageFolder(trained / PIPELINES["keyframes"][0]), "unet"
@@ -338,9 +344,9 @@ class Run:
         else:
             path = Path(init).expanduser()
             folder, name = StageFolder(path.parent), path.name
-        module = folder.module(name, jnp.float32)
-        _check_kinship(module, self.task.module, str(folder.folder / name))
-        return folder.params(name, module, jnp.float32), str(folder.folder / name)
+        if not folder.has(name):
+            raise InputError(f"train.{self.part}.init: {folder.folder / name} has no params/")
+        return folder, name
 
     def _stage_folder(self, stage: str, name: str, wanted: str, own: bool = True) -> StageFolder:
         """The folder of a stage that has a network: trained here, or in the config's checkpoint."""
