@@ -189,6 +189,10 @@ def _expect_the_rest(fields: Fields, latent: bool) -> None:
         num_class_embeds=None,
         projection_class_embeddings_input_dim=None,
         resnet_out_scale_factor=1.0,
+        # Newer releases of diffusers write these.
+        attention_type="default",
+        dropout=0.0,
+        reverse_transformer_layers_per_block=None,
     )
     # The latent 3D blocks project linearly whatever this says; the pixel ones never project.
     fields.ignore("sample_size", "use_linear_projection")

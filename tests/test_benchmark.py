@@ -1,0 +1,58 @@
+"""Benchmarks run what they say; their figures are nobody's business here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import show1, tiny
+from show1_jax.benchmark import ours, side_by_side
+from tests.training.small import small_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "name", ["keyframes", "first_frame", "translation.decode", "train.vae", "train.keyframes"]
+)
+def test_programs_run(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    ours.measure(small_config("keyframes"), name, calls=2)
+    found = re.match(rf"{name}: ([\d,]+) parameters, (\d\.\d+) s .*, of 2\), compiled in", (
+        capsys.readouterr().out
+    ))  # fmt: skip
+    assert int(found[1].replace(",", "")) > 1000
+    assert float(found[2]) > 0
+
+
+@pytest.mark.parametrize("name", side_by_side.NETWORKS)
+def test_pytorch_makes_the_same(name, capsys):
+    config = tiny.get_config()
+    config.translation.unet.norm_groups = 32  # diffusers knows no other in all of its layers
+    config.translation.update(height=32, width=48)
+    config.super_resolution.update(height=16, width=24)
+    config.text.t5 = show1.get_config().text.t5
+    config.text.t5.update(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_heads=4, num_layers=3)
+    side_by_side.compare(config, name, calls=1, frames=3)
+    text = capsys.readouterr().out
+    assert float(re.search(r"differ by (\S+) of", text)[1]) < 1e-5, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sound"], "there is no 'sound' to measure; take t5, clip, keyframes"),
+        (["keyframes", "--torch"], "there is no 'keyframes' to measure; take translation"),
+        (["keyframes", "--calls", "0"], "must be at least 1"),
+        (["--config", "nowhere.py"], "nowhere.py is not a config file"),
+    ],
+)
+def test_the_command_line_ends_in_a_clear_line(arguments, message):
+    command = [sys.executable, "-m", "show1_jax.benchmark", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
