@@ -1,7 +1,9 @@
 """From a prompt to files, through every stage of the checkpoint that comes with the project."""
 
+import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -420,3 +422,24 @@ def test_a_job_that_is_killed_twice_makes_every_item_once(tmp_path):
                 for path in (alone / "000", out / f"{item:03d}")
             )
             assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.slow
+def test_processes_share_the_items(tmp_path):
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    command = [
+        sys.executable, str(ROOT / "sample.py"), "--prompt=a red circle", "--seeds=0-4",
+        "--stages=keyframes", "--steps=2", f"--out={tmp_path}", "--processes=2",
+        f"--coordinator=localhost:{port}",
+    ]  # fmt: skip
+    processes = [subprocess.Popen([*command, f"--process={i}"]) for i in (0, 1)]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [(line["item"], line["seed"]) for line in lines(tmp_path)] == [(i, i) for i in range(5)]
+    alone = tmp_path / "alone"
+    sample_py(
+        "--prompt=a red circle", "--seeds=3", "--stages=keyframes", "--steps=2", f"--out={alone}"
+    )
+    one, other = (np.load(path / "keyframes.npy") for path in (tmp_path / "003", alone / "000"))
+    np.testing.assert_allclose(one, other, atol=1e-5)

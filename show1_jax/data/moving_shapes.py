@@ -11,10 +11,10 @@ all of a 64x40 or 256x160 frame; a wider frame shows more background.
 
 - shape: circle, square (level) or equilateral triangle (pointing up), all of
   the same area at the same size
-- size: the square root of the shape's area, small 0.24, large 0.40 heights
+- size: the square root of the shape's area, small 0.30, large 0.44 heights
 - color, background: the RGB of `COLORS` and `BACKGROUNDS`
 - direction: one of 8, at multiples of 45 degrees
-- speed: uniform in `SPEEDS`, 0.07 to 0.12 heights per second (0.26 to 0.45
+- speed: uniform in `SPEEDS`, 0.06 to 0.10 heights per second (0.22 to 0.37
   heights in the whole clip); the start is uniform where the path fits
 
 A tenth of the 864 combinations of attributes are held out of training, to test
@@ -41,9 +41,9 @@ from show1_jax.errors import InputError
 
 DURATION = 28 / 7.5
 ASPECT = 1.6
-SPEEDS = (0.07, 0.12)
+SPEEDS = (0.06, 0.10)
 
-SIZES = {"small": 0.24, "large": 0.40}
+SIZES = {"small": 0.30, "large": 0.44}
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
@@ -182,7 +182,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     Within a split, combinations are equally frequent.
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         labels = {

@@ -36,7 +36,7 @@ from show1_jax.evaluation.templates import best_shape
 UNKNOWN = "?"  # the name of an attribute that cannot be seen; no caption says it
 
 MAX_ROWS = 80  # larger frames are averaged down first: nothing is lost but time and noise
-REACH = 0.38  # heights; no shape reaches further from its centroid
+REACH = 0.42  # heights; no shape reaches further from its centroid
 LEAST_CONTRAST = 50.0  # RGB distance of a shape from its background; the palette's least is 102
 FARTHEST_COLOR = 100.0  # RGB distance at which a colour is none of the palette's
 FADED = 0.6  # of a colour's contrast; a blurred small shape shows no more of it

@@ -1,6 +1,6 @@
 """Which shape it is: drawings of each compared with what is seen.
 
-At 32x20 a small shape is 4 pixels across, and a circle differs from a square by
+At 16x10 a small shape is 3 pixels across, and a circle differs from a square by
 a few percent of their coverage. Drawn at the same place between pixels, and
 compared in all frames, the difference is still plain.
 """

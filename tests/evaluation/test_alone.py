@@ -27,10 +27,10 @@ def test_true_clips_are_those_of_the_cascade():
     config = tiny.get_config()
     truth = Truth(config, SCENES, ["super_resolution"])
     keyframes, clip = truth.load(0, "keyframes"), truth.load(0, "interpolation")
-    assert keyframes.shape == (8, 20, 32, 3)
-    assert clip.shape == (29, 20, 32, 3)
+    assert keyframes.shape == (8, 10, 16, 3)
+    assert clip.shape == (29, 10, 16, 3)
     np.testing.assert_array_equal(clip[::4], keyframes)
-    assert truth.load(0, "first_frame").shape == (80, 128, 3)
+    assert truth.load(0, "first_frame").shape == (40, 64, 3)
     assert truth.has(0, "first_frame")
     assert not truth.has(0, "super_resolution")
     truth.save(0, "super_resolution", clip, {})
@@ -49,10 +49,10 @@ def test_a_perfect_stage_beats_its_filter(stage):
     other = "blending" if stage == "interpolation" else "bicubic"
     best, worse = numbers(text, stage), numbers(text, other)
     assert best[0] == np.inf
-    assert 15 < worse[0] < 45
+    assert 15 < worse[0] < 50
     if stage == "interpolation":
         assert best[1] == 0
-        assert 0.05 < worse[1] < 1
+        assert 0.01 < worse[1] < 1
 
 
 def test_translation_is_compared_with_what_it_starts_from():
@@ -76,7 +76,7 @@ def test_two_ghosts_are_in_neither_place():
     middle = shapes.render(shapes.Scene(combination, -0.05, 0, 0), 1, 80, 128)
     true = centroids(middle, combination)
     np.testing.assert_allclose(true, [[63.5 - 4, 39.5]], atol=0.1)
-    assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.2)
+    assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.3)
     assert np.isnan(centroids(np.zeros_like(middle), combination)).all()
 
 

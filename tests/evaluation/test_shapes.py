@@ -18,6 +18,7 @@ def rendered(count, frames, height, width):
 @pytest.mark.parametrize(
     ("count", "frames", "height", "width"),
     [
+        (150, 8, 10, 16),
         (150, 8, 20, 32),
         (100, 8, 24, 40),
         (100, 8, 40, 64),
@@ -96,7 +97,7 @@ def test_directions_are_those_of_the_frame(direction, step):
     video = np.zeros((8, 40, 64, 3), np.uint8)
     for frame in range(8):
         x, y = 29 + (frame - 4) * step[0], 17 + (frame - 4) * step[1]
-        video[frame, y : y + 7, x : x + 7] = shapes.COLORS["red"]
+        video[frame, y : y + 11, x : x + 11] = shapes.COLORS["red"]
     assert measure(video).combination == Combination("small", "red", "square", direction, "black")
 
 
