@@ -205,7 +205,10 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
     assert changed == {folder / "translation.mp4"}
     after = read_video(folder / "translation.mp4")[0]
-    assert np.abs(after.astype(int) - before).max() <= 1
+    # Made in another place of a batch, so up to rounding, of which the codec makes more.
+    other = read_video(out / "000" / "translation.mp4")[0]
+    assert np.abs(after.astype(int) - before).mean() < 1
+    assert np.abs(after.astype(int) - other).mean() > 2
     again = json.loads((folder / "metadata.json").read_text())["stages"]["translation"]
     assert again == translated
     assert sorted(map(str, lines(out))) == sorted(map(str, expected))
@@ -314,10 +317,10 @@ def test_bad_stages_and_overrides(tmp_path):
 
 
 def test_bad_sizes_name_the_multiple(tmp_path):
-    for section, multiple in (("keyframes", 4), ("super_resolution", 8), ("translation", 32)):
+    for section, multiple in (("keyframes", 2), ("super_resolution", 8), ("translation", 16)):
         settings = config()
-        settings[section].height = 18
-        bad(tmp_path, f"{section}.height is 18.*multiple of {multiple}", settings=settings)
+        settings[section].height = 17
+        bad(tmp_path, f"{section}.height is 17.*multiple of {multiple}", settings=settings)
 
 
 def test_bad_folders(tmp_path):

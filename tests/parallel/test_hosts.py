@@ -40,7 +40,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_stays_alone_says_so(process, tmp_path):
     arguments = (f"--coordinator=localhost:{free_port()}", "--processes=2", f"--process={process}")
     command = [sys.executable, "train.py", f"--workdir={tmp_path}", *arguments, "--join_limit=2"]
