@@ -51,7 +51,7 @@ def generate(
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
-    outputs = Outputs(out)
+    outputs = Outputs(out, keeper=hosts.first())
     with hosts.first_alone("items"):
         items = _items(asked, seeds, outputs, goes_on="keyframes" not in cascade.stages)
         all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
@@ -63,7 +63,7 @@ def generate(
     outputs.failures = [
         tuple(failure) for each in hosts.gather(outputs.failures) for failure in each
     ]
-    if jax.process_count() > 1 and hosts.first():
+    if jax.process_count() > 1:
         outputs.write_manifest()
     if outputs.failures:
         item, stage, why = outputs.failures[0]

@@ -26,9 +26,15 @@ CIRCUMSTANCES = ("checkpoint", "versions", "platform")
 class Outputs:
     """Results of a run, on disk; see `stages.cascade.Results`."""
 
-    def __init__(self, folder: Path):
-        """A folder that may exist already; nothing is written before `begin`."""
-        self.folder = folder
+    def __init__(self, folder: Path, keeper: bool = True):
+        """A folder that may exist already; nothing is written before `begin`.
+
+        Args:
+          folder: of the run.
+          keeper: whether to write the manifest anew where it is out of date. Of
+            processes that share a folder one does; the others only add lines.
+        """
+        self.folder, self._keeper = folder, keeper
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
@@ -139,9 +145,11 @@ class Outputs:
     def write_manifest(self) -> None:
         """Writes the manifest anew, from what is there and what has failed.
 
-        Processes that write lines at the same time may lose some of each other's:
-        one of them does this when all are done.
+        Lines that other processes add meanwhile may be lost: with several, the
+        keeper does this again when all are done.
         """
+        if not self._keeper:
+            return
         lines = [
             self._line(item, stage)
             for item in range(len(self.prompts))

@@ -1,9 +1,7 @@
 """From a prompt to files, through every stage of the checkpoint that comes with the project."""
 
-import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +15,9 @@ from show1_jax.checkpoints.released import StageFolder
 from show1_jax.errors import InputError
 from show1_jax.generate import generate, parse_seeds
 from show1_jax.media import read_video, to_uint8
-from show1_jax.stages.cascade import STAGES
+from show1_jax.outputs import Outputs
+from show1_jax.stages.cascade import STAGES, Cascade
+from tests.parallel.test_hosts import free_port
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a small red circle moving left", "A large blue square  "]
@@ -201,7 +201,10 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     (folder / "metadata.json").write_text(json.dumps(metadata))
     before = read_video(folder / "translation.mp4")[0]
     (folder / "translation.mp4").write_bytes(b"half")
+    encode, encoded = Cascade.encode, []
+    monkeypatch.setattr(Cascade, "encode", lambda *of: (encoded.extend(of[1]), encode(*of))[1])
     run(out, PROMPTS)
+    assert encoded == PROMPTS[1:]
     changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
     assert changed == {folder / "translation.mp4"}
     after = read_video(folder / "translation.mp4")[0]
@@ -212,6 +215,18 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     again = json.loads((folder / "metadata.json").read_text())["stages"]["translation"]
     assert again == translated
     assert sorted(map(str, lines(out))) == sorted(map(str, expected))
+
+
+def test_only_one_of_several_processes_writes_the_manifest_anew(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    with (out / "manifest.jsonl").open("a") as file:
+        file.write('{"item": 9, "stage": "of another process"}\n')
+    before = lines(out)
+    for keeper, expected in ((False, before), (True, before[:-1])):
+        outputs = Outputs(out, keeper)
+        outputs.begin(PROMPTS, [4, 4])
+        assert sorted(map(str, lines(out))) == sorted(map(str, expected))
 
 
 def test_other_weights_make_it_again_and_a_copy_of_them_does_not(made, tmp_path):
@@ -429,13 +444,10 @@ def test_a_job_that_is_killed_twice_makes_every_item_once(tmp_path):
 
 @pytest.mark.slow
 def test_processes_share_the_items(tmp_path):
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
     command = [
         sys.executable, str(ROOT / "sample.py"), "--prompt=a red circle", "--seeds=0-4",
         "--stages=keyframes", "--steps=2", f"--out={tmp_path}", "--processes=2",
-        f"--coordinator=localhost:{port}",
+        f"--coordinator=localhost:{free_port()}",
     ]  # fmt: skip
     processes = [subprocess.Popen([*command, f"--process={i}"]) for i in (0, 1)]
     assert [process.wait(300) for process in processes] == [0, 0]

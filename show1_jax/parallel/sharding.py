@@ -90,30 +90,22 @@ def put_batch(tree: Any, axis: int = 0) -> Any:
     mesh = jax.sharding.get_mesh()
 
     def put(array: Any) -> jax.Array:
-        array = np.asarray(array) if not isinstance(array, jax.Array) else array
-        if mesh.empty:
-            return jax.device_put(array)
-        even = not array.shape[axis] % batch_parts(mesh)
-        spec = PartitionSpec(*(None,) * axis, BATCH) if even else PartitionSpec()
-        sharding = NamedSharding(mesh, spec)
-        if is_shared(mesh):
-            return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        return jax.device_put(array, sharding)
+        even = not mesh.empty and not np.shape(array)[axis] % batch_parts(mesh)
+        return put_array(array, *(None,) * axis, BATCH) if even else put_array(array)
 
     return jax.tree.map(put, tree)
 
 
-def put_whole(tree: Any) -> Any:
-    """Puts arrays, which every process has, on every device."""
+def put_array(array: Any, *axes: Any) -> jax.Array:
+    """Puts an array, which every process has, on all devices, its sides split over mesh axes."""
     mesh = jax.sharding.get_mesh()
-
-    def put(array: Any) -> jax.Array:
-        if mesh.empty:
-            return jax.device_put(array)
-        sharding = NamedSharding(mesh, PartitionSpec())
-        return jax.make_array_from_callback(np.shape(array), sharding, array.__getitem__)
-
-    return jax.tree.map(put, tree)
+    array = np.asarray(array) if not isinstance(array, jax.Array) else array
+    if mesh.empty:
+        return jax.device_put(array)
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    if is_shared(mesh):
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    return jax.device_put(array, sharding)
 
 
 def own_rows(batch_size: int) -> list[int]:

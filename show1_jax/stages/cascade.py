@@ -264,15 +264,21 @@ class Cascade:
         progress: Callable[[str, int, int], None] | None,
         left: list[int],
     ) -> None:
-        texts: Texts | None = None
+        made_by = {stage: self.settings(stage) for stage in self.stages}
+        # An item that lacks a stage may come to lack later ones, but no other item does.
+        left = [
+            item
+            for item in left
+            if not all(results.done(item, stage, made_by[stage]) for stage in self.stages)
+        ]
+        if not left:
+            return
+        texts = self.encode([prompts[item] for item in left])
         for stage in self.stages:
-            folder, settings = self.folders[stage], self.settings(stage)
+            folder, settings = self.folders[stage], made_by[stage]
             missing = [item for item in left if not results.done(item, stage, settings)]
             if not missing:
                 continue
-            # A stage that is made again takes the later ones of its items with it: what a
-            # later stage lacks and this one does not is only what a run was cut off in.
-            texts = texts or self.encode([prompts[item] for item in left])
             failed = set(self._unusable(stage, missing, results))
             usable = [item for item in missing if item not in failed]
             params = {}

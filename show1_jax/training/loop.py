@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import hosts
 from show1_jax.parallel.mesh import batch_parts, make_mesh
-from show1_jax.parallel.sharding import put_batch, put_rows, put_whole, shardings
+from show1_jax.parallel.sharding import own_rows, put_array, put_batch, put_rows, shardings
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, start_from
@@ -149,7 +150,7 @@ class Run:
             arguments = (settings, builder, read, self.task.spec, text)
             self.validation = data.validation_batches(*arguments)
         if text is not None:
-            self.constants["empty"] = put_whole(np.asarray(text(EMPTY), np.float32))
+            self.constants["empty"] = put_array(np.asarray(text(EMPTY), np.float32))
         self.folder = RunFolder(workdir / part, config, part, inputs)
         self.batches = data.training_batches(*arguments)
         self.optimizer = make_optimizer(settings)
@@ -166,7 +167,8 @@ class Run:
                 state = self._first_state()
             else:
                 state, positions = restored
-                self.batches.set_state(self._position(positions))
+                index, rows = jax.process_index(), len(own_rows(self.settings.batch_size))
+                self.batches.set_state(position(positions, jax.process_count(), index, rows))
                 hosts.say(f"{self.part} goes on from step {int(state.step):,}")
             if int(state.step) < self.settings.steps:
                 metrics = Metrics(self.folder.folder, int(state.step), hosts.first())
@@ -179,20 +181,6 @@ class Run:
                 if hosts.first():
                     self._export(params)
             hosts.wait(f"{self.part} is exported")
-
-    def _position(self, positions: list[dict[str, Any]]) -> dict[str, Any]:
-        """Where this process's data goes on, after what each of those that saved it had seen."""
-        count = jax.process_count()
-        if len(positions) == count:
-            return positions[jax.process_index()]
-        if any(position.keys() != {"next_index"} for position in positions):
-            raise InputError(
-                f"{self.folder.folder} was trained by {len(positions)} processes with workers: go "
-                f"on with as many, not {count}"
-            )
-        # Each has seen its share of every batch; with clips that cannot be used, a few more.
-        seen = max(position["next_index"] for position in positions) * len(positions)
-        return {"next_index": -(-seen // count)}
 
     def _loop(
         self, state: TrainState, metrics: Metrics, preemption: hosts.Preemption
@@ -241,7 +229,9 @@ class Run:
                 self._sample(state, step, metrics)
             watch.left_out(time.perf_counter() - begin)
             if saved:
-                self.folder.save(state, hosts.gather(self.batches.get_state()))
+                rows = len(own_rows(settings.batch_size))
+                own = {"rows": rows, "iterator": self.batches.get_state()}
+                self.folder.save(state, hosts.gather(own))
             if stopped:
                 self.folder.wait()
                 raise Preempted(f"{self.part} is saved at step {step:,}: the same command goes on")
@@ -344,8 +334,8 @@ class Run:
         else:
             path = Path(init).expanduser()
             folder, name = StageFolder(path.parent), path.name
-        if not folder.has(name):
-            raise InputError(f"train.{self.part}.init: {folder.folder / name} has no params/")
+            if not folder.has(name):
+                raise InputError(f"train.{self.part}.init: {folder.folder / name} has no params/")
         return folder, name
 
     def _stage_folder(self, stage: str, name: str, wanted: str, own: bool = True) -> StageFolder:
@@ -434,6 +424,31 @@ class Run:
             "scaling_factor": round(float(variance) ** -0.5, 5)
         }
         return vae.clone(config=VAEConfig(**fields))
+
+
+def position(positions: list[dict[str, Any]], count: int, index: int, rows: int) -> Any:
+    """Where a process's data goes on.
+
+    Args:
+      positions: of each of the processes that saved them: the state of its
+        "iterator", and how many "rows" of each batch that gave.
+      count: how many processes go on.
+      index: which of them this is.
+      rows: of each batch are this one's.
+
+    Raises:
+      InputError: if they cannot be shared out anew.
+    """
+    if len(positions) == count and positions[index]["rows"] == rows:
+        return positions[index]["iterator"]
+    if any(each["iterator"].keys() != {"next_index"} for each in positions):
+        raise InputError(
+            f"the run was trained by {len(positions)} processes with workers, each with "
+            f"{positions[0]['rows']} clips of a batch: go on with as many"
+        )
+    # With clips that cannot be used, some have seen a little more than others.
+    batches = max(each["iterator"]["next_index"] / each["rows"] for each in positions)
+    return {"next_index": math.ceil(batches * rows)}
 
 
 def _holds(folder: StageFolder, name: str, params: Any) -> bool:

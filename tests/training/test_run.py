@@ -108,7 +108,7 @@ def test_what_a_run_leaves(straight):
     assert checkpoints(straight) == [2, 4, 6, 7]
     state, position = saved(straight)
     assert state["step"] == STEPS
-    assert position == [{"next_index": 2 * STEPS}]  # of the one process
+    assert position == [{"rows": 2, "iterator": {"next_index": 2 * STEPS}}]  # of the one process
     found = lines(straight)
     assert [line["step"] for line in found if "loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in found if "validation_loss" in line] == [3, 6, 7]
@@ -131,6 +131,28 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path
     assert lines(tmp_path) == lines(straight)
     params = "checkpoint/show-1-sr2/vae/params"
     assert_same(load_params(tmp_path / params), load_params(straight / params))
+
+
+@pytest.mark.parametrize(
+    ("saved", "count", "rows", "found"),
+    [
+        ([(8, 24)], 1, 8, 24),
+        ([(4, 12), (4, 12)], 1, 8, 24),
+        ([(8, 24)], 2, 4, 12),
+        ([(8, 24), (8, 24)], 2, 4, 12),  # both had all of a batch: parameters were split
+        ([(4, 12), (4, 13)], 2, 4, 12),
+        ([(4, 12), (4, 13)], 1, 8, 26),
+    ],
+)
+def test_data_goes_on_whoever_has_which_part_of_a_batch(saved, count, rows, found):
+    positions = [{"rows": own, "iterator": {"next_index": seen}} for own, seen in saved]
+    assert loop.position(positions, count, 0, rows) == {"next_index": found}
+    workers = [{"rows": own, "iterator": {"workers": []}} for own, _ in saved]
+    if count == len(saved) and rows == saved[0][0]:
+        assert loop.position(workers, count, 0, rows) == {"workers": []}
+    else:
+        with pytest.raises(InputError, match="processes with workers"):
+            loop.position(workers, count, 0, rows)
 
 
 def test_sigterm_ends_in_a_complete_checkpoint(train, straight, tmp_path, monkeypatch):
