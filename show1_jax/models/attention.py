@@ -6,31 +6,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from show1_jax.models.dot_product import attention
 from show1_jax.models.layers import GroupNorm, dtypes, exact_gelu, layer_norm
-
-# Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
-# frame would else need gigabytes of them.
-LOGIT_BYTES = 2**29
-
-
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Softmax attention with fp32 logits (Vaswani et al. 2017, eq. 1).
-
-    Args:
-      query: `(batch, queries, heads, width)`.
-      key: `(batch, keys, heads, width)`.
-      value: `(batch, keys, heads, width)`.
-
-    Returns:
-      `(batch, queries, heads, width)` in the dtype of `query`.
-    """
-    batch, queries, heads, _ = query.shape
-    rows = max(1, LOGIT_BYTES // (4 * heads * queries * key.shape[1]))
-    if rows >= batch:
-        return jax.nn.dot_product_attention(query, key, value)
-    return jax.lax.map(
-        lambda row: jax.nn.dot_product_attention(*row), (query, key, value), batch_size=rows
-    )
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from show1_jax.models.attention import attention
+from show1_jax.models.dot_product import attention
 from show1_jax.models.layers import GroupNorm, ResnetBlock, conv3x3, double
 
 EPS = 1e-6

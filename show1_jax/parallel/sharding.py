@@ -8,6 +8,7 @@ the parameters' paths and shapes, and so is split as they are. Without a mesh
 everything lies on the default device.
 """
 
+import contextvars
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import (
     AbstractMesh,
+    AxisType,
     Mesh,
     NamedSharding,
     PartitionSpec,
@@ -34,6 +36,9 @@ TENSOR = (
     (r"\bconv[24]/kernel", -2),
 )
 LEAST_SPLIT = 2**16  # elements; to gather less costs more than it saves
+
+# Whether the clips of a batch are mapped over, and so spread already, where a layer is called.
+_CLIPS_SPREAD: contextvars.ContextVar[bool] = contextvars.ContextVar("clips", default=False)
 
 
 def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -159,4 +164,45 @@ def over_clips(function: Callable[..., Any], clips: int) -> Callable[..., Any]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or clips % batch_parts(mesh):
         return jax.vmap(function)
-    return jax.vmap(function, spmd_axis_name=BATCH)
+
+    def one(*arrays: Any) -> Any:
+        token = _CLIPS_SPREAD.set(True)
+        try:
+            return function(*arrays)
+        finally:
+            _CLIPS_SPREAD.reset(token)
+
+    return jax.vmap(one, spmd_axis_name=BATCH)
+
+
+def over_heads(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Calls a function, which the compiler cannot split, on each device's share of a batch.
+
+    Args:
+      function: of arrays that it takes apart no more than by batch and heads.
+      *arrays: `(batch, length, heads, width)`, whose batch and heads are spread
+        where they divide evenly.
+
+    Returns:
+      The function's result, `(batch, length, heads, width)`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    batch, _, heads, _ = arrays[0].shape
+    whole = _CLIPS_SPREAD.get() or batch % batch_parts(mesh)
+    spec = PartitionSpec(
+        None if whole else BATCH, None, None if heads % mesh.shape["tensor"] else "tensor"
+    )
+    left = {
+        axis
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
+    return jax.shard_map(
+        function,
+        in_specs=(spec,) * len(arrays),
+        out_specs=spec,
+        axis_names=left,
+        check_vma=False,
+    )(*arrays)

@@ -11,12 +11,10 @@ import pytest
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.tables import ADDED_KV_ATTENTION, RESNET, TEMPORAL_CONV, TRANSFORMER
 from show1_jax.checkpoints.tables import UNET as UNET_TABLE
-from show1_jax.models import attention as attention_module
 from show1_jax.models.attention import (
     AddedKVAttention,
     SpatialTransformer,
     TextPooling,
-    attention,
 )
 from show1_jax.models.layers import (
     ResnetBlock,
@@ -203,51 +201,6 @@ def test_sinusoids_have_cosines_first():
         angles = positions * math.exp(-math.log(10000) * column / 4)
         np.testing.assert_allclose(out[:, column], np.cos(angles), atol=1e-4)
         np.testing.assert_allclose(out[:, 4 + column], np.sin(angles), atol=1e-4)
-
-
-def attention_inputs(batch: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.standard_normal((batch, length, 2, 4), np.float32) for length in (6, 9, 9)]
-
-
-def test_attention_is_a_softmax_over_keys():
-    query, key, value = attention_inputs(2)
-    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
-    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
-    assert_close(attention(query, key, value), expected, 1e-6)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 4])
-def test_attention_in_chunks_is_the_same(rows, monkeypatch):
-    inputs = attention_inputs(5)
-
-    def loops() -> bool:
-        # A new function each time, for a trace of its own.
-        return "scan" in str(jax.make_jaxpr(lambda *inputs: attention(*inputs))(*inputs))
-
-    def gradient() -> list:
-        def loss(*inputs):
-            return jnp.sin(attention(*inputs)).sum()
-
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
-
-    assert not loops()
-    whole, whole_gradient = attention(*inputs), gradient()
-    # Room for the logits of so many rows; there is always room for one.
-    monkeypatch.setattr(attention_module, "LOGIT_BYTES", rows * 4 * 2 * 6 * 9)
-    assert loops()
-    assert_close(attention(*inputs), whole, 1e-6)
-    for chunked, expected in zip(gradient(), whole_gradient, strict=True):
-        assert_close(chunked, expected, 1e-6)
-
-
-def test_attention_keeps_the_dtype_of_its_query():
-    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in attention_inputs(2))
-    out = attention(query, key, value)
-    assert out.dtype == jnp.bfloat16
-    exact = attention(*(x.astype(jnp.float32) for x in (query, key, value)))
-    assert_close(out, exact, 2e-2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' keyframes translation
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight attention
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
 
 Run in a process of its own, since how many devices a process has is settled
@@ -23,7 +24,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from show1_jax.models import dot_product
 from show1_jax.parallel import sharding
+from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.mesh import make_mesh
 from show1_jax.stages.sampling import apply
 from show1_jax.training import loop
@@ -87,6 +90,45 @@ def exchanged():
     print(*found)
 
 
+def attention():
+    """The kernel that the compiler cannot split: for a batch, for mapped clips, within frames."""
+
+    def call(*arrays):
+        return dot_product.attention(*arrays, implementation="splash")
+
+    def mapped(*arrays):
+        return sharding.over_clips(lambda *one: call(*(x[None] for x in one))[0], 4)(*arrays)
+
+    keys = jax.random.split(KEY, 3)
+    for name, function, sizes in (
+        ("a batch", call, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("mapped clips", mapped, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("frames", lambda *a: _per_frame(call, *a), {"data": 2, "frames": 2, "tensor": 2}),
+    ):
+        lead = (4, 6) if name == "frames" else (4,)
+        arrays = [
+            jax.random.normal(key, (*lead, length, 4, 8))
+            for key, length in zip(keys, (20, 30, 30), strict=True)
+        ]
+        flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
+        expected = dot_product.attention(*flat, implementation="xla").reshape(arrays[0].shape)
+        with jax.set_mesh(make_mesh(sizes)):
+            found = jax.jit(function)(*sharding.put_batch(arrays))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        print(f"{name}: equal")
+
+
+def _per_frame(call, *arrays):
+    """Attention within each frame, of clips that are spread by their frames."""
+
+    def part(packed):
+        query, key, value = jnp.split(packed, [20, 50], axis=2)
+        flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
+        return call(*flat).reshape(query.shape)
+
+    return over_frames(part, jnp.concatenate(arrays, axis=2))
+
+
 def resumed(workdir):
     """A run that goes on on another mesh, and then on one device."""
     workdir = Path(workdir)
@@ -134,4 +176,4 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
-    {"same": same, "exchanged": exchanged, "resumed": resumed}[sys.argv[1]](*sys.argv[2:])
+    {f.__name__: f for f in (same, exchanged, attention, resumed)}[sys.argv[1]](*sys.argv[2:])

@@ -60,6 +60,10 @@ def test_frames_are_exchanged_and_never_gathered():
     assert "all-to-all" in on_eight_devices("exchanged")
 
 
+def test_attention_is_the_same_on_eight_devices():
+    assert on_eight_devices("attention").count("equal") == 3
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     assert "6 losses equal" in on_eight_devices("resumed", str(tmp_path))

@@ -1,0 +1,136 @@
+"""Softmax attention, by whichever implementation suits the platform and the lengths."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from show1_jax.errors import InputError
+from show1_jax.parallel.sharding import over_heads
+
+Implementation = Literal["xla", "cudnn", "splash"]
+
+# Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
+# frame would else need gigabytes of them.
+LOGIT_BYTES = 2**29
+
+# Of fewer keys the logits are small, and XLA fuses around them.
+LEAST_KEYS = 512
+
+LANES = 128  # lengths that the TPU's kernel takes are multiples of it
+LARGEST_BLOCK = 1024
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Softmax attention with fp32 logits (Vaswani et al. 2017, eq. 1).
+
+    Args:
+      query: `(batch, queries, heads, width)`.
+      key: `(batch, keys, heads, width)`.
+      value: `(batch, keys, heads, width)`.
+      implementation: "xla" anywhere; "cudnn" (Dao et al. 2022) on NVIDIA GPUs since
+        Ampere, in 16 bits; "splash", JAX's Pallas kernel, on TPUs, and slowly
+        elsewhere; None for the best here.
+
+    Returns:
+      `(batch, queries, heads, width)` in the dtype of `query`.
+
+    Raises:
+      InputError: if there is no such implementation.
+    """
+    match implementation or best(query, key, *target()):
+        case "xla":
+            return _xla(query, key, value)
+        case "cudnn":
+            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        case "splash":
+            return over_heads(_splash, query, key, value)
+        case unknown:
+            raise InputError(f"attention {unknown!r} is not xla, cudnn or splash")
+
+
+def target() -> tuple[str, float]:
+    """What is compiled for: "cpu", "tpu" or "gpu", and a GPU's compute capability, else 0."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform not in ("gpu", "cuda"):
+        return platform, 0.0
+    # A GPU's kernels are chosen by the one that is here: nothing compiles for others.
+    return "gpu", float(getattr(jax.local_devices()[0], "compute_capability", 0))
+
+
+def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> Implementation:
+    """The implementation for these arrays on this platform.
+
+    Short sequences, such as a clip's frames, are XLA's everywhere.
+    """
+    short = query.dtype in (jnp.bfloat16, jnp.float16)
+    keys, width = key.shape[1], query.shape[-1]
+    if keys < LEAST_KEYS or not short:
+        return "xla"
+    if platform == "gpu" and capability >= 8 and width <= 128 and not width % 8:
+        return "cudnn"
+    if platform == "tpu" and width <= 2 * LANES:
+        return "splash"
+    return "xla"
+
+
+def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    batch, queries, heads, _ = query.shape
+    if 4 * batch * heads * queries * key.shape[1] <= LOGIT_BYTES:
+        return jax.nn.dot_product_attention(query, key, value)
+    return over_heads(_in_rows, query, key, value)
+
+
+def _in_rows(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """A few of the batch at a time."""
+    _, queries, heads, _ = query.shape
+    rows = max(1, LOGIT_BYTES // (4 * heads * queries * key.shape[1]))
+    return jax.lax.map(
+        lambda row: jax.nn.dot_product_attention(*row), (query, key, value), batch_size=rows
+    )
+
+
+def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    # Pallas takes half a second to import, and only TPUs want it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads, width, queries, keys = query.shape[2], query.shape[3], query.shape[1], key.shape[1]
+    query = query * jnp.asarray(width**-0.5, query.dtype)
+    query, key, value = (_padded(x).swapaxes(1, 2) for x in (query, key, value))
+    shape = (query.shape[2], key.shape[2])
+    q, kv = (_block(length) for length in shape)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.FullMask(shape)] * heads),
+        block_sizes=splash.BlockSizes(
+            q, kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=target()[0] != "tpu",
+    )
+    ids = None
+    if keys < shape[1]:  # the keys of the padding are another segment's, which no query sees
+        ids = splash.SegmentIds(
+            jnp.zeros(shape[0], jnp.int32), (jnp.arange(shape[1]) >= keys).astype(jnp.int32)
+        )
+    result = jax.vmap(functools.partial(kernel, segment_ids=ids))(query, key, value)
+    return result.swapaxes(1, 2)[:, :queries].astype(query.dtype)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    """Zeros at the end of the length, up to a multiple of what the kernel takes."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0)))
+
+
+def _block(length: int) -> int:
+    """The largest block that divides a padded length."""
+    lanes = length // LANES
+    return LANES * max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if not lanes % n)

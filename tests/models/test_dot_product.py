@@ -1,0 +1,113 @@
+"""Attention: what it computes, and that every implementation computes the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from show1_jax.errors import InputError
+from show1_jax.models import dot_product
+from show1_jax.models.dot_product import attention, best
+from tests.conftest import assert_close
+
+
+def attention_inputs(batch, queries=6, keys=9):
+    rng = np.random.default_rng(0)
+    lengths = (queries, keys, keys)
+    return [rng.standard_normal((batch, length, 2, 4), np.float32) for length in lengths]
+
+
+def gradients(*inputs, **how):
+    """Of a function of the attention, by each of its inputs."""
+
+    def loss(*inputs):
+        return jnp.sin(attention(*inputs, **how)).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
+
+
+def test_attention_is_a_softmax_over_keys():
+    query, key, value = attention_inputs(2)
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    assert_close(attention(query, key, value), expected, 1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
+def test_attention_in_chunks_is_the_same(rows, monkeypatch):
+    inputs = attention_inputs(5)
+
+    def loops() -> bool:
+        # A new function each time, for a trace of its own.
+        return "scan" in str(jax.make_jaxpr(lambda *inputs: attention(*inputs))(*inputs))
+
+    assert not loops()
+    whole, whole_gradient = attention(*inputs), gradients(*inputs)
+    # Room for the logits of so many rows; there is always room for one.
+    monkeypatch.setattr(dot_product, "LOGIT_BYTES", rows * 4 * 2 * 6 * 9)
+    assert loops()
+    assert_close(attention(*inputs), whole, 1e-6)
+    for chunked, expected in zip(gradients(*inputs), whole_gradient, strict=True):
+        assert_close(chunked, expected, 1e-6)
+
+
+def test_attention_keeps_the_dtype_of_its_query():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in attention_inputs(2))
+    out = attention(query, key, value)
+    assert out.dtype == jnp.bfloat16
+    exact = attention(*(x.astype(jnp.float32) for x in (query, key, value)))
+    assert_close(out, exact, 2e-2)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(6, 9), (128, 256), (130, 300), (256, 77)])
+def test_splash_is_the_same_at_any_length(queries, keys):
+    inputs = attention_inputs(2, queries, keys)
+    assert_close(
+        attention(*inputs, implementation="splash"), attention(*inputs, implementation="xla"), 1e-6
+    )
+    if queries == 130:
+        pairs = zip(
+            gradients(*inputs, implementation="splash"),
+            gradients(*inputs, implementation="xla"),
+            strict=True,
+        )
+        for found, expected in pairs:
+            assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA GPUs only")
+@pytest.mark.parametrize(("queries", "keys"), [(640, 717), (2880, 2880), (2880, 77)])
+def test_cudnn_is_the_same(queries, keys):
+    rng = np.random.default_rng(0)
+    shapes = [(2, length, 4, 64) for length in (queries, keys, keys)]
+    inputs = [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
+    assert_close(
+        attention(*inputs, implementation="cudnn"), attention(*inputs, implementation="xla"), 2e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "keys", "width", "dtype", "expected"),
+    [
+        ("cpu", 0, 2880, 64, jnp.bfloat16, "xla"),
+        ("tpu", 0, 2880, 64, jnp.bfloat16, "splash"),
+        ("tpu", 0, 717, 64, jnp.bfloat16, "splash"),
+        ("tpu", 0, 8, 64, jnp.bfloat16, "xla"),  # a clip's frames
+        ("tpu", 0, 2880, 512, jnp.bfloat16, "xla"),  # the autoencoder's single head
+        ("tpu", 0, 2880, 64, jnp.float32, "xla"),
+        ("gpu", 9.0, 2880, 64, jnp.bfloat16, "cudnn"),
+        ("gpu", 7.5, 2880, 64, jnp.bfloat16, "xla"),
+        ("gpu", 9.0, 2880, 512, jnp.bfloat16, "xla"),
+        ("gpu", 9.0, 2880, 60, jnp.bfloat16, "xla"),
+        ("gpu", 9.0, 2880, 64, jnp.float32, "xla"),
+    ],
+)
+def test_platform_and_length_choose(platform, capability, keys, width, dtype, expected):
+    query = key = jax.ShapeDtypeStruct((1, keys, 4, width), dtype)
+    assert best(query, key, platform, capability) == expected
+
+
+def test_unknown_implementations_are_refused():
+    with pytest.raises(InputError, match="flash"):
+        attention(*attention_inputs(1), implementation="flash")
