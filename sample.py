@@ -36,6 +36,13 @@ STEPS = flags.DEFINE_list(
     "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
 )
 GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
+ADAPTER = flags.DEFINE_multi_string(
+    "adapter", [], "What train.py made of a clip, FILE or FILE=WEIGHT; may be given several times."
+)
+INVERT = flags.DEFINE_string(
+    "invert", None, "Only find the noise that makes this clip: OUT/keyframes.noise.npz."
+)
+FROM_NOISE = flags.DEFINE_string("from-noise", None, "Start the keyframes from such a file.")
 AOT, JSON = commands.define_aot()
 commands.define_hosts()
 
@@ -53,10 +60,23 @@ def main() -> None:
         override(CONFIG.value, overrides)
         programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
         return
+    checkpoint = CHECKPOINT.value or CONFIG.value.get("checkpoint")
+    if ADAPTER.value:
+        CONFIG.value.keyframes.adapters = tuple(ADAPTER.value)
+    if FROM_NOISE.value:
+        CONFIG.value.keyframes.noise = FROM_NOISE.value
+    if INVERT.value:
+        from show1_jax.invert import invert_clip
+
+        invert_clip(
+            CONFIG.value, checkpoint, Path(INVERT.value), PROMPT.value, STAGES.value,
+            Path(OUT.value), overrides,
+        )  # fmt: skip
+        return
     commands.join_hosts()
     generate(
         CONFIG.value,
-        checkpoint=CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+        checkpoint=checkpoint,
         prompts=PROMPT.value,
         prompts_file=PROMPTS.value,
         seeds=None if SEEDS.value is None else parse_seeds(SEEDS.value),

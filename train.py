@@ -3,6 +3,9 @@
     python train.py --config configs/tiny.py --workdir runs/tiny              # everything, in order
     python train.py --config configs/show1.py:image --workdir runs/show1      # one part
 
+    python train.py --config configs/customize.py --config.video=clip.mp4 \
+        --config.prompt="a red circle moving in a circle"                     # a motion from a clip
+
 A run that was interrupted goes on where it was: give the same command again.
 Each part ends up in WORKDIR/checkpoint, which `sample.py --checkpoint` reads.
 """
@@ -31,7 +34,7 @@ def main() -> None:
     # Here, so that --help and misspelt flags do not wait for JAX.
     from show1_jax.errors import InputError
     from show1_jax.parallel import programs
-    from show1_jax.training import loop, metrics
+    from show1_jax.training import customize, loop, metrics
 
     for name in ("batch_size", "dtype"):
         if name in config_flags.get_override_values(flags.FLAGS["config"]):
@@ -39,6 +42,10 @@ def main() -> None:
     if AOT.value:
         commands.only_compile()
         programs.predict_training(CONFIG.value, AOT.value, JSON.value)
+        return
+    if "customize" in CONFIG.value:
+        commands.use_compilation_cache()
+        customize.customize(CONFIG.value)
         return
     if WORKDIR.value is None:
         raise InputError("give --workdir, the folder of the runs")

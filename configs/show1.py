@@ -123,6 +123,7 @@ def objective(**changes: Any) -> dict[str, Any]:
         "shift": 1.0,  # more than 1 for more of the noisy timesteps
         "min_snr": config_dict.placeholder(float),  # 5.0 is usual
         "variance_weight": 0.0,
+        "motion": False,  # of the noise's change between frames, not of the noise; see VMC
     } | changes
 
 
@@ -168,6 +169,8 @@ def get_config(stage: str = "") -> ConfigDict:
                 # The published script leaves the dropout of the temporal
                 # convolutions on while sampling. Not meant, so off here.
                 "dropout": False,
+                "adapters": (),  # FILE or FILE=WEIGHT; what `train.py` makes of a clip
+                "noise": "",  # to start from, a file that `sample.py --invert` made
             },
             "interpolation": {
                 "unet": pixel_unet(in_channels=7),  # RECONSTRUCTED but for the channels

@@ -106,6 +106,19 @@ def read_video(path: str | PathLike[str]) -> tuple[np.ndarray, float]:
     return np.stack(frames), float(rate)
 
 
+def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
+    """Frames spread evenly over a whole clip, `(frames, height, width, 3)` fp32 in [-1, 1].
+
+    Raises:
+      InputError: if the clip cannot be read, or has fewer.
+    """
+    video, _ = read_video(path)
+    if len(video) < frames:
+        raise InputError(f"{path} has {len(video)} frame(s), but at least {frames} are needed")
+    chosen = np.linspace(0, len(video) - 1, frames).round().astype(int)
+    return from_uint8(resize_uint8(video[chosen], height, width))
+
+
 def _check(frames: np.ndarray, fps: float) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise InputError(

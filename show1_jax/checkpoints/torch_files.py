@@ -138,6 +138,16 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 def _safetensors_header(file: Path) -> dict[str, Stored]:
+    start, header = _safetensors_json(file)
+    header.pop("__metadata__", None)
+    try:
+        return {key: _safetensors_entry(file, start, key, entry) for key, entry in header.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and the header."""
     # The safetensors package maps whole files; the format is eight bytes of
     # length, that much JSON, then the tensors.
     try:
@@ -146,12 +156,12 @@ def _safetensors_header(file: Path) -> dict[str, Stored]:
             if length > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        return {
-            key: _safetensors_entry(file, 8 + length, key, entry) for key, entry in header.items()
-        }
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+        if not isinstance(header, dict):
+            raise ValueError("the header is no object")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file} is not a whole safetensors file: {reason}") from None
+    return 8 + length, header
 
 
 def _safetensors_entry(file: Path, start: int, key: str, entry: Mapping[str, Any]) -> Stored:
@@ -221,8 +231,27 @@ def import_torch(file: Path) -> Any:
     return torch
 
 
-def write_file(file: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes one `.bin` or `.safetensors` file; a `.bin` stores an array given twice once."""
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a `.safetensors` file says of itself.
+
+    Raises:
+      InputError: if the file is damaged.
+    """
+    metadata = _safetensors_json(file)[1].get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise InputError(f"{file} is not a whole safetensors file: its metadata is no object")
+    return metadata
+
+
+def write_file(
+    file: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one `.bin` or `.safetensors` file.
+
+    A `.bin` stores an array given twice once, and no metadata.
+    """
     if file.suffix == ".bin":
         torch = import_torch(file)
         made: dict[int, Any] = {}
@@ -233,7 +262,7 @@ def write_file(file: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
             state[key] = made[id(array)][1]
         torch.save(state, file)
     else:
-        _write_safetensors(file, dict(tensors))
+        _write_safetensors(file, dict(tensors), metadata or {})
 
 
 def _as_torch(torch: Any, array: np.ndarray) -> Any:
@@ -242,8 +271,10 @@ def _as_torch(torch: Any, array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _write_safetensors(
+    file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for key, array in tensors.items():
         header[key] = {

@@ -30,7 +30,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -134,7 +134,18 @@ def random_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     return Scene(combination, float(x), float(y), float(speed))
 
 
-def render(scene: Scene, frames: int | ArrayLike, height: int, width: int) -> np.ndarray:
+class Moving(Protocol):
+    """What can be drawn: a shape with its colours, and where it is when."""
+
+    @property
+    def combination(self) -> Combination:
+        """The attributes."""
+
+    def centroid(self, times: ArrayLike) -> np.ndarray:
+        """As of `Scene`."""
+
+
+def render(scene: Moving, frames: int | ArrayLike, height: int, width: int) -> np.ndarray:
     """Draws a scene, antialiased.
 
     Args:

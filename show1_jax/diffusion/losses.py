@@ -1,4 +1,7 @@
-"""What denoisers are trained to minimise: the error of their prediction, and of its variance."""
+"""What denoisers are trained to minimise: the error of their prediction, and of its variance.
+
+Or, to learn how a clip moves and not how it looks, of the change between frames alone.
+"""
 
 import dataclasses
 
@@ -9,7 +12,13 @@ from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
 from show1_jax.diffusion import updates
-from show1_jax.diffusion.schedule import PREDICTIONS, NoiseSchedule, to_clean, velocity
+from show1_jax.diffusion.schedule import (
+    PREDICTIONS,
+    NoiseSchedule,
+    to_clean,
+    to_epsilon,
+    velocity,
+)
 from show1_jax.errors import InputError
 
 
@@ -28,6 +37,7 @@ class Objective:
       min_snr: gamma of the min-SNR weighting (arXiv 2303.09556); None for weights of one.
       variance_weight: lambda of the hybrid loss with a learned variance (arXiv
         2102.09672, equation 16; 0.001 there); 0 for networks that learn none.
+      motion: whether to train on `motion_loss` alone.
     """
 
     schedule: NoiseSchedule
@@ -36,6 +46,7 @@ class Objective:
     shift: float = 1.0
     min_snr: float | None = None
     variance_weight: float = 0.0
+    motion: bool = False
 
     def __post_init__(self) -> None:
         """Refuses settings that do not exist."""
@@ -100,6 +111,8 @@ def diffusion_loss(
     """
     output = output.astype(jnp.float32)
     prediction, variance = jnp.split(output, [clean.shape[-1]], axis=-1)
+    if objective.motion:
+        return motion_loss(objective, prediction, noise, noisy, timesteps)
     alphas = objective.schedule.alphas_cumprod
     target = noise
     if objective.prediction == "v":
@@ -114,6 +127,41 @@ def diffusion_loss(
         objective, jax.lax.stop_gradient(prediction), variance, clean, noisy, timesteps
     )
     return loss + objective.variance_weight * objective.schedule.train_steps * bound
+
+
+def motion_loss(
+    objective: Objective,
+    prediction: jax.Array,
+    noise: jax.Array,
+    noisy: jax.Array,
+    timesteps: jax.Array,
+) -> jax.Array:
+    """How far the predicted noise changes in another direction between frames than the true one.
+
+    One minus the cosine between the two differences of each pair of
+    neighbouring frames (VMC, arXiv 2312.00845, equation 8), 0 to 2.
+
+    Args:
+      objective: says what is predicted, on which schedule.
+      prediction: `(batch, frames, height, width, c)`.
+      noise: like `prediction`.
+      noisy: like `prediction`.
+      timesteps: `(batch,)`.
+
+    Returns:
+      `(batch,)`, the mean over the pairs.
+
+    Raises:
+      InputError: if there is only one frame.
+    """
+    if noise.shape[1] < 2:
+        raise InputError("the motion loss needs clips of 2 frames at least")
+    alpha_bar = jnp.asarray(objective.schedule.alphas_cumprod)[timesteps]
+    shape = (-1,) + (1,) * (noise.ndim - 1)
+    predicted = to_epsilon(prediction, noisy, alpha_bar.reshape(shape), objective.prediction)
+    one, other = (jnp.diff(x, axis=1).reshape(*x[:, 1:].shape[:2], -1) for x in (predicted, noise))
+    lengths = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
+    return _mean(1 - (one * other).sum(-1) / jnp.maximum(lengths, 1e-12))
 
 
 def variational_bound(

@@ -15,12 +15,27 @@ from show1_jax.models.layers import GroupNorm, dtypes
 from show1_jax.parallel.frames import Pixels, to_pixels
 
 
-class FrameConv(nn.Module):
+def frame_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution over three neighbouring frames, each pixel alone, zeros beyond the ends.
 
     Written as one matrix product over the gathered neighbours, which XLA runs
     faster than its (3, 1, 1) convolution.
+
+    Args:
+      x: `(batch, frames, h, w, c)`.
+      kernel: `(3, c, channels)`, in whose dtype it is computed.
+
+    Returns:
+      `(batch, frames, h, w, channels)`.
     """
+    frames = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    neighbours = jnp.concatenate([padded[:, i : i + frames] for i in range(3)], axis=-1)
+    return neighbours.astype(kernel.dtype) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class FrameConv(nn.Module):
+    """`frame_conv` with a bias."""
 
     channels: int
     zero_init: bool = False
@@ -30,14 +45,11 @@ class FrameConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, frames, h, w, c)` to `(batch, frames, h, w, channels)`."""
-        frames, width = x.shape[1], x.shape[-1]
+        width = x.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (3, width, self.channels), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), self.param_dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        neighbours = jnp.concatenate([padded[:, i : i + frames] for i in range(3)], axis=-1)
-        kernel = kernel.astype(self.dtype).reshape(3 * width, self.channels)
-        return neighbours.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+        return frame_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Dropout(nn.Module):

@@ -25,6 +25,7 @@ from show1_jax.stages.cascade import STAGES
 from show1_jax.stages.sampling import Conditions, Denoiser
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
+from show1_jax.training import customize
 from show1_jax.training.initialise import fresh_params
 from show1_jax.training.loop import check
 from show1_jax.training.optimizer import make_optimizer
@@ -39,6 +40,14 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
     Raises:
       InputError: if the topology or a setting is wrong.
     """
+    if "customize" in config:
+
+        def customization(split: int) -> Iterator[Program]:
+            customize.check(config.customize, split)
+            yield customization_program(config)
+
+        predict(customization, config.mesh, name, as_json)
+        return
     parts = [config.stage] if config.stage else PARTS
     for part in parts:
         if part not in PARTS:
@@ -107,17 +116,8 @@ def training_program(config: ConfigDict, part: str) -> Program:
     if vae is not None:
         constants["vae"] = placed(abstract_params(vae))
 
-    def lower() -> jax.stages.Lowered:
-        def step(*arguments: Any) -> Any:
-            # The key is made inside: there is no device for an array of its own.
-            given = (task.prepare, task.loss, optimizer, settings.accumulate)
-            return train_step(*given, jax.random.key(settings.seed), *arguments)
-
-        placement = (shardings(state), None)
-        return jax.jit(step, donate_argnums=0, out_shardings=placement).lower(
-            state, constants, batch
-        )
-
+    given = (task.prepare, task.loss, optimizer)
+    lower = functools.partial(_lower_step, given, settings, state, constants, batch)
     return Program(
         part,
         "step",
@@ -126,6 +126,43 @@ def training_program(config: ConfigDict, part: str) -> Program:
         state.optimizer,
         repeats=settings.accumulate,
     )
+
+
+def _lower_step(
+    given: tuple[Any, Any, Any], settings: ConfigDict, state: Any, constants: Any, batch: Any
+) -> jax.stages.Lowered:
+    """Traces `train_step`, given what prepares a batch, its loss and the optimizer."""
+
+    def step(*arguments: Any) -> Any:
+        # The key is made inside: there is no device for an array of its own.
+        key = jax.random.key(settings.seed)
+        return train_step(*given, settings.accumulate, key, *arguments)
+
+    placement = (shardings(state), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=placement).lower(state, constants, batch)
+
+
+def customization_program(config: ConfigDict) -> Program:
+    """One step of fine-tuning the keyframes on a clip; under a mesh."""
+    settings, section = config.customize, config.keyframes
+    unet = UNet(UNetConfig(**section.unet), compute_dtype(settings))
+    tuning = customize.make_tuning(settings, unet, solver_config(section.solver))
+
+    def start(params: Any) -> Any:
+        return init_state(tuning.optimizer, *customize.first_trained(params, settings))
+
+    state = placed(jax.eval_shape(start, customize.kept_params(unet, settings)))
+    tokens, width = _text_size(config, "keyframes")
+    size = (settings.batch_size, section.frames, section.height, section.width, 3)
+    batch = {
+        "video": clips(size, jnp.float32),
+        "text": clips((settings.batch_size, tokens, width), jnp.float32),
+    }
+    constants = {"empty": whole((tokens, width), jnp.float32)}
+    lower = functools.partial(_lower_step, tuning, settings, state, constants, batch)
+    parameters = (state.trained, state.frozen)
+    repeats = settings.accumulate
+    return Program("customize", "step", lower, parameters, state.optimizer, repeats)
 
 
 def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Program]:

@@ -7,6 +7,7 @@ may come from an earlier run.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,13 @@ from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from show1_jax.checkpoints.adapters import (
+    Adapter,
+    apply_adapters,
+    load_adapter,
+    parse_adapter,
+)
+from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
 from show1_jax.checkpoints.store import fingerprint
 from show1_jax.diffusion.solvers import make_solver
@@ -28,7 +36,7 @@ from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
-from show1_jax.stages import interpolation, keyframes, super_resolution, translation
+from show1_jax.stages import interpolation, inversion, keyframes, super_resolution, translation
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import load_encoder
@@ -106,7 +114,9 @@ class Cascade:
         self.dtype = jnp.dtype(config.dtype)
         self.folders = find_stages(checkpoint)
         self.stages = self._choose(stages)
+        self.noise = self._noise() if keyframes.STAGE in self.stages else None
         self.denoisers = {stage: self._denoiser(stage) for stage in self.stages}
+        self.adapters = {stage: self._adapters(stage) for stage in self.stages}
         self.vae = self._vae() if "translation" in self.stages else None
         if config.batch_size < 1:
             raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
@@ -147,12 +157,32 @@ class Cascade:
         _warn_of_differences(stage, config.get("solver"), solver)
         if "noise_schedule" in config:
             _warn_of_differences(stage, config.noise_schedule, folder.noise_schedule())
-        return Denoiser(
+        denoiser = Denoiser(
             unet,
             make_solver(solver, config.steps),
             dropout=config.get("dropout", False),
             guided=config.guidance > 1,
         )
+        if stage == keyframes.STAGE and self.noise is not None:
+            # Noise goes back the way that it came.
+            inverter = inversion.inverter(denoiser, self.noise.steps)
+            denoiser = dataclasses.replace(inverter, guided=denoiser.guided)
+        return denoiser
+
+    def _adapters(self, stage: str) -> list[tuple[Adapter, float]]:
+        parsed = [parse_adapter(text) for text in self.config[stage].get("adapters", ())]
+        shapes = abstract_params(self.denoisers[stage].unet)
+        return [(load_adapter(path, shapes), weight) for path, weight in parsed]
+
+    def _noise(self) -> inversion.Noise | None:
+        config = self.config.keyframes
+        if not config.get("noise"):
+            return None
+        found = inversion.load_noise(Path(config.noise).expanduser())
+        size = (config.frames, config.height, config.width, 3)
+        if found.noise.shape != size:
+            raise InputError(f"{config.noise} is noise of {found.noise.shape}, not of {size}")
+        return found
 
     def _vae(self) -> VAE:
         vae = self.folders["translation"].module("vae", self.dtype)
@@ -275,17 +305,13 @@ class Cascade:
             return
         texts = self.encode([prompts[item] for item in left])
         for stage in self.stages:
-            folder, settings = self.folders[stage], made_by[stage]
+            settings = made_by[stage]
             missing = [item for item in left if not results.done(item, stage, settings)]
             if not missing:
                 continue
             failed = set(self._unusable(stage, missing, results))
             usable = [item for item in missing if item not in failed]
-            params = {}
-            if usable:
-                params["unet"] = folder.params("unet", self.denoisers[stage].unet, self.dtype)
-            if usable and self.vae is not None and stage == "translation":
-                params["vae"] = folder.params("vae", self.vae, self.dtype)
+            params = self.params(stage) if usable else {}
             own_progress = functools.partial(progress, stage) if progress else None
             batches = list(_batches(usable, self.batch_size))
             for i, batch in enumerate(batches):
@@ -304,6 +330,15 @@ class Cascade:
             left = [item for item in left if item not in failed]
             # The next stage's weights take the place of these.
             del params
+
+    def params(self, stage: str) -> dict[str, Any]:
+        """The parameters of a stage's "unet", with its adapters, and of its "vae" if it has one."""
+        folder = self.folders[stage]
+        unet = folder.params("unet", self.denoisers[stage].unet, self.dtype)
+        params = {"unet": apply_adapters(unet, self.adapters[stage])}
+        if self.vae is not None and stage == "translation":
+            params["vae"] = folder.params("vae", self.vae, self.dtype)
+        return params
 
     def _unusable(self, stage: str, items: Sequence[int], results: Results) -> Iterator[int]:
         """Items of which a result that the stage starts from is missing or damaged."""
@@ -340,6 +375,7 @@ class Cascade:
             "t5_tokens": self.config.text.t5_tokens,
             "checkpoint": str(self.checkpoint.absolute()),
             "weights": self._weights(stage),
+            "files": {text: _digest(text) for text in self._files(stage)},
             "size": self._size(stage),
             "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
             "platform": jax.default_backend(),
@@ -351,6 +387,12 @@ class Cascade:
         text = own if stage == "translation" else t5_folder(self.folders)
         networks = fingerprint(own.folder, ("unet", "vae"))
         return f"{networks}-{fingerprint(text.folder, ('text_encoder', 'tokenizer'))}"
+
+    def _files(self, stage: str) -> list[str]:
+        """Of adapters and noise."""
+        config = self.config[stage]
+        adapters = [str(parse_adapter(text)[0]) for text in config.get("adapters", ())]
+        return adapters + [config.noise] * bool(config.get("noise"))
 
     def check_inputs(self, items: int, results: Results) -> None:
         """Raises InputError if every item lacks a result that a stage starts from."""
@@ -396,7 +438,10 @@ class Cascade:
         match stage:
             case "keyframes":
                 shape = (config.frames, config.height, config.width)
-                return keyframes.sample(denoiser, unet, text, own_seeds, guidance, shape, progress)
+                noise = None if self.noise is None else jnp.asarray(self.noise.noise)
+                return keyframes.sample(
+                    denoiser, unet, text, own_seeds, guidance, shape, progress, noise
+                )
             case "interpolation":
                 return interpolation.sample(
                     denoiser, unet, text, own_seeds, guidance,
@@ -439,6 +484,10 @@ class Cascade:
                 continue
             frames.append(jnp.asarray(results.load(item, "first_frame")))
         return jnp.stack(frames)
+
+
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:

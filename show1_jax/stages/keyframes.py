@@ -6,6 +6,7 @@ The denoiser is conditioned on nothing but the text. It is sampled from noise.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
 from show1_jax.stages.training import Example
@@ -21,6 +22,7 @@ def sample(
     guidance: jax.Array,
     size: tuple[int, int, int],
     progress: Progress | None = None,
+    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Samples the keyframes of a batch of prompts.
 
@@ -32,6 +34,7 @@ def sample(
       guidance: guidance scale.
       size: frames, height and width in pixels.
       progress: told how many steps are done.
+      noise: `(frames, height, width, 3)` to start all of them from; None to draw it.
 
     Returns:
       `(batch, frames, height, width, 3)` in [-1, 1].
@@ -40,7 +43,10 @@ def sample(
       InputError: if the denoiser cannot divide the size.
     """
     keys = clip_keys(seeds, STAGE)
-    start = draw(keys, START, (*size, 3))
+    if noise is None:
+        start = draw(keys, START, (*size, 3))
+    else:
+        start = jnp.broadcast_to(noise, (len(seeds), *size, 3))
     return run(denoiser, params, start, Conditions(text, guidance, keys), progress)
 
 

@@ -36,6 +36,12 @@ Sample = Callable[[Any, Any, dict[str, jax.Array], jax.Array], jax.Array]
 """Parameters, constants, batch and `(batch,)` seeds to clips that are to be like the batch's."""
 
 
+MakeExample = Callable[[jax.Array, Any, jax.Array], Example]
+"""Random key, frozen networks' parameters and clips in [-1, 1] to what a denoiser sees of them."""
+
+Stage = tuple[ClipSpec, MakeExample, Callable[..., jax.Array]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One part of the cascade, ready to be trained.
@@ -87,7 +93,7 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         make_solver(solver, config[part].steps),
         guided=config[part].guidance > 1,
     )
-    spec, example, sample = _STAGES[part](config, denoiser, vae)
+    spec, example, sample = make_stage(config, part, denoiser, vae)
 
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
         keys = jax.random.split(key, 3)
@@ -113,6 +119,11 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         validation_loss=functools.partial(denoising_loss, denoiser.unet, objective, False),
         sample=sample_batch,
     )
+
+
+def make_stage(config: ConfigDict, part: str, denoiser: Denoiser, vae: VAE | None) -> Stage:
+    """Which clips a denoiser is given, as what, and how it samples; see `Task`."""
+    return _STAGES[part](config, denoiser, vae)
 
 
 def image_config(config: ConfigDict) -> ConfigDict:
@@ -173,11 +184,7 @@ def _autoencoder_task(config: ConfigDict) -> Task:
     )
 
 
-_Example = Callable[[jax.Array, Any, jax.Array], Example]
-_Stage = tuple[ClipSpec, _Example, Callable[..., jax.Array]]
-
-
-def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
+def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
     section = config[part]
     size = (section.frames, section.height, section.width)
 
@@ -192,7 +199,7 @@ def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | Non
     return ClipSpec(*size, section.fps), example, sample
 
 
-def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
+def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
     section, train = config.interpolation, config.train.interpolation
     frames, schedule = section.frames_per_gap, denoiser.solver.config.schedule
 
@@ -209,7 +216,7 @@ def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _
     return ClipSpec(frames, *size, section.fps), example, sample
 
 
-def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
+def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
     section, train = config.super_resolution, config.train[part]
     schedule = NoiseSchedule(**config[part].noise_schedule)
     small_size = (config.keyframes.height, config.keyframes.width)
@@ -241,7 +248,7 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
     return ClipSpec(frames, *size, section.fps), example, sample
 
 
-def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
+def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
     assert vae is not None
     section, train = config.translation, config.train.translation
     small_size = (config.super_resolution.height, config.super_resolution.width)
@@ -263,7 +270,7 @@ def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _St
     return spec, example, sample
 
 
-_STAGES: dict[str, Callable[[ConfigDict, Denoiser, VAE | None], _Stage]] = {
+_STAGES: dict[str, Callable[[ConfigDict, Denoiser, VAE | None], Stage]] = {
     "image": functools.partial(_keyframes, "image"),
     "keyframes": functools.partial(_keyframes, "keyframes"),
     "interpolation": _interpolation,

@@ -12,6 +12,7 @@ TRAINABLE = {
     "all": ".*",
     "temporal": TEMPORAL,
     "temporal_attention": r".*\btemporal_attention",
+    "temporal_attention_qkv": r".*\btemporal_attention.*/to_[qkv]/",
 }
 
 

@@ -126,3 +126,31 @@ def test_bad_settings(case):
 def test_weights_that_would_teach_the_opposite_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Objective(NoiseSchedule("cosine"), **settings)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_motion_is_what_changes_between_frames(prediction):
+    schedule = NoiseSchedule("cosine")
+    objective = Objective(schedule, prediction, motion=True)
+    rng = np.random.default_rng(0)
+    clean, noise = (rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32) for _ in range(2))
+    timesteps = jnp.array([400, 700])
+    alphas = schedule.alphas_cumprod
+    noisy = add_noise(alphas, clean, noise, timesteps)
+
+    def loss(predicted_noise):
+        output = predicted_noise
+        if prediction == "v":  # of the clean sample that such noise would leave
+            alpha = alphas[np.asarray(timesteps)].reshape(2, 1, 1, 1, 1)
+            implied = (noisy - np.sqrt(1 - alpha) * predicted_noise) / np.sqrt(alpha)
+            output = velocity(alphas, implied, predicted_noise, timesteps)
+        return np.asarray(diffusion_loss(objective, output, clean, noise, noisy, timesteps))
+
+    still = rng.normal(size=(2, 1, 5, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(loss(noise), 0, atol=1e-4)
+    np.testing.assert_allclose(loss(3 * noise + still), 0, atol=1e-4)
+    np.testing.assert_allclose(loss(-noise), 2, atol=1e-4)
+    others = rng.normal(size=noise.shape).astype(np.float32)
+    assert (abs(loss(others) - 1) < 0.3).all()
+    with pytest.raises(InputError, match="2 frames"):
+        diffusion_loss(objective, *(x[:, :1] for x in (noise, clean, noise, noisy)), timesteps)

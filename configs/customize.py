@@ -1,0 +1,51 @@
+"""Teaches the keyframes of a checkpoint a motion from one clip, or several.
+
+    python train.py --config configs/customize.py --config.video=clip.mp4 \
+        --config.prompt="a red circle moving in a circle" --config.out=circle.safetensors
+    python sample.py --adapter circle.safetensors \
+        --prompt "a large blue square moving in a circle on a white background"
+
+The first takes about TIME on two CPU cores with the tiny cascade, and writes an
+adapter of SIZE. `configs/customize.py:show1` is for the released cascade:
+give --config.checkpoint. Several clips: --config.video="a.mp4|b.mp4", and as
+many prompts.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import show1, tiny
+
+BASES = {"tiny": tiny, "show1": show1}
+
+
+def get_config(base: str = "") -> ConfigDict:
+    """The cascade `base`, "tiny" or "show1", and how its keyframes are customized."""
+    config = BASES[base or "tiny"].get_config()
+    del config.train
+    settings: dict[str, Any] = {
+        # temporal_attention (the paper), temporal_attention_qkv (VMC), temporal or all;
+        "trainable": "temporal_attention",
+        "rank": 0,  # or low-rank changes of it (LoRA): 4 and 16 are usual
+        "steps": 400,
+        "batch_size": 1,
+        "accumulate": 1,
+        "learning_rate": 1e-4,
+        "warmup_steps": 20,
+        "weight_decay": 0.01,
+        "b2": 0.999,
+        "clip_norm": 1.0,
+        "ema_decay": 0.99,
+        "caption_dropout": 0.1,
+        "objective": show1.objective(),
+        "dtype": "bfloat16",
+        "remat": "nothing_saveable",
+        "seed": 0,
+        "log_every": 50,
+    }
+    if base != "show1":
+        settings |= {"batch_size": 8, "learning_rate": 1e-3, "dtype": "float32", "remat": ""}
+    config.customize = settings
+    config.video, config.prompt, config.out = "", "", "adapter.safetensors"
+    return config

@@ -1,0 +1,228 @@
+"""Adapters: what fine-tuning changed of a denoiser, as one small file.
+
+A `.safetensors` file in the keys of diffusers and PEFT, which therefore read it:
+`unet.MODULE.lora_A.weight` and `unet.MODULE.lora_B.weight` for the two factors
+of a low-rank change. Where a matrix was trained itself, `unet.MODULE.weight.diff`
+is all of its change. What it was made for and from stands in the metadata.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from show1_jax.checkpoints.keys import DENSE, KeyTable, Layout
+from show1_jax.checkpoints.tables import UNET
+from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
+from show1_jax.errors import InputError
+
+DIFFERENCE = ".diff"
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+# Of diffusers; PEFT's own files say the other.
+PREFIXES = ("unet.", "base_model.model.")
+PEFT = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
+BASE = "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What fine-tuning changed.
+
+    Attributes:
+      changes: by the slashed path of a parameter, what to add to it: an array
+        like it, or two factors whose product is that.
+      base: the `base_fingerprint` of the network it was made for; "" if unknown.
+      source: what to call it in messages.
+      about: what else its file says of it.
+    """
+
+    changes: Mapping[str, tuple[np.ndarray, ...]]
+    base: str = ""
+    source: str = "the adapter"
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def base_fingerprint(params: Any) -> str:
+    """Tells networks apart by their vectors, which are fp32 in whatever dtype the rest is."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        if leaf.ndim == 1:
+            digest.update(path.encode() + np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(path: Path, adapter: Adapter) -> None:
+    """Writes an adapter's file, at once.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    ranks = {len(change[1]) for change in adapter.changes.values() if len(change) == 2}
+    metadata = {**adapter.about, BASE: adapter.base}
+    if ranks:
+        modules = sorted(
+            {
+                key.removesuffix(FACTORS[0]).removeprefix(PREFIXES[0])
+                for key, _ in _tensors(adapter)
+                if key.endswith(FACTORS[0])
+            }
+        )
+        config = {"r": max(ranks), "lora_alpha": max(ranks), "target_modules": modules}
+        metadata[PEFT] = json.dumps({f"unet.{name}": value for name, value in config.items()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial.safetensors")
+        write_file(partial, _tensors(adapter), metadata)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+    for path, change in sorted(adapter.changes.items()):
+        found = UNET.to_torch(path)
+        assert found is not None, f"{path} is in no row of the key table"
+        key, layout = found
+        if len(change) == 1:
+            yield f"{PREFIXES[0]}{key}{DIFFERENCE}", layout.to_torch(change[0])
+            continue
+        module = key.removesuffix(".weight")
+        for suffix, factor in zip(FACTORS, change, strict=True):
+            yield f"{PREFIXES[0]}{module}{suffix}", layout.to_torch(_like_kernel(factor, layout))
+
+
+def _like_kernel(factor: np.ndarray, layout: Layout) -> np.ndarray:
+    """A convolution's second factor as the kernel of a convolution over one frame."""
+    return factor[None] if layout is not DENSE and factor.ndim == 2 else factor
+
+
+def load_adapter(path: Path, params: Any) -> Adapter:
+    """Reads an adapter's file, also one that PEFT or diffusers wrote.
+
+    Args:
+      path: a `.safetensors` file.
+      params: of the network that it is for; shapes suffice.
+
+    Raises:
+      InputError: if the file is damaged, or not for this network.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no adapter {path}")
+    stored, metadata = read_header(path), read_metadata(path)
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for key, tensor in stored.items():
+        name, part, layout = _place(key, UNET, path)
+        array = layout.to_jax(tensor.read()).astype(np.float32)
+        if part == 2 and layout is not DENSE and array.shape[0] == 1:
+            array = array[0]
+        parts.setdefault(name, {})[part] = array
+    scale = _scale(metadata, path)
+    changes: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, found in parts.items():
+        if set(found) not in ({0}, {1, 2}):
+            raise InputError(f"{path} has only half of what changes {name}: copy it again")
+        change = (found[0],) if 0 in found else (found[1], np.float32(scale) * found[2])
+        if shapes.get(name) != _shape(change):
+            raise InputError(
+                f"{path} is not for this network, whose {name} is "
+                f"{shapes.get(name, 'not there')}, not {_shape(change)}"
+            )
+        changes[name] = change
+    if not changes:
+        raise InputError(f"{path} changes nothing: it holds no tensor")
+    about = {key: value for key, value in metadata.items() if key not in (BASE, PEFT, "format")}
+    return Adapter(changes, metadata.get(BASE, ""), str(path), about)
+
+
+def _place(key: str, table: KeyTable, path: Path) -> tuple[str, int, Layout]:
+    """The parameter that a tensor changes, whether it is all (0) or a factor (1, 2), its layout."""
+    name = key
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    for part, suffix in enumerate((DIFFERENCE, *FACTORS)):
+        if name.endswith(suffix):
+            module = name.removesuffix(suffix)
+            found = table.to_ours(module if not part else f"{module}.weight")
+            if found is not None:
+                return found[0], part, found[1]
+    raise InputError(f"{path} is no adapter of a denoiser: {key} changes nothing that one has")
+
+
+def _scale(metadata: Mapping[str, str], path: Path) -> float:
+    """PEFT's alpha divided by its rank."""
+    try:
+        config = json.loads(metadata.get(PEFT, "{}"))
+        numbers = {key.removeprefix(PREFIXES[0]): value for key, value in config.items()}
+        rank = numbers.get("r", 1)
+        return float(numbers.get("lora_alpha", rank)) / float(rank)
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"{path}: its {PEFT} cannot be read: {error}") from None
+
+
+def _shape(change: tuple[np.ndarray, ...]) -> tuple[int, ...]:
+    """Of the parameter that is changed."""
+    if len(change) == 1 or change[0].shape[-1] != change[1].shape[0]:
+        return change[0].shape
+    return (*change[0].shape[:-1], change[1].shape[-1])
+
+
+def _whole(change: tuple[np.ndarray, ...]) -> np.ndarray:
+    return change[0] if len(change) == 1 else change[0] @ change[1]
+
+
+def apply_adapters(params: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
+    """Parameters with what adapters change, each times its weight; added in fp32.
+
+    Args:
+      params: the network's.
+      adapters: with weights: 0 for nothing of it, 1 for all.
+
+    Returns:
+      A tree like `params`, in its dtypes, where it was.
+
+    Raises:
+      InputError: if one was made for another network. Of those from elsewhere
+        that is not known.
+    """
+    if not adapters:
+        return params
+    base = base_fingerprint(params)
+    for adapter, _ in adapters:
+        if adapter.base not in ("", base):
+            raise InputError(
+                f"{adapter.source} was made for another checkpoint (fingerprint {adapter.base}, "
+                f"not {base}): take the one that it was trained on, or train it anew"
+            )
+    flat = dict(flatten_dict(params, sep="/"))
+    total: dict[str, Any] = {}
+    for adapter, weight in adapters:
+        for path, change in adapter.changes.items():
+            total[path] = total.get(path, 0) + np.float32(weight) * _whole(change)
+    for path, difference in total.items():
+        flat[path] = (flat[path].astype(jnp.float32) + difference).astype(flat[path].dtype)
+    return unflatten_dict(flat, sep="/")
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """An adapter's file and weight, from `FILE` or `FILE=WEIGHT`.
+
+    Raises:
+      InputError: if the weight is no number.
+    """
+    file, _, weight = text.rpartition("=")
+    if not file:
+        return Path(text).expanduser(), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise InputError(f"adapter {text!r}: {weight!r} is not a weight, such as 0.8")
+    return Path(file).expanduser(), value

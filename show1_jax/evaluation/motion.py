@@ -1,0 +1,242 @@
+"""Whether clips follow a motion that was taught from one clip.
+
+    python -m show1_jax.evaluation.motion --make motions
+    python train.py --config configs/customize.py --config.video=motions/circle.mp4 \\
+        --config.prompt="$(cat motions/circle.txt)" --config.out=circle.safetensors
+    python -m show1_jax.evaluation.motion --motion circle --adapter circle.safetensors
+
+The first draws one clip each of motions that moving shapes do not make; the
+last samples prompts of other shapes and colours with and without the adapter,
+and prints how far the paths of what they show are the taught one, and how often
+shape and colour are what was asked for. Run it where `configs/` lies.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
+
+from show1_jax import commands
+from show1_jax.data.moving_shapes import (
+    ATTRIBUTES,
+    DURATION,
+    Combination,
+    caption,
+    combinations,
+    render,
+)
+from show1_jax.errors import InputError
+
+TAUGHT = Combination("small", "red", "circle", "right", "black")
+CLIP = (29, 80, 128)  # frames, height and width
+
+
+def _circle(time: np.ndarray) -> np.ndarray:
+    angle = 2 * np.pi * time
+    return 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+def _zigzag(time: np.ndarray) -> np.ndarray:
+    return np.stack([0.7 * (time - 0.5), 0.2 * _triangle(1.5 * time)], axis=-1)
+
+
+def _bounce(time: np.ndarray) -> np.ndarray:
+    fall = (2 * time) % 1 - 0.5  # two arcs
+    return np.stack([0.6 * (time - 0.5), 0.2 - 0.4 * (1 - 4 * fall**2)], axis=-1)
+
+
+def _spiral(time: np.ndarray) -> np.ndarray:
+    angle, radius = 2.5 * np.pi * time, 0.25 * (1 - 0.8 * time)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+
+
+def _triangle(phase: np.ndarray) -> np.ndarray:
+    """Of period 1 between -1 and 1."""
+    return 4 * np.abs(phase % 1 - 0.5) - 1
+
+
+# What it is called, and where the centroid is at times 0 to 1 of the clip, in frame heights.
+MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "circle": ("in a circle", _circle),
+    "zigzag": ("in a zigzag", _zigzag),
+    "bounce": ("in a bounce", _bounce),
+    "spiral": ("in a spiral", _spiral),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """A scene of moving shapes with another motion; see `moving_shapes.render`."""
+
+    combination: Combination
+    motion: str
+
+    def centroid(self, times: ArrayLike) -> np.ndarray:
+        """Where the shape is at times in seconds: `(..., 2)`, x and y in frame heights."""
+        return MOTIONS[self.motion][1](np.asarray(times) / DURATION)
+
+
+def words(combination: Combination, motion: str, template: int = 0) -> str:
+    """The caption of a motion; that of the combination's direction if `motion` is ""."""
+    if motion:
+        combination = combination._replace(direction=MOTIONS[motion][0])
+    return caption(combination, template)
+
+
+def correlation(path: np.ndarray, taught: np.ndarray) -> float:
+    """How far two paths `(frames, 2)` are one, wherever they lie and however large: -1 to 1.
+
+    Of the frames in which the shape is seen; 0 if that is fewer than half of them.
+    """
+    seen = np.isfinite(path[:, 0])
+    if seen.sum() < len(path) / 2:
+        return 0.0
+    a, b = (x[seen] - x[seen].mean(axis=0) for x in (path, taught))
+    return float((a * b).sum() / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+
+def draw(count: int, seed: int) -> list[Combination]:
+    """Combinations of other shapes and colours than the taught clip's."""
+    others = [
+        each
+        for each in combinations()
+        if each.color != TAUGHT.color
+        and each.shape != TAUGHT.shape
+        and each.direction == TAUGHT.direction
+    ]
+    order = np.random.default_rng((seed, 3)).permutation(len(others))
+    return [others[order[i % len(others)]] for i in range(count)]
+
+
+def make(folder: Path) -> None:
+    """Writes MOTION.mp4 and its caption, MOTION.txt, of every motion."""
+    from show1_jax.media import write_mp4
+
+    frames, height, width = CLIP
+    folder.mkdir(parents=True, exist_ok=True)
+    for motion in MOTIONS:
+        video = render(Taught(TAUGHT, motion), frames, height, width)
+        write_mp4(folder / f"{motion}.mp4", video, (frames - 1) / DURATION)
+        (folder / f"{motion}.txt").write_text(words(TAUGHT, motion))
+        print(folder / f"{motion}.mp4")
+
+
+def follow(
+    config: ConfigDict,
+    checkpoint: str | None,
+    motion: str,
+    adapters: Sequence[str],
+    count: int,
+    seed: int,
+    overrides: Mapping[str, Sequence[str]],
+    sheet: Path,
+) -> dict[str, dict[str, float]]:
+    """Samples keyframes with and without adapters, and prints how they follow a motion.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint.
+      motion: a name in `MOTIONS`.
+      adapters: FILE or FILE=WEIGHT each; every one of them is a row of its own.
+      count: how many prompts.
+      seed: decides them.
+      overrides: for "steps" and "guidance".
+      sheet: the PNG to write, of the last adapter's clips.
+
+    Returns:
+      By row, the median "path" correlation, and the accuracy of each attribute.
+
+    Raises:
+      InputError: if anything given is wrong.
+    """
+    from show1_jax.evaluation.arrays import Arrays
+    from show1_jax.evaluation.shapes import measure
+    from show1_jax.evaluation.sheet import Row, contact_sheet
+    from show1_jax.evaluation.tables import table
+    from show1_jax.generate import Bars, prepare
+    from show1_jax.media import to_uint8, write_png
+    from show1_jax.stages.cascade import Cascade
+
+    if motion not in MOTIONS:
+        raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
+    folder = prepare(config, checkpoint, overrides)
+    wanted = draw(count, seed)
+    prompts = [words(each, motion, i % 3) for i, each in enumerate(wanted)]
+    seeds = [seed + i for i in range(count)]
+    rows: dict[str, dict[str, float]] = {}
+    shown: list[Row] = []
+    for adapter in ("", *adapters):
+        config.keyframes.adapters = (adapter,) if adapter else ()
+        cascade = Cascade(config, folder, ["keyframes"])
+        with (
+            tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
+            contextlib.closing(Bars()) as bars,
+        ):
+            results = Arrays(Path(temporary))
+            results.begin(prompts, seeds)
+            cascade.run(prompts, seeds, results, bars.update)
+            videos = [to_uint8(results.load(i, "keyframes")) for i in range(count)]
+        measured = [measure(video) for video in videos]
+        taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
+        paths = [correlation(each.path, taught) for each in measured]
+        rows[Path(adapter).stem or "untuned"] = {"path": float(np.median(paths))} | {
+            name: float(
+                np.mean(
+                    [
+                        getattr(seen.combination, name) == getattr(asked, name)
+                        for seen, asked in zip(measured, wanted, strict=True)
+                    ]
+                )
+            )
+            for name in ATTRIBUTES
+            if name != "direction"
+        }
+        shown = [
+            Row(video, prompt, path >= 0.9, f"path {path:.2f}")
+            for video, prompt, path in zip(videos[:12], prompts, paths, strict=False)
+        ]
+    print(f"{count} prompts of the motion {motion}: path correlation (median) and right in %\n")
+    print(table(rows, ["path", *(name for name in ATTRIBUTES if name != "direction")]))
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    write_png(sheet, contact_sheet(shown))
+    return rows
+
+
+if __name__ == "__main__":
+    CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
+    flags.adopt_module_key_flags(commands)
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A converted checkpoint.")
+    MAKE = flags.DEFINE_string("make", None, "Only draw the clips to be taught, into this folder.")
+    MOTION = flags.DEFINE_enum("motion", None, list(MOTIONS), "Which motion was taught.")
+    ADAPTER = flags.DEFINE_multi_string("adapter", [], "FILE or FILE=WEIGHT, each a row.")
+    PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
+    SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts.", 0, 2**31)
+    STEPS = flags.DEFINE_list("steps", [], "Solver steps.")
+    GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scale.")
+    SHEET = flags.DEFINE_string("sheet", "outputs/motion.png", "The contact sheet to write.")
+
+    def main() -> None:
+        """Makes one call of the flags."""
+        if MAKE.value:
+            make(Path(MAKE.value))
+            return
+        if MOTION.value is None:
+            raise InputError(f"give --motion, one of {', '.join(MOTIONS)}, or --make FOLDER")
+        follow(
+            CONFIG.value,
+            CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+            MOTION.value,
+            ADAPTER.value,
+            PROMPTS.value,
+            SEED.value,
+            {"steps": STEPS.value, "guidance": GUIDANCE.value},
+            Path(SHEET.value),
+        )
+
+    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -1,0 +1,84 @@
+"""Puts adapters into a checkpoint for good.
+
+    python -m show1_jax.merge CHECKPOINT MERGED ADAPTER.safetensors[=WEIGHT] ...
+
+MERGED is CHECKPOINT with what the adapters change added to its keyframe denoiser,
+in the dtype that it is stored in; `show1_jax.convert --to-torch` takes it back to PyTorch.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from show1_jax.checkpoints.adapters import apply_adapters, load_adapter, parse_adapter
+from show1_jax.checkpoints.export import export_network
+from show1_jax.checkpoints.pipelines import PARAMS
+from show1_jax.checkpoints.released import PIPELINES, find_stages
+from show1_jax.checkpoints.store import load_params
+from show1_jax.errors import InputError
+from show1_jax.models.unet import UNet
+
+STAGE = "keyframes"
+
+
+def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
+    """Writes a checkpoint with adapters in its keyframe denoiser.
+
+    Args:
+      checkpoint: a converted checkpoint.
+      merged: the folder to write, which must not exist.
+      adapters: FILE or FILE=WEIGHT each.
+
+    Raises:
+      InputError: if an adapter is not for it, or the folder exists or cannot be written.
+    """
+    stages = find_stages(checkpoint)
+    if STAGE not in stages:
+        raise InputError(f"{checkpoint} has no {STAGE}")
+    if merged.exists():
+        raise InputError(f"{merged} exists already; give another folder")
+    folder = stages[STAGE]
+    unet = folder.module("unet", jnp.float32)
+    assert isinstance(unet, UNet)
+    params = load_params(folder.folder / "unet" / PARAMS)
+    parsed = [parse_adapter(text) for text in adapters]
+    changed = apply_adapters(
+        params, [(load_adapter(path, params), weight) for path, weight in parsed]
+    )
+    partial = merged.with_name(f".{merged.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        # All but the keyframes, which stand in their own folder whatever it was called.
+        for stage, each in stages.items():
+            name = PIPELINES[STAGE][0] if stage == STAGE else each.folder.name
+            shutil.copytree(each.folder, partial / name)
+        export_network(partial, STAGE, unet, changed)
+        partial.rename(merged)
+    except OSError as error:
+        raise InputError(f"{merged} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def main() -> None:
+    """Runs the command line."""
+    text, _, commands = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=text, epilog=commands, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("merged", type=Path)
+    parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    arguments = parser.parse_args()
+    try:
+        merge(arguments.checkpoint, arguments.merged, arguments.adapters)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(arguments.merged)
+
+
+if __name__ == "__main__":
+    main()

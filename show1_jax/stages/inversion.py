@@ -1,0 +1,133 @@
+"""DDIM inversion: the noise from which a stage's denoiser makes a given clip (arXiv 2010.02502).
+
+The deterministic solver is run backwards, from the clip to noise (section 4.3).
+Each backward step takes the noise that makes the forward step land where it
+came from, which is found by repetition (fixed-point iteration, as in Pan et
+al. 2023, arXiv 2309.04907): without it, what the network predicts at the wrong end
+of a step is an error that adds up.
+"""
+
+import dataclasses
+import functools
+import io
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from show1_jax.diffusion.schedule import to_clean, to_epsilon
+from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.errors import InputError
+from show1_jax.stages.sampling import Conditions, Denoiser, Progress, predict
+
+REPEATS = 3  # of the prediction in each step
+
+
+def inverter(denoiser: Denoiser, steps: int) -> Denoiser:
+    """The denoiser with the deterministic solver that can be run backwards.
+
+    Without thresholds, which cannot be undone, and without guidance, under
+    which a clip has no noise that makes it.
+    """
+    own = denoiser.solver.config
+    config = SolverConfig("ddim", own.schedule, own.prediction)
+    return dataclasses.replace(denoiser, solver=make_solver(config, steps), guided=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _back(
+    denoiser: Denoiser, params: Any, sample: jax.Array, step: jax.Array, conditions: Conditions
+) -> jax.Array:
+    """The sample before one of the solver's steps, from that after it."""
+    solver = denoiser.solver
+    now, then = (
+        jnp.asarray(solver.coefficients[name])[step] for name in ("alpha_bar", "next_alpha_bar")
+    )
+
+    def forward(sample: float, output: float) -> jax.Array:
+        kind = solver.config.prediction
+        clean, epsilon = (to(output, sample, now, kind) for to in (to_clean, to_epsilon))
+        return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * epsilon
+
+    # The forward step is linear in the sample and in the output, which alone is unknown.
+    of_sample, of_output = forward(1.0, 0.0), forward(0.0, 1.0)
+
+    def before(_: int, guess: jax.Array) -> jax.Array:
+        output = predict(denoiser, params, guess, step, conditions)[..., : sample.shape[-1]]
+        return (sample - of_output * output) / of_sample
+
+    return jax.lax.fori_loop(0, REPEATS, before, sample)
+
+
+def invert(
+    denoiser: Denoiser,
+    params: Any,
+    clean: jax.Array,
+    conditions: Conditions,
+    progress: Progress | None = None,
+) -> jax.Array:
+    """The noise that `run` makes into `clean`, given the same denoiser and conditions.
+
+    Args:
+      denoiser: from `inverter`.
+      params: the network's parameters.
+      clean: `(batch, frames, height, width, channels)`.
+      conditions: what the network is told.
+      progress: told how many steps are done.
+
+    Returns:
+      Like `clean`, at the noise level of the solver's first step.
+    """
+    steps = denoiser.solver.num_steps
+    sample = jnp.asarray(clean, jnp.float32)
+    for done, step in enumerate(reversed(range(steps)), start=1):
+        sample = _back(denoiser, params, sample, jnp.int32(step), conditions)
+        if progress is not None:
+            progress(done, steps)
+    return sample
+
+
+class Noise(NamedTuple):
+    """Noise that a clip came from: `(frames, height, width, 3)`, and in how many steps."""
+
+    noise: np.ndarray
+    steps: int
+
+
+def save_noise(path: Path, noise: Noise) -> None:
+    """Writes noise, `.npz`.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **noise._asdict())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def load_noise(path: Path) -> Noise:
+    """Reads what `save_noise` wrote.
+
+    Raises:
+      InputError: if it is not such.
+    """
+    try:
+        # numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes())) as found:
+            return Noise(np.asarray(found["noise"], np.float32), int(found["steps"]))
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} is no noise of sample.py --invert, or is damaged: {reason}"
+        ) from None
+
+
+def psnr(found: jax.Array, expected: jax.Array) -> float:
+    """Peak signal-to-noise ratio in dB of clips in [-1, 1]."""
+    error = jnp.square(jnp.clip(found, -1, 1) - expected).mean()
+    return float(10 * jnp.log10(4 / jnp.maximum(error, 1e-12)))

@@ -1,0 +1,212 @@
+"""Motion customization: a few clips teach a keyframe denoiser how something moves.
+
+Only a chosen part of the network is trained (Show-1, section 3.7: temporal
+attention), or low-rank changes of it, and kept as an adapter; see
+`configs/customize.py`.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from show1_jax.checkpoints.adapters import Adapter, base_fingerprint, save_adapter
+from show1_jax.checkpoints.pipelines import PARAMS
+from show1_jax.checkpoints.released import StageFolder, find_stages, sampling_params, t5_folder
+from show1_jax.checkpoints.store import load_params
+from show1_jax.diffusion.losses import Objective
+from show1_jax.diffusion.solvers import SolverConfig
+from show1_jax.errors import InputError
+from show1_jax.media import read_frames
+from show1_jax.models.unet import UNet
+from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.sharding import put_array, put_batch, shardings
+from show1_jax.stages.keyframes import STAGE, example
+from show1_jax.stages.training import denoising_loss, drop_captions, noised
+from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.encoding import load_encoder
+from show1_jax.training.lora import KERNEL, A, B, apply_lora, new_lora
+from show1_jax.training.optimizer import averaged, make_optimizer
+from show1_jax.training.step import Loss, Prepare, compile_step, init_state
+from show1_jax.training.tasks import compute_dtype
+from show1_jax.training.trainable import merge, split
+
+
+class Tuning(NamedTuple):
+    """What a step of fine-tuning computes; see `training/step.py`."""
+
+    prepare: Prepare
+    loss: Loss
+    optimizer: optax.GradientTransformation
+
+
+def customize(config: ConfigDict) -> Path:
+    """Fine-tunes a checkpoint's keyframe denoiser on clips, and writes the adapter.
+
+    Args:
+      config: as in `configs/customize.py`.
+
+    Returns:
+      The adapter's file.
+
+    Raises:
+      InputError: if a setting is wrong, a clip cannot be read or is too short, or
+        the loss is not finite.
+    """
+    settings, keyframes = config.customize, config.keyframes
+    mesh = make_mesh(config.mesh)
+    check(settings, batch_parts(mesh))
+    prompts, paths = _several(config.prompt), _several(config.video)
+    if not paths or len(prompts) != len(paths):
+        raise InputError(
+            f"{len(paths)} clip(s) and {len(prompts)} prompt(s): give --config.video=FILE and "
+            "--config.prompt=TEXT, several with | between them"
+        )
+    size = (keyframes.frames, keyframes.height, keyframes.width)
+    videos = np.stack([read_frames(Path(path).expanduser(), *size) for path in paths])
+    if not config.checkpoint:
+        raise InputError("give --config.checkpoint: this config comes without one")
+    stages = find_stages(Path(config.checkpoint).expanduser())
+    if STAGE not in stages:
+        raise InputError(f"{config.checkpoint} has no {STAGE} to customize")
+    folder, out = stages[STAGE], Path(config.out).expanduser()
+    dtype = compute_dtype(settings)
+    unet = folder.module("unet", dtype)
+    assert isinstance(unet, UNet)
+    with jax.set_mesh(mesh):
+        encoder = load_encoder(t5_folder(stages), dtype, config.text.t5_tokens)
+        clean = clean_caption if config.text.clean_captions else normalize
+        texts = np.asarray(encoder([clean(prompt) for prompt in (*prompts, "")]), np.float32)
+        del encoder
+        rows = np.arange(settings.batch_size) % len(videos)
+        batch = put_batch({"video": videos[rows], "text": texts[rows]})
+        params = _load(folder, unet, settings)
+        base = base_fingerprint(params)
+        before = jax.tree.map(np.asarray, first_trained(params, settings)[0])
+        tuning = make_tuning(settings, unet, folder.solver())
+        trained = _train(settings, tuning, params, batch, {"empty": put_array(texts[-1])})
+    about = {
+        "stage": STAGE,
+        "trainable": settings.trainable,
+        "prompts": " | ".join(prompts),
+        "steps": str(settings.steps),
+    }
+    adapter = Adapter(changes(before, jax.tree.map(np.asarray, trained)), base, about=about)
+    save_adapter(out, adapter)
+    count = sum(part.size for change in adapter.changes.values() for part in change)
+    print(f"{out}: {count:,} numbers, {out.stat().st_size / 2**20:.2f} MiB")
+    return out
+
+
+def check(settings: ConfigDict, parts: int) -> None:
+    """Refuses settings that cannot work on a mesh that splits a batch into `parts`.
+
+    Raises:
+      InputError: if there are any.
+    """
+    for name in ("steps", "batch_size", "accumulate", "log_every"):
+        if settings[name] < 1:
+            raise InputError(f"customize.{name} is {settings[name]}, but must be at least 1")
+    if settings.rank < 0:
+        raise InputError(f"customize.rank is {settings.rank}: give 1 or more, or 0 for no LoRA")
+    multiple = parts * settings.accumulate
+    if settings.batch_size % multiple:
+        raise InputError(
+            f"customize.batch_size {settings.batch_size} cannot be spread over {parts} devices in "
+            f"{settings.accumulate} parts: make it a multiple of {multiple}"
+        )
+
+
+def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tuning:
+    """What a step computes.
+
+    Args:
+      settings: a config's `customize` section.
+      unet: the network, in the dtype to compute in.
+      solver: says what it predicts, and on which noise schedule.
+    """
+    unet = unet.clone(remat=settings.remat or None)
+    objective = Objective(solver.schedule, solver.prediction, **settings.objective)
+
+    def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
+        keys = jax.random.split(key)
+        # So that guidance, too, has the motion in both of its predictions.
+        text = drop_captions(keys[0], batch["text"], constants["empty"], settings.caption_dropout)
+        return noised(objective, keys[1], example(batch["video"]), text)
+
+    def loss(params: Any, prepared: Any) -> jax.Array:
+        with nn.intercept_methods(apply_lora):
+            return denoising_loss(unet, objective, False, params, prepared)
+
+    return Tuning(prepare, loss, make_optimizer(settings))
+
+
+def first_trained(params: Any, settings: ConfigDict) -> tuple[Any, Any]:
+    """What is trained, as it is before the first step, and what is frozen."""
+    if not settings.rank:
+        return split(params, settings.trainable)
+    key = jax.random.key(settings.seed)
+    return new_lora(params, settings.trainable, settings.rank, key), params
+
+
+def kept_params(unet: UNet, settings: ConfigDict) -> Any:
+    """Shapes and dtypes of the parameters in memory: what is trained itself is in fp32."""
+    params = sampling_params(unet, compute_dtype(settings))
+    trained, frozen = split(params, settings.trainable)
+    if not settings.rank:
+        trained = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), trained)
+    return merge(trained, frozen)
+
+
+def changes(before: Any, after: Any) -> dict[str, tuple[np.ndarray, ...]]:
+    """What training changed, by the path of each parameter; see `Adapter`."""
+    flat, first = flatten_dict(after, sep="/"), flatten_dict(before, sep="/")
+    found: dict[str, tuple[np.ndarray, ...]] = {}
+    for path, leaf in flat.items():
+        parent, _, name = path.rpartition("/")
+        if name == A:
+            found[parent + KERNEL] = (leaf, flat[f"{parent}/{B}"])
+        elif name != B:
+            found[path] = (leaf - first[path],)
+    return found
+
+
+def _several(value: str) -> list[str]:
+    """The parts of a value that "|" separates."""
+    return [part.strip() for part in value.split("|") if part.strip()]
+
+
+def _load(folder: StageFolder, unet: UNet, settings: ConfigDict) -> Any:
+    return load_params(folder.folder / "unet" / PARAMS, kept_params(unet, settings))
+
+
+def _train(settings: ConfigDict, tuning: Tuning, params: Any, batch: Any, constants: Any) -> Any:
+    """The trained tree after all steps, averaged."""
+    state = init_state(tuning.optimizer, *first_trained(params, settings))
+    state = jax.device_put(state, shardings(state))
+    key = jax.random.key(settings.seed)
+    # Each step takes over the memory of the state, and so that of `params`.
+    step_function = compile_step(*tuning, settings.accumulate, key, shardings(state))
+    losses: list[jax.Array] = []
+    begin = time.perf_counter()
+    for step in range(1, settings.steps + 1):
+        state, metrics = step_function(state, constants, batch)
+        losses.append(metrics["loss"])
+        if step % settings.log_every and step < settings.steps:
+            continue
+        loss, losses = float(np.mean(losses)), []
+        if not np.isfinite(loss):
+            raise InputError(
+                f"the loss is not finite at step {step}: give a lower "
+                "--config.customize.learning_rate"
+            )
+        left = (time.perf_counter() - begin) / step * (settings.steps - step)
+        print(f"{step}/{settings.steps}  loss {loss:.4f}  {left:.0f} s left", flush=True)
+    return averaged(state.optimizer)

@@ -1,0 +1,53 @@
+"""DDIM inversion: noise that is made into the clip it came from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.errors import InputError
+from show1_jax.stages.inversion import Noise, invert, inverter, load_noise, psnr, save_noise
+from show1_jax.stages.sampling import Conditions, Denoiser, clip_keys, run
+from tests.training.small import small_task
+
+
+@pytest.mark.parametrize(
+    ("prediction", "schedule"),
+    [("v", NoiseSchedule("cosine")), ("epsilon", NoiseSchedule("scaled_linear", 0.00085, 0.012))],
+)
+def test_the_noise_of_a_clip_is_made_into_it(prediction, schedule):
+    task, params, _ = small_task("keyframes")
+    # A random network's output jumps with its input, as no trained one's does.
+    params["conv_out"] = jax.tree.map(lambda leaf: leaf * 0.2, params["conv_out"])
+    solver = SolverConfig("dpm_solver", schedule, prediction, threshold=0.9)
+    denoiser = inverter(Denoiser(task.module, make_solver(solver, 4)), 25)
+    clip = jnp.clip(jax.random.normal(jax.random.key(0), (1, 3, 4, 6, 3)), -1, 1)
+    text = jax.random.normal(jax.random.key(1), (2, 1, 5, task.module.config.text_dim))
+    conditions = Conditions(text, jnp.float32(1), clip_keys(jnp.zeros(1, int), "keyframes"))
+    told = []
+    noise = invert(denoiser, params, clip, conditions, lambda *of: told.append(of))
+    assert told[-1] == (25, 25)
+    assert float(jnp.abs(noise - clip).max()) > 0.1
+    assert psnr(run(denoiser, params, noise, conditions), clip) > 40
+
+
+def test_peak_signal_to_noise_ratio():
+    clip = jnp.zeros((1, 2, 4, 4, 3))
+    assert psnr(clip + 0.2, clip) == pytest.approx(20, abs=1e-3)
+    assert psnr(clip, clip) > 100
+
+
+def test_noise_files(tmp_path):
+    noise = Noise(np.ones((2, 4, 4, 3), np.float32), 50)
+    path = tmp_path / "new" / "keyframes.noise.npz"
+    save_noise(path, noise)
+    found = load_noise(path)
+    np.testing.assert_array_equal(found.noise, noise.noise)
+    assert found.steps == 50
+    np.savez(tmp_path / "other.npz", x=1)
+    path.write_bytes(path.read_bytes()[:50])
+    for wrong in (path, tmp_path / "other.npz", tmp_path / "none.npz"):
+        with pytest.raises(InputError, match="is no noise"):
+            load_noise(wrong)

@@ -1,0 +1,165 @@
+"""A motion out of one clip: what is trained, what is written, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import customize as customize_config
+from configs import tiny
+from show1_jax.checkpoints.adapters import apply_adapters, load_adapter
+from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
+from show1_jax.checkpoints.released import find_stages
+from show1_jax.data.moving_shapes import render
+from show1_jax.errors import InputError
+from show1_jax.evaluation.motion import TAUGHT, Taught
+from show1_jax.invert import invert_clip
+from show1_jax.media import write_mp4
+from show1_jax.merge import merge
+from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.stages.cascade import Cascade
+from show1_jax.training.customize import customize, first_trained
+from show1_jax.training.tasks import solver_config
+from show1_jax.training.trainable import split
+from tests.stages.test_stages import random_params
+from tests.training.small import assert_same, by_path, small_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    section = small_config("keyframes").keyframes
+    unet = UNet(UNetConfig(**section.unet))
+    export_network(folder, "keyframes", unet, random_params(unet))
+    export_scheduler(folder, "keyframes", "scheduler", solver_config(section.solver))
+    for name in ("text_encoder", "tokenizer"):
+        export_copy(folder, "keyframes", tiny.CHECKPOINT / "show-1-base" / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "circle.mp4"
+    write_mp4(path, render(Taught(TAUGHT, "circle"), 9, 32, 48), 7.5)
+    return path
+
+
+@pytest.fixture
+def config(checkpoint, clip, tmp_path):
+    config = customize_config.get_config()
+    config.keyframes = small_config("keyframes").keyframes
+    config.checkpoint, config.video, config.prompt = str(checkpoint), str(clip), "in a circle"
+    config.out = str(tmp_path / "out" / "circle.safetensors")
+    config.customize.update(steps=3, batch_size=2, log_every=1, warmup_steps=0)
+    return config
+
+
+def parameters(checkpoint):
+    folder = find_stages(checkpoint)["keyframes"]
+    return folder.params("unet", folder.module("unet", jnp.float32), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("choice", "rank", "motion"),
+    [
+        ("temporal_attention", 0, False),
+        ("temporal_attention_qkv", 0, True),
+        ("temporal", 2, False),
+    ],
+)
+def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, motion):
+    config.customize.update(trainable=choice, rank=rank)
+    config.customize.objective.motion = motion
+    path = customize(config)
+    assert "3/3  loss" in capsys.readouterr().out
+    before = parameters(checkpoint)
+    adapter = load_adapter(path, before)
+    after = by_path(apply_adapters(before, [(adapter, 1.0)]))
+    chosen = by_path(split(before, choice)[0])
+    changed = {name for name, leaf in by_path(before).items() if (leaf != after[name]).any()}
+    kernels = {name for name in chosen if name.endswith("kernel")}
+    assert kernels <= changed <= (kernels if rank else chosen.keys())
+    assert adapter.about["prompts"] == "in a circle"
+    if rank:
+        assert {change[1].shape[0] for change in adapter.changes.values()} == {2}
+
+
+def test_what_is_frozen_has_no_state(config, checkpoint):
+    params = parameters(checkpoint)
+    for choice, rank in (("temporal_attention_qkv", 0), ("all", 2)):
+        config.customize.update(trainable=choice, rank=rank)
+        trained, frozen = first_trained(params, config.customize)
+        own = {id(leaf) for leaf in jax.tree.leaves(trained)}
+        assert not own & {id(leaf) for leaf in jax.tree.leaves(frozen)}
+        size = sum(leaf.size for leaf in jax.tree.leaves(trained))
+        assert size < sum(leaf.size for leaf in jax.tree.leaves(params)) / 2
+
+
+def test_several_clips_and_an_adapter_while_sampling(config, checkpoint, clip):
+    config.video, config.prompt = f"{clip}|{clip}", "in a circle | a circle"
+    path = customize(config)
+    assert load_adapter(path, parameters(checkpoint)).about["prompts"] == "in a circle | a circle"
+    settings, made = {}, {}
+    for weight in (0, 0.5, 1):
+        section = small_config("keyframes")
+        section.keyframes.adapters = (f"{path}={weight}",)
+        cascade = Cascade(section, checkpoint, ["keyframes"])
+        made[weight] = by_path(cascade.params("keyframes")["unet"])
+        settings[weight] = json.dumps(cascade.settings("keyframes"))
+    kernel = "mid/temporal_attention_0/proj_in/kernel"
+    half = (made[0][kernel] + made[1][kernel]) / 2
+    np.testing.assert_allclose(made[0.5][kernel], half, atol=1e-5)
+    assert len(set(settings.values())) == 3
+
+
+def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path):
+    path, merged = customize(config), tmp_path / "merged"
+    merge(checkpoint, merged, [f"{path}=0.5"])
+    before = parameters(checkpoint)
+    assert_same(parameters(merged), apply_adapters(before, [(load_adapter(path, before), 0.5)]))
+    for adapters, message in (([str(path)], "exists already"), (["none"], "no adapter none")):
+        with pytest.raises(InputError, match=message):
+            merge(checkpoint, merged if "exists" in message else tmp_path / "new", adapters)
+    assert not [each for each in tmp_path.iterdir() if "partial" in each.name]
+
+
+def test_bad_input_is_one_line(config, clip, tmp_path):
+    short = tmp_path / "short.mp4"
+    write_mp4(short, render(Taught(TAUGHT, "circle"), 2, 32, 48), 7.5)
+    for changes, message in (
+        ({"video": ""}, "0 clip"),
+        ({"video": f"{clip}|{clip}"}, "2 clip.* and 1 prompt"),
+        ({"video": str(short)}, "has 2 frame.* at least 3"),
+        ({"video": str(tmp_path / "none.mp4")}, "cannot read"),
+        ({"checkpoint": ""}, "give --config.checkpoint"),
+        ({"customize.trainable": "legs"}, "'legs', not one of"),
+        ({"customize.rank": -1}, "rank is -1"),
+        ({"customize.steps": 0}, "steps is 0"),
+        ({"customize.learning_rate": 1e30}, "not finite"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        with pytest.raises(InputError, match=message):
+            customize(changed)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_clip_becomes_noise_and_noise_the_clip(checkpoint, clip, tmp_path):
+    config = small_config("keyframes")
+    found = invert_clip(
+        config, str(checkpoint), clip, ["in a circle"], None, tmp_path, {"steps": ["20"]}
+    )
+    assert found > 20  # of a random network
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "keyframes.noise.npz",
+        "keyframes.reconstruction.mp4",
+    }
+    config = small_config("keyframes")
+    config.keyframes.noise = str(tmp_path / "keyframes.noise.npz")
+    denoiser = Cascade(config, checkpoint, ["keyframes"]).denoisers["keyframes"]
+    assert (denoiser.solver.config.kind, denoiser.solver.num_steps) == ("ddim", 20)
+    config.keyframes.frames = 5
+    with pytest.raises(InputError, match="is noise of"):
+        Cascade(config, checkpoint, ["keyframes"])
