@@ -19,7 +19,7 @@ LOGIT_BYTES = 2**29
 LEAST_KEYS = 512
 
 LANES = 128  # lengths that the TPU's kernel takes are multiples of it
-LARGEST_BLOCK = 1024
+MOST_LANES = 4  # of a block: 512 by 512 logits, with their gradients, fit its fast memory
 
 
 def attention(
@@ -104,9 +104,9 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
     heads, width, queries, keys = query.shape[2], query.shape[3], query.shape[1], key.shape[1]
     query = query * jnp.asarray(width**-0.5, query.dtype)
+    q, kv = _block(queries), _block(keys)
     query, key, value = (_padded(x).swapaxes(1, 2) for x in (query, key, value))
     shape = (query.shape[2], key.shape[2])
-    q, kv = (_block(length) for length in shape)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([splash.FullMask(shape)] * heads),
         block_sizes=splash.BlockSizes(
@@ -126,11 +126,12 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    """Zeros at the end of the length, up to a multiple of what the kernel takes."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0)))
+    """Zeros at the end of the length, up to a multiple of its block."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _block(x.shape[1])), (0, 0), (0, 0)))
 
 
 def _block(length: int) -> int:
-    """The largest block that divides a padded length."""
-    lanes = length // LANES
-    return LANES * max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if not lanes % n)
+    """How much of a length is computed at a time, so that blocks are large and padding small."""
+    lanes = -(-length // LANES)
+    blocks = -(-lanes // MOST_LANES)
+    return LANES * -(-lanes // blocks)

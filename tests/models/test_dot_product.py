@@ -60,7 +60,9 @@ def test_attention_keeps_the_dtype_of_its_query():
     assert_close(out, exact, 2e-2)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(6, 9), (128, 256), (130, 300), (256, 77)])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(6, 9), (128, 256), (130, 300), (256, 77), (640, 717)]
+)
 def test_splash_is_the_same_at_any_length(queries, keys):
     inputs = attention_inputs(2, queries, keys)
     assert_close(
@@ -111,3 +113,14 @@ def test_platform_and_length_choose(platform, capability, keys, width, dtype, ex
 def test_unknown_implementations_are_refused():
     with pytest.raises(InputError, match="flash"):
         attention(*attention_inputs(1), implementation="flash")
+
+
+def test_blocks_are_large_and_padding_is_small():
+    for length, block, padded in (
+        (8, 128, 128),
+        (640, 384, 768),
+        (717, 384, 768),
+        (2880, 512, 3072),
+    ):
+        assert dot_product._block(length) == block
+        assert dot_product._padded(jnp.zeros((1, length, 1, 1))).shape[1] == padded
