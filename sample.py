@@ -50,6 +50,7 @@ commands.define_hosts()
 def main() -> None:
     """Makes one call of the flags."""
     # Here, so that --help and misspelt flags do not wait for JAX.
+    from show1_jax.errors import InputError
     from show1_jax.generate import generate, override, parse_seeds
 
     overrides = {"steps": STEPS.value, "guidance": GUIDANCE.value}
@@ -65,13 +66,20 @@ def main() -> None:
         CONFIG.value.keyframes.adapters = tuple(ADAPTER.value)
     if FROM_NOISE.value:
         CONFIG.value.keyframes.noise = FROM_NOISE.value
+    seeds = None if SEEDS.value is None else parse_seeds(SEEDS.value)
+    first = STAGES.value is None or "keyframes" in STAGES.value
+    if (ADAPTER.value or FROM_NOISE.value) and not first:
+        raise InputError("--adapter and --from-noise are for the keyframes: name them in --stages")
+    if FROM_NOISE.value and (len(seeds or ()) > 1 or any("keyframes" in x for x in STEPS.value)):
+        raise InputError("--from-noise decides the keyframes' steps, and is the same for all seeds")
     if INVERT.value:
         from show1_jax.invert import invert_clip
 
-        invert_clip(
-            CONFIG.value, checkpoint, Path(INVERT.value), PROMPT.value, STAGES.value,
-            Path(OUT.value), overrides,
-        )  # fmt: skip
+        if PROMPTS.value or seeds or FROM_NOISE.value or STAGES.value or len(PROMPT.value) > 1:
+            raise InputError("--invert takes one --prompt, --adapter, --steps and --out alone")
+        prompt = PROMPT.value[0] if PROMPT.value else ""
+        given = (Path(INVERT.value).expanduser(), prompt, Path(OUT.value))
+        invert_clip(CONFIG.value, checkpoint, *given, overrides)
         return
     commands.join_hosts()
     generate(
@@ -79,7 +87,7 @@ def main() -> None:
         checkpoint=checkpoint,
         prompts=PROMPT.value,
         prompts_file=PROMPTS.value,
-        seeds=None if SEEDS.value is None else parse_seeds(SEEDS.value),
+        seeds=seeds,
         out=Path(OUT.value),
         stages=STAGES.value,
         overrides=overrides,

@@ -44,6 +44,8 @@ def main() -> None:
         programs.predict_training(CONFIG.value, AOT.value, JSON.value)
         return
     if "customize" in CONFIG.value:
+        if WORKDIR.value or CURVE.value or flags.FLAGS.coordinator:
+            raise InputError("customizing takes one process, and --config.out, not --workdir")
         commands.use_compilation_cache()
         customize.customize(CONFIG.value)
         return

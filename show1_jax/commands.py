@@ -55,6 +55,8 @@ def only_compile() -> None:
     import jax
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Else one process at a time may hold the compiler, as if it were a TPU.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
 
 

@@ -386,6 +386,11 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
         (["--seed", "-1", "--prompt", "x"], "seed"),
         (["--config.keyframes.steps=few", "--prompt", "x"], "few"),
         (["--config=missing.py", "--prompt", "x"], "missing.py"),
+        (["--adapter=a.safetensors", "--stages=translation"], "are for the keyframes"),
+        (["--from-noise=a.npz", "--prompt=x", "--seeds=0-1"], "the same for all seeds"),
+        (["--invert=a.mp4", "--stages=keyframes"], "--invert takes"),
+        (["--from-noise=a.npz", "--prompt=x"], "a.npz is no noise"),
+        (["--adapter=a.safetensors=1", "--prompt=x"], "there is no adapter a.safetensors"),
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):

@@ -26,6 +26,8 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.train.vae.threads=-1"], "must be 0 to 1024"),
         (["--workdir=w", "--config.batch_size=3"], "give --config.train.PART.batch_size"),
         (["--workdir=w", "--curve"], " has no runs"),
+        (["--config=configs/customize.py", "--workdir=w"], "not --workdir"),
+        (["--config=configs/customize.py", "--config.video=a.mp4"], "1 clip(s) and 0 prompt(s)"),
         (["--workdir=w", "--curve", "--config=configs/tiny.py:vae"], "has no numbers yet"),
     ],
 )

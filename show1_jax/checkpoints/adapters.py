@@ -1,23 +1,25 @@
 """Adapters: what fine-tuning changed of a denoiser, as one small file.
 
-A `.safetensors` file in the keys of diffusers and PEFT, which therefore read it:
-`unet.MODULE.lora_A.weight` and `unet.MODULE.lora_B.weight` for the two factors
-of a low-rank change. Where a matrix was trained itself, `unet.MODULE.weight.diff`
-is all of its change. What it was made for and from stands in the metadata.
+A `.safetensors` file. Low-rank changes are in the keys of diffusers and PEFT:
+`unet.MODULE.lora_A.weight` and `unet.MODULE.lora_B.weight`, the two factors. Where
+a matrix was trained itself, `unet.MODULE.weight.diff` is all of its change, in
+bf16; diffusers has no such files. What it was made for and from stands in the metadata.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from show1_jax.checkpoints.keys import DENSE, KeyTable, Layout
+from show1_jax.checkpoints.keys import CONV, CONV_FRAMES, DENSE, SAME, KeyTable, Layout
+from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.tables import UNET
 from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
 from show1_jax.errors import InputError
@@ -28,6 +30,10 @@ FACTORS = (".lora_A.weight", ".lora_B.weight")
 PREFIXES = ("unet.", "base_model.model.")
 PEFT = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 BASE = "base"
+DIGEST = "digest"  # of the tensors
+# How many axes PyTorch's arrays of a layout have.
+AXES = {DENSE: (2,), CONV: (4,), CONV_FRAMES: (5,), SAME: (1, 2)}
+UNSUPPORTED = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +55,11 @@ class Adapter:
 
 
 def base_fingerprint(params: Any) -> str:
-    """Tells networks apart by their vectors, which are fp32 in whatever dtype the rest is."""
+    """Tells networks apart by a row of each parameter, whatever dtype they were loaded in."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        if leaf.ndim == 1:
-            digest.update(path.encode() + np.asarray(leaf, np.float32).tobytes())
+        row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])
+        digest.update(path.encode() + row.astype(ml_dtypes.bfloat16).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -64,7 +70,7 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
       InputError: if it cannot be written.
     """
     ranks = {len(change[1]) for change in adapter.changes.values() if len(change) == 2}
-    metadata = {**adapter.about, BASE: adapter.base}
+    metadata = {**adapter.about, BASE: adapter.base, DIGEST: _digest(_tensors(adapter))}
     if ranks:
         modules = sorted(
             {
@@ -90,7 +96,8 @@ def _tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
         assert found is not None, f"{path} is in no row of the key table"
         key, layout = found
         if len(change) == 1:
-            yield f"{PREFIXES[0]}{key}{DIFFERENCE}", layout.to_torch(change[0])
+            difference = layout.to_torch(change[0]).astype(ml_dtypes.bfloat16)
+            yield f"{PREFIXES[0]}{key}{DIFFERENCE}", difference
             continue
         module = key.removesuffix(".weight")
         for suffix, factor in zip(FACTORS, change, strict=True):
@@ -99,7 +106,7 @@ def _tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
 
 def _like_kernel(factor: np.ndarray, layout: Layout) -> np.ndarray:
     """A convolution's second factor as the kernel of a convolution over one frame."""
-    return factor[None] if layout is not DENSE and factor.ndim == 2 else factor
+    return factor[None] if layout is CONV_FRAMES and factor.ndim == 2 else factor
 
 
 def load_adapter(path: Path, params: Any) -> Adapter:
@@ -117,19 +124,30 @@ def load_adapter(path: Path, params: Any) -> Adapter:
     stored, metadata = read_header(path), read_metadata(path)
     shapes = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
     parts: dict[str, dict[int, np.ndarray]] = {}
+    read: list[tuple[str, np.ndarray]] = []
     for key, tensor in stored.items():
         name, part, layout = _place(key, UNET, path)
-        array = layout.to_jax(tensor.read()).astype(np.float32)
-        if part == 2 and layout is not DENSE and array.shape[0] == 1:
+        array = tensor.read()
+        read.append((key, array))
+        if array.ndim not in AXES[layout]:
+            raise InputError(f"{path}: {key} is {array.shape}, which is no change of {name}")
+        array = layout.to_jax(array).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: {key} is not finite")
+        if part == 2 and layout is CONV_FRAMES and array.shape[0] == 1:
             array = array[0]
         parts.setdefault(name, {})[part] = array
-    scale = _scale(metadata, path)
+    if metadata.get(DIGEST, _digest(read)) != _digest(read):
+        raise InputError(f"{path} is damaged: copy it again")
+    scale = _scale(_peft_config(metadata, path, any(key.startswith(PREFIXES[1]) for key in stored)))
     changes: dict[str, tuple[np.ndarray, ...]] = {}
     for name, found in parts.items():
         if set(found) not in ({0}, {1, 2}):
             raise InputError(f"{path} has only half of what changes {name}: copy it again")
         change = (found[0],) if 0 in found else (found[1], np.float32(scale) * found[2])
         if shapes.get(name) != _shape(change):
+            if change[0].ndim > 3 and len(change) == 2:
+                raise InputError(f"{path}: LoRA of convolutions over pixels is not supported")
             raise InputError(
                 f"{path} is not for this network, whose {name} is "
                 f"{shapes.get(name, 'not there')}, not {_shape(change)}"
@@ -137,7 +155,9 @@ def load_adapter(path: Path, params: Any) -> Adapter:
         changes[name] = change
     if not changes:
         raise InputError(f"{path} changes nothing: it holds no tensor")
-    about = {key: value for key, value in metadata.items() if key not in (BASE, PEFT, "format")}
+    about = {
+        key: value for key, value in metadata.items() if key not in (BASE, DIGEST, PEFT, "format")
+    }
     return Adapter(changes, metadata.get(BASE, ""), str(path), about)
 
 
@@ -155,15 +175,36 @@ def _place(key: str, table: KeyTable, path: Path) -> tuple[str, int, Layout]:
     raise InputError(f"{path} is no adapter of a denoiser: {key} changes nothing that one has")
 
 
-def _scale(metadata: Mapping[str, str], path: Path) -> float:
-    """PEFT's alpha divided by its rank."""
+def _peft_config(metadata: Mapping[str, str], path: Path, from_peft: bool) -> dict[str, Any]:
+    """Rank and alpha: diffusers keeps them in the metadata, PEFT in a file beside."""
     try:
         config = json.loads(metadata.get(PEFT, "{}"))
-        numbers = {key.removeprefix(PREFIXES[0]): value for key, value in config.items()}
-        rank = numbers.get("r", 1)
-        return float(numbers.get("lora_alpha", rank)) / float(rank)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        if PEFT not in metadata and from_peft:
+            config = read_json(path.with_name("adapter_config.json"))
+        config = {key.removeprefix(PREFIXES[0]): value for key, value in config.items()}
+    except InputError as error:
+        raise InputError(f"{path} is PEFT's, whose rank and alpha are elsewhere: {error}") from None
+    except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: its {PEFT} cannot be read: {error}") from None
+    if unknown := [name for name in UNSUPPORTED if config.get(name)]:
+        raise InputError(f"{path} sets {unknown[0]}, which is not supported")
+    return config
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    """PEFT's alpha divided by its rank."""
+    rank = config.get("r", 1)
+    alpha = config.get("lora_alpha", rank)
+    if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
+        raise InputError(f"an adapter of rank {rank} and alpha {alpha} is not possible")
+    return alpha / rank
+
+
+def _digest(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
+    digest = hashlib.sha256()
+    for key, array in tensors:
+        digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _shape(change: tuple[np.ndarray, ...]) -> tuple[int, ...]:

@@ -160,8 +160,9 @@ def motion_loss(
     shape = (-1,) + (1,) * (noise.ndim - 1)
     predicted = to_epsilon(prediction, noisy, alpha_bar.reshape(shape), objective.prediction)
     one, other = (jnp.diff(x, axis=1).reshape(*x[:, 1:].shape[:2], -1) for x in (predicted, noise))
-    lengths = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
-    return _mean(1 - (one * other).sum(-1) / jnp.maximum(lengths, 1e-12))
+    # Never 0, where the length of a vector has no derivative.
+    squares = (jnp.square(one).sum(-1) + 1e-8) * (jnp.square(other).sum(-1) + 1e-8)
+    return _mean(1 - (one * other).sum(-1) * jax.lax.rsqrt(squares))
 
 
 def variational_bound(

@@ -92,13 +92,16 @@ def words(combination: Combination, motion: str, template: int = 0) -> str:
 def correlation(path: np.ndarray, taught: np.ndarray) -> float:
     """How far two paths `(frames, 2)` are one, wherever they lie and however large: -1 to 1.
 
-    Of the frames in which the shape is seen; 0 if that is fewer than half of them.
+    The smaller of the correlations of x and of y, so that no straight line is
+    like a zigzag. Of the frames in which the shape is seen; 0 if that is fewer
+    than half of them.
     """
     seen = np.isfinite(path[:, 0])
     if seen.sum() < len(path) / 2:
         return 0.0
     a, b = (x[seen] - x[seen].mean(axis=0) for x in (path, taught))
-    return float((a * b).sum() / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+    lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    return float(((a * b).sum(axis=0) / np.maximum(lengths, 1e-12)).min())
 
 
 def draw(count: int, seed: int) -> list[Combination]:
@@ -185,7 +188,7 @@ def follow(
         measured = [measure(video) for video in videos]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
         paths = [correlation(each.path, taught) for each in measured]
-        rows[Path(adapter).stem or "untuned"] = {"path": float(np.median(paths))} | {
+        rows[adapter or "untuned"] = {"path": float(np.median(paths))} | {
             name: float(
                 np.mean(
                     [

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from show1_jax.errors import InputError
+from show1_jax.parallel.mesh import target
 from show1_jax.parallel.sharding import over_heads
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 
 # Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
 # frame would else need gigabytes of them.
@@ -17,9 +18,11 @@ LOGIT_BYTES = 2**29
 
 # Of fewer keys the logits are small, and XLA fuses around them.
 LEAST_KEYS = 512
+# Of fewer than the lanes of a TPU's registers, most of what lies in them would be padding.
+FEW_KEYS = 32
 
 LANES = 128  # lengths that the TPU's kernel takes are multiples of it
-MOST_LANES = 4  # of a block: 512 by 512 logits, with their gradients, fit its fast memory
+MOST_LANES = 6  # of a block: 768 by 768 logits, with their gradients, fit its fast memory
 
 
 def attention(
@@ -37,7 +40,8 @@ def attention(
       value: `(batch, keys, heads, width)`.
       implementation: "xla" anywhere; "cudnn" (Dao et al. 2022) on NVIDIA GPUs since
         Ampere, in 16 bits; "splash", JAX's Pallas kernel, on TPUs, and slowly
-        elsewhere; None for the best here.
+        elsewhere; "elementwise" for short sequences on TPUs, whose matrix unit
+        would mostly multiply padding; None for the best here.
 
     Returns:
       `(batch, queries, heads, width)` in the dtype of `query`.
@@ -52,27 +56,21 @@ def attention(
             return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         case "splash":
             return over_heads(_splash, query, key, value)
+        case "elementwise":
+            return _elementwise(query, key, value)
         case unknown:
-            raise InputError(f"attention {unknown!r} is not xla, cudnn or splash")
-
-
-def target() -> tuple[str, float]:
-    """What is compiled for: "cpu", "tpu" or "gpu", and a GPU's compute capability, else 0."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    if platform not in ("gpu", "cuda"):
-        return platform, 0.0
-    # A GPU's kernels are chosen by the one that is here: nothing compiles for others.
-    return "gpu", float(getattr(jax.local_devices()[0], "compute_capability", 0))
+            raise InputError(f"attention {unknown!r} is not xla, cudnn, splash or elementwise")
 
 
 def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> Implementation:
     """The implementation for these arrays on this platform.
 
-    Short sequences, such as a clip's frames, are XLA's everywhere.
+    Short sequences, such as a clip's frames, are XLA's but on TPUs.
     """
     short = query.dtype in (jnp.bfloat16, jnp.float16)
     keys, width = key.shape[1], query.shape[-1]
+    if platform == "tpu" and max(keys, query.shape[1]) <= FEW_KEYS:
+        return "elementwise"
     if keys < LEAST_KEYS or not short:
         return "xla"
     if platform == "gpu" and capability >= 8 and width <= 128 and not width % 8:
@@ -96,6 +94,16 @@ def _in_rows(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.lax.map(
         lambda row: jax.nn.dot_product_attention(*row), (query, key, value), batch_size=rows
     )
+
+
+def _elementwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """All pairs of positions by sums over products, in which the batch can fill the lanes."""
+    # Held in their own dtype: else XLA would move them about in fp32.
+    held = jax.lax.optimization_barrier((query, key, value))
+    wide = [x.astype(jnp.float32) for x in held]
+    logits = (wide[0][:, :, None] * wide[1][:, None]).sum(-1) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=2)[..., None]
+    return (weights * wide[2][:, None]).sum(2).astype(query.dtype)
 
 
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
 memory and network takes longest, all at their peaks.
 
 Loops are counted once: a sampling program as one of its steps, a training step
-as one part of its batch, times the parts.
+as one part of its batch, times the parts. Attention kernels are counted from their shapes.
 """
 
 import dataclasses
@@ -220,9 +220,9 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         collected = collectives(compiled.as_text() or "")
         for entry in collected.values():
             entry |= {key: program.repeats * value for key, value in entry.items()}
-        flops, traffic = (
-            program.repeats * cost.get(key, 0.0) for key in ("flops", "bytes accessed")
-        )
+        counted = cost.get("flops", 0.0) + kernel_flops(compiled.as_text() or "")
+        flops = program.repeats * counted
+        traffic = program.repeats * cost.get("bytes accessed", 0.0)
         times = {
             "arithmetic": flops / chip.flops,
             "memory": traffic / chip.bandwidth,
@@ -278,6 +278,33 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
             sizes = sizes[1:2]
         entry["bytes"] += sum(sizes)
     return found
+
+
+# Matrix products over queries and keys in each kernel of JAX's splash attention.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_KERNEL = re.compile(
+    rf"%splash_mha_({'|'.join(_PRODUCTS)})\S* = .*? custom-call\(.*?"
+    r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
+
+
+_FOUR_SIDES = r"\w+\[(\d+(?:,\d+){3})\]"
+
+
+def kernel_flops(hlo: str) -> float:
+    """FLOPs of attention kernels, which the compiler takes for none; padding included.
+
+    Their first two operands of four sides are the queries and the keys,
+    `(batch, heads, length, width)`.
+    """
+    total = 0.0
+    for kind, operands in _KERNEL.findall(hlo):
+        sides = [
+            [int(side) for side in shape.split(",")] for shape in re.findall(_FOUR_SIDES, operands)
+        ]
+        queries, keys = sides[:2]
+        total += 2 * _PRODUCTS[kind] * math.prod(queries) * keys[2]
+    return total
 
 
 def refused(message: str) -> int | None:

@@ -8,6 +8,7 @@
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -65,3 +66,14 @@ def rounded_up(batch: int, parts: int) -> int:
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def target() -> tuple[str, float]:
+    """What is compiled for: "cpu", "tpu" or "gpu", and a GPU's compute capability, else 0."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform not in ("gpu", "cuda"):
+        return platform, 0.0
+    # A GPU's kernels are chosen by the one that is here: nothing compiles for others.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", 0))
+    return "gpu", float(capability) if re.fullmatch(r"[\d.]+", capability) else 0.0  # AMD: gfx942

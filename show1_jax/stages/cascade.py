@@ -164,9 +164,7 @@ class Cascade:
             guided=config.guidance > 1,
         )
         if stage == keyframes.STAGE and self.noise is not None:
-            # Noise goes back the way that it came.
-            inverter = inversion.inverter(denoiser, self.noise.steps)
-            denoiser = dataclasses.replace(inverter, guided=denoiser.guided)
+            return inversion.from_noise(denoiser, self.noise.steps)
         return denoiser
 
     def _adapters(self, stage: str) -> list[tuple[Adapter, float]]:
@@ -368,6 +366,7 @@ class Cascade:
         """What reproduces a stage's result from those before it, ready for JSON."""
         denoiser = self.denoisers[stage]
         return self.config[stage].to_dict() | {
+            "steps": denoiser.solver.num_steps,
             "unet": dataclasses.asdict(denoiser.unet.config),
             "solver": dataclasses.asdict(denoiser.solver.config),
             "dtype": self.config.dtype,
@@ -392,7 +391,8 @@ class Cascade:
         """Of adapters and noise."""
         config = self.config[stage]
         adapters = [str(parse_adapter(text)[0]) for text in config.get("adapters", ())]
-        return adapters + [config.noise] * bool(config.get("noise"))
+        noise = config.get("noise")
+        return [*adapters, noise] if noise else adapters
 
     def check_inputs(self, items: int, results: Results) -> None:
         """Raises InputError if every item lacks a result that a stage starts from."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from show1_jax.diffusion.schedule import to_clean, to_epsilon
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
@@ -33,8 +34,22 @@ def inverter(denoiser: Denoiser, steps: int) -> Denoiser:
     which a clip has no noise that makes it.
     """
     own = denoiser.solver.config
-    config = SolverConfig("ddim", own.schedule, own.prediction)
-    return dataclasses.replace(denoiser, solver=make_solver(config, steps), guided=False)
+    solver = make_solver(SolverConfig("ddim", own.schedule, own.prediction), steps)
+    return dataclasses.replace(denoiser, solver=solver, guided=False, dropout=False)
+
+
+def from_noise(denoiser: Denoiser, steps: int) -> Denoiser:
+    """The denoiser for sampling from the noise of a clip, the way that it came.
+
+    Where it is guided it leads elsewhere, and so needs its thresholds again.
+    """
+    back = inverter(denoiser, steps)
+    if not denoiser.guided:
+        return back
+    own = denoiser.solver.config
+    limits = {name: getattr(own, name) for name in ("clip", "threshold", "threshold_max")}
+    config = dataclasses.replace(back.solver.config, **limits)
+    return dataclasses.replace(back, solver=make_solver(config, steps), guided=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,7 +142,7 @@ def load_noise(path: Path) -> Noise:
         ) from None
 
 
-def psnr(found: jax.Array, expected: jax.Array) -> float:
+def psnr(found: ArrayLike, expected: ArrayLike) -> float:
     """Peak signal-to-noise ratio in dB of clips in [-1, 1]."""
-    error = jnp.square(jnp.clip(found, -1, 1) - expected).mean()
+    error = jnp.square(jnp.clip(found, -1, 1) - jnp.asarray(expected)).mean()
     return float(10 * jnp.log10(4 / jnp.maximum(error, 1e-12)))

@@ -5,6 +5,8 @@ attention), or low-rank changes of it, and kept as an adapter; see
 `configs/customize.py`.
 """
 
+import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,23 +63,23 @@ def customize(config: ConfigDict) -> Path:
         the loss is not finite.
     """
     settings, keyframes = config.customize, config.keyframes
-    mesh = make_mesh(config.mesh)
+    mesh, out = make_mesh(config.mesh), Path(config.out).expanduser()
     check(settings, batch_parts(mesh))
+    _check_out(out)
     prompts, paths = _several(config.prompt), _several(config.video)
     if not paths or len(prompts) != len(paths):
         raise InputError(
             f"{len(paths)} clip(s) and {len(prompts)} prompt(s): give --config.video=FILE and "
             "--config.prompt=TEXT, several with | between them"
         )
-    size = (keyframes.frames, keyframes.height, keyframes.width)
-    videos = np.stack([read_frames(Path(path).expanduser(), *size) for path in paths])
+    shape = (keyframes.frames, keyframes.height, keyframes.width)
+    videos = np.stack([read_frames(Path(path).expanduser(), *shape) for path in paths])
     if not config.checkpoint:
         raise InputError("give --config.checkpoint: this config comes without one")
     stages = find_stages(Path(config.checkpoint).expanduser())
     if STAGE not in stages:
         raise InputError(f"{config.checkpoint} has no {STAGE} to customize")
-    folder, out = stages[STAGE], Path(config.out).expanduser()
-    dtype = compute_dtype(settings)
+    folder, dtype = stages[STAGE], compute_dtype(settings)
     unet = folder.module("unet", dtype)
     assert isinstance(unet, UNet)
     with jax.set_mesh(mesh):
@@ -85,13 +87,16 @@ def customize(config: ConfigDict) -> Path:
         clean = clean_caption if config.text.clean_captions else normalize
         texts = np.asarray(encoder([clean(prompt) for prompt in (*prompts, "")]), np.float32)
         del encoder
-        rows = np.arange(settings.batch_size) % len(videos)
-        batch = put_batch({"video": videos[rows], "text": texts[rows]})
+        size = settings.batch_size
+        # So many batches have every clip equally often.
+        starts = range(0, math.lcm(size, len(videos)), size)
+        rows = [np.arange(start, start + size) % len(videos) for start in starts]
+        batches = [put_batch({"video": videos[own], "text": texts[own]}) for own in rows]
         params = _load(folder, unet, settings)
         base = base_fingerprint(params)
         before = jax.tree.map(np.asarray, first_trained(params, settings)[0])
         tuning = make_tuning(settings, unet, folder.solver())
-        trained = _train(settings, tuning, params, batch, {"empty": put_array(texts[-1])})
+        trained = _train(settings, tuning, params, batches, {"empty": put_array(texts[-1])})
     about = {
         "stage": STAGE,
         "trainable": settings.trainable,
@@ -116,12 +121,28 @@ def check(settings: ConfigDict, parts: int) -> None:
             raise InputError(f"customize.{name} is {settings[name]}, but must be at least 1")
     if settings.rank < 0:
         raise InputError(f"customize.rank is {settings.rank}: give 1 or more, or 0 for no LoRA")
+    if settings.remat and not hasattr(jax.checkpoint_policies, settings.remat):
+        raise InputError(
+            f"customize.remat is {settings.remat!r}, not one of jax.checkpoint_policies"
+        )
     multiple = parts * settings.accumulate
     if settings.batch_size % multiple:
         raise InputError(
             f"customize.batch_size {settings.batch_size} cannot be spread over {parts} devices in "
             f"{settings.accumulate} parts: make it a multiple of {multiple}"
         )
+
+
+def _check_out(path: Path) -> None:
+    """Refuses, before any training, where the adapter could not be written."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"--config.out={path}: give a file that ends in .safetensors")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--config.out={path} cannot be written: {error.strerror}") from None
 
 
 def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tuning:
@@ -187,7 +208,9 @@ def _load(folder: StageFolder, unet: UNet, settings: ConfigDict) -> Any:
     return load_params(folder.folder / "unet" / PARAMS, kept_params(unet, settings))
 
 
-def _train(settings: ConfigDict, tuning: Tuning, params: Any, batch: Any, constants: Any) -> Any:
+def _train(
+    settings: ConfigDict, tuning: Tuning, params: Any, batches: list[Any], constants: Any
+) -> Any:
     """The trained tree after all steps, averaged."""
     state = init_state(tuning.optimizer, *first_trained(params, settings))
     state = jax.device_put(state, shardings(state))
@@ -197,7 +220,7 @@ def _train(settings: ConfigDict, tuning: Tuning, params: Any, batch: Any, consta
     losses: list[jax.Array] = []
     begin = time.perf_counter()
     for step in range(1, settings.steps + 1):
-        state, metrics = step_function(state, constants, batch)
+        state, metrics = step_function(state, constants, batches[step % len(batches)])
         losses.append(metrics["loss"])
         if step % settings.log_every and step < settings.steps:
             continue

@@ -93,7 +93,7 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         make_solver(solver, config[part].steps),
         guided=config[part].guidance > 1,
     )
-    spec, example, sample = make_stage(config, part, denoiser, vae)
+    spec, example, sample = _STAGES[part](config, denoiser, vae)
 
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
         keys = jax.random.split(key, 3)
@@ -119,11 +119,6 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         validation_loss=functools.partial(denoising_loss, denoiser.unet, objective, False),
         sample=sample_batch,
     )
-
-
-def make_stage(config: ConfigDict, part: str, denoiser: Denoiser, vae: VAE | None) -> Stage:
-    """Which clips a denoiser is given, as what, and how it samples; see `Task`."""
-    return _STAGES[part](config, denoiser, vae)
 
 
 def image_config(config: ConfigDict) -> ConfigDict:

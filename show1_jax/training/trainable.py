@@ -35,12 +35,12 @@ def split(params: Any, choice: str) -> tuple[Any, Any]:
       InputError: if the name is unknown, or names nothing that the network has.
     """
     if choice not in TRAINABLE:
-        raise InputError(f"train.trainable is {choice!r}, not one of {', '.join(TRAINABLE)}")
+        raise InputError(f"trainable is {choice!r}, not one of {', '.join(TRAINABLE)}")
     pattern = re.compile(TRAINABLE[choice])
     flat = flatten_dict(params, sep="/")
     chosen = {path: leaf for path, leaf in flat.items() if pattern.match(path)}
     if not chosen:
-        raise InputError(f"train.trainable is {choice!r}, but the network has nothing of that kind")
+        raise InputError(f"trainable is {choice!r}, but the network has nothing of that kind")
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return unflatten_dict(chosen, sep="/"), unflatten_dict(rest, sep="/")
 

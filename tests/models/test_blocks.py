@@ -11,6 +11,7 @@ import pytest
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.tables import ADDED_KV_ATTENTION, RESNET, TEMPORAL_CONV, TRANSFORMER
 from show1_jax.checkpoints.tables import UNET as UNET_TABLE
+from show1_jax.models import temporal
 from show1_jax.models.attention import (
     AddedKVAttention,
     SpatialTransformer,
@@ -171,9 +172,11 @@ def test_text_pooling():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_frame_convolution_is_a_convolution_over_frames(frames):
+@pytest.mark.parametrize(("platform", "batch"), [("cpu", 2), ("tpu", 2), ("tpu", 8)])
+def test_frame_convolution_is_a_convolution_over_frames(platform, batch, frames, monkeypatch):
+    monkeypatch.setattr(temporal, "target", lambda: (platform, 0.0))
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, frames, 3, 4, 6), np.float32)
+    x = rng.standard_normal((batch, frames, 3, 4, 6), np.float32)
     kernel = rng.standard_normal((3, 6, 5), np.float32)
     bias = rng.standard_normal(5, np.float32)
     expected = jax.lax.conv_general_dilated(

@@ -78,6 +78,15 @@ def test_splash_is_the_same_at_any_length(queries, keys):
             assert_close(found, expected, 1e-5)
 
 
+def test_elementwise_is_the_same():
+    inputs = attention_inputs(2)
+    expected = attention(*inputs, implementation="xla")
+    assert_close(attention(*inputs, implementation="elementwise"), expected, 1e-6)
+    pairs = (gradients(*inputs, implementation=name) for name in ("elementwise", "xla"))
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, 1e-5)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA GPUs only")
 @pytest.mark.parametrize(("queries", "keys"), [(640, 717), (2880, 2880), (2880, 77)])
 def test_cudnn_is_the_same(queries, keys):
@@ -95,7 +104,8 @@ def test_cudnn_is_the_same(queries, keys):
         ("cpu", 0, 2880, 64, jnp.bfloat16, "xla"),
         ("tpu", 0, 2880, 64, jnp.bfloat16, "splash"),
         ("tpu", 0, 717, 64, jnp.bfloat16, "splash"),
-        ("tpu", 0, 8, 64, jnp.bfloat16, "xla"),  # a clip's frames
+        ("tpu", 0, 8, 64, jnp.bfloat16, "elementwise"),  # a clip's frames
+        ("cpu", 0, 8, 64, jnp.bfloat16, "xla"),
         ("tpu", 0, 2880, 512, jnp.bfloat16, "xla"),  # the autoencoder's single head
         ("tpu", 0, 2880, 64, jnp.float32, "xla"),
         ("gpu", 9.0, 2880, 64, jnp.bfloat16, "cudnn"),
@@ -118,9 +128,9 @@ def test_unknown_implementations_are_refused():
 def test_blocks_are_large_and_padding_is_small():
     for length, block, padded in (
         (8, 128, 128),
-        (640, 384, 768),
-        (717, 384, 768),
-        (2880, 512, 3072),
+        (640, 640, 640),
+        (717, 768, 768),
+        (2880, 768, 3072),
     ):
         assert dot_product._block(length) == block
         assert dot_product._padded(jnp.zeros((1, length, 1, 1))).shape[1] == padded

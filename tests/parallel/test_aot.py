@@ -12,7 +12,14 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.aot import by_stage, bytes_per_chip, collectives, refused, topology
+from show1_jax.parallel.aot import (
+    by_stage,
+    bytes_per_chip,
+    collectives,
+    kernel_flops,
+    refused,
+    topology,
+)
 from show1_jax.parallel.mesh import AXES
 from tests.parallel.test_sharding import ROOT
 
@@ -40,6 +47,18 @@ def test_bytes_per_chip_are_those_of_its_share():
     split = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
     whole = jax.ShapeDtypeStruct((5,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     assert bytes_per_chip({"a": split, "b": [whole, None]}) == 6 * 8 // 4 * 2 + 5 * 4
+
+
+def test_attention_kernels_are_counted():
+    operands = "s8[1,2,2]{2,1,0}, bf16[6,10,768,64]{3,2,1,0}, bf16[6,10,896,64]{3,2,1,0}"
+    hlo = "".join(
+        f"  %splash_mha_{kind}.1 = (f32[6,384,128]{{2,1,0}}) custom-call(%a, %b, /*index=5*/%c), "
+        f'custom_call_target="x", operand_layout_constraints={{{operands}}}, frontend={{1}}\n'
+        for kind in ("fwd_segmented_residuals", "dq_no_residuals", "dkv_no_residuals")
+    )
+    hlo += "  %use = f32[1] get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=0\n"
+    assert kernel_flops(hlo) == (2 + 3 + 4) * 2 * 6 * 10 * 768 * 896 * 64
+    assert kernel_flops(HLO) == 0
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100:8", "v5e:4x-4"])

@@ -14,12 +14,14 @@ from show1_jax.checkpoints.export import export_copy, export_network, export_sch
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.moving_shapes import render
 from show1_jax.errors import InputError
+from show1_jax.evaluation.arrays import Arrays
 from show1_jax.evaluation.motion import TAUGHT, Taught
 from show1_jax.invert import invert_clip
-from show1_jax.media import write_mp4
+from show1_jax.media import read_frames, write_mp4
 from show1_jax.merge import merge
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.stages.cascade import Cascade
+from show1_jax.stages.inversion import psnr
 from show1_jax.training.customize import customize, first_trained
 from show1_jax.training.tasks import solver_config
 from show1_jax.training.trainable import split
@@ -97,10 +99,22 @@ def test_what_is_frozen_has_no_state(config, checkpoint):
         assert size < sum(leaf.size for leaf in jax.tree.leaves(params)) / 2
 
 
-def test_several_clips_and_an_adapter_while_sampling(config, checkpoint, clip):
-    config.video, config.prompt = f"{clip}|{clip}", "in a circle | a circle"
+def test_every_clip_is_learnt_from(config, checkpoint, clip, tmp_path):
+    other = tmp_path / "zigzag.mp4"
+    write_mp4(other, render(Taught(TAUGHT, "zigzag"), 9, 32, 48), 7.5)
+    config.customize.update(batch_size=1, steps=2)
+    config.prompt = "one | another"
+    found = []
+    for second in (clip, other):
+        config.video = f"{clip}|{second}"
+        found.append(load_adapter(customize(config), parameters(checkpoint)))
+    assert found[0].about["prompts"] == "one | another"
+    kernel = "mid/temporal_attention_0/proj_in/kernel"
+    assert (found[0].changes[kernel][0] != found[1].changes[kernel][0]).any()
+
+
+def test_an_adapter_while_sampling(config, checkpoint):
     path = customize(config)
-    assert load_adapter(path, parameters(checkpoint)).about["prompts"] == "in a circle | a circle"
     settings, made = {}, {}
     for weight in (0, 0.5, 1):
         section = small_config("keyframes")
@@ -117,6 +131,8 @@ def test_several_clips_and_an_adapter_while_sampling(config, checkpoint, clip):
 def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path):
     path, merged = customize(config), tmp_path / "merged"
     merge(checkpoint, merged, [f"{path}=0.5"])
+    with pytest.raises(InputError, match="made for another checkpoint"):
+        merge(merged, tmp_path / "twice", [str(path)])
     before = parameters(checkpoint)
     assert_same(parameters(merged), apply_adapters(before, [(load_adapter(path, before), 0.5)]))
     for adapters, message in (([str(path)], "exists already"), (["none"], "no adapter none")):
@@ -136,6 +152,9 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
         ({"checkpoint": ""}, "give --config.checkpoint"),
         ({"customize.trainable": "legs"}, "'legs', not one of"),
         ({"customize.rank": -1}, "rank is -1"),
+        ({"customize.remat": "some"}, "remat is 'some'"),
+        ({"out": str(tmp_path / "adapter.bin")}, "ends in .safetensors"),
+        ({"out": str(short / "adapter.safetensors")}, "cannot be written"),
         ({"customize.steps": 0}, "steps is 0"),
         ({"customize.learning_rate": 1e30}, "not finite"),
     ):
@@ -148,18 +167,26 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
 
 def test_a_clip_becomes_noise_and_noise_the_clip(checkpoint, clip, tmp_path):
     config = small_config("keyframes")
-    found = invert_clip(
-        config, str(checkpoint), clip, ["in a circle"], None, tmp_path, {"steps": ["20"]}
-    )
+    found = invert_clip(config, str(checkpoint), clip, "in a circle", tmp_path, {"steps": ["20"]})
     assert found > 20  # of a random network
     assert {path.name for path in tmp_path.iterdir()} == {
         "keyframes.noise.npz",
         "keyframes.reconstruction.mp4",
     }
     config = small_config("keyframes")
-    config.keyframes.noise = str(tmp_path / "keyframes.noise.npz")
-    denoiser = Cascade(config, checkpoint, ["keyframes"]).denoisers["keyframes"]
-    assert (denoiser.solver.config.kind, denoiser.solver.num_steps) == ("ddim", 20)
+    config.keyframes.update(noise=str(tmp_path / "keyframes.noise.npz"), guidance=1.0)
+    for guidance, threshold in ((1.0, None), (3.0, 0.995)):
+        config.keyframes.guidance = guidance
+        cascade = Cascade(config, checkpoint, ["keyframes"])
+        solver = cascade.denoisers["keyframes"].solver
+        assert (solver.config.kind, solver.config.threshold) == ("ddim", threshold)
+        assert solver.num_steps == cascade.settings("keyframes")["steps"] == 20
+        results = Arrays(tmp_path / str(guidance))
+        results.begin(["in a circle"], [0])
+        cascade.run(["in a circle"], [0], results)
+        made = results.load(0, "keyframes")
+        likeness = psnr(made, read_frames(clip, 3, 4, 6))
+        assert abs(likeness - found) < 0.1 if guidance == 1 else likeness < found
     config.keyframes.frames = 5
     with pytest.raises(InputError, match="is noise of"):
         Cascade(config, checkpoint, ["keyframes"])
