@@ -158,6 +158,7 @@ def follow(
     Raises:
       InputError: if anything given is wrong.
     """
+    from show1_jax.checkpoints.adapters import Adapter
     from show1_jax.evaluation.arrays import Arrays
     from show1_jax.evaluation.shapes import measure
     from show1_jax.evaluation.sheet import Row, contact_sheet
@@ -174,9 +175,11 @@ def follow(
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
     shown: list[Row] = []
+    loaded: list[tuple[Adapter, float]] = []
     for adapter in ("", *adapters):
         config.keyframes.adapters = (adapter,) if adapter else ()
         cascade = Cascade(config, folder, ["keyframes"])
+        loaded += cascade.adapters["keyframes"]
         with (
             tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
             contextlib.closing(Bars()) as bars,
@@ -206,6 +209,11 @@ def follow(
         ]
     print(f"{count} prompts of the motion {motion}: path correlation (median) and right in %\n")
     print(table(rows, ["path", *(name for name in ATTRIBUTES if name != "direction")]))
+    print()
+    for (own, _), text in zip(loaded, adapters, strict=True):
+        count = sum(part.size for change in own.changes.values() for part in change)
+        size = Path(own.source).stat().st_size / 2**20
+        print(f"{text}: {count:,} numbers, {size:.2f} MiB")
     sheet.parent.mkdir(parents=True, exist_ok=True)
     write_png(sheet, contact_sheet(shown))
     return rows

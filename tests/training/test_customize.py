@@ -15,7 +15,7 @@ from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.moving_shapes import render
 from show1_jax.errors import InputError
 from show1_jax.evaluation.arrays import Arrays
-from show1_jax.evaluation.motion import TAUGHT, Taught
+from show1_jax.evaluation.motion import TAUGHT, Taught, follow
 from show1_jax.invert import invert_clip
 from show1_jax.media import read_frames, write_mp4
 from show1_jax.merge import merge
@@ -139,6 +139,23 @@ def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path):
         with pytest.raises(InputError, match=message):
             merge(checkpoint, merged if "exists" in message else tmp_path / "new", adapters)
     assert not [each for each in tmp_path.iterdir() if "partial" in each.name]
+
+
+def test_clips_with_and_without_an_adapter_are_measured(config, checkpoint, tmp_path, capsys):
+    path = customize(config)
+    settings = small_config("keyframes")
+    adapters = [f"{path}=0.5", f"{path}=1"]
+    rows = follow(
+        settings, str(checkpoint), "circle", adapters, 3, 0, {}, tmp_path / "new" / "sheet.png"
+    )
+    assert list(rows) == ["untuned", *adapters]
+    for row in rows.values():
+        assert list(row) == ["path", "size", "color", "shape", "background"]
+        assert all(-1 <= value <= 1 for value in row.values())
+    printed = capsys.readouterr().out
+    assert f"{path}=0.5" in printed
+    assert "numbers, " in printed
+    assert (tmp_path / "new" / "sheet.png").is_file()
 
 
 def test_bad_input_is_one_line(config, clip, tmp_path):

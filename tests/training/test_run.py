@@ -353,7 +353,7 @@ def test_damaged_settings_are_named(train, begun, content):
         ({"accumulate": 0}, "train.vae.accumulate is 0, but must be at least 1"),
         ({"steps": 0}, "train.vae.steps is 0"),
         ({"save_every": 0}, "train.vae.save_every is 0"),
-        ({"trainable": "half"}, "train.trainable is 'half', not one of all, temporal"),
+        ({"trainable": "half"}, "trainable is 'half', not one of all, temporal"),
         ({"trainable": "temporal"}, "'temporal', but the network has nothing of that kind"),
         ({"dataset": "nowhere"}, "nowhere is not a folder"),
         ({"dtype": "float16"}, "'float16' is not float32 or bfloat16"),
