@@ -65,6 +65,7 @@ def test_what_is_exported_is_the_average_and_says_what_it_is(trained, config, ch
     assert left == {"keyframes", "checkpoint"}
 
 
+@pytest.mark.slow
 def test_keyframes_start_from_an_image_network(checkpoint, data_dir, tmp_path, capsys):
     config = small_config("image", data_dir)
     config.checkpoint = str(checkpoint)
