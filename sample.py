@@ -67,20 +67,13 @@ def main() -> None:
     if FROM_NOISE.value:
         CONFIG.value.keyframes.noise = FROM_NOISE.value
     seeds = None if SEEDS.value is None else parse_seeds(SEEDS.value)
-    first = STAGES.value is None or "keyframes" in STAGES.value
-    if (ADAPTER.value or FROM_NOISE.value) and not first:
+    if INVERT.value:
+        _invert(Path(INVERT.value).expanduser(), checkpoint)
+        return
+    if (ADAPTER.value or FROM_NOISE.value) and STAGES.value and "keyframes" not in STAGES.value:
         raise InputError("--adapter and --from-noise are for the keyframes: name them in --stages")
     if FROM_NOISE.value and (len(seeds or ()) > 1 or any("keyframes" in x for x in STEPS.value)):
         raise InputError("--from-noise decides the keyframes' steps, and is the same for all seeds")
-    if INVERT.value:
-        from show1_jax.invert import invert_clip
-
-        if PROMPTS.value or seeds or FROM_NOISE.value or STAGES.value or len(PROMPT.value) > 1:
-            raise InputError("--invert takes one --prompt, --adapter, --steps and --out alone")
-        prompt = PROMPT.value[0] if PROMPT.value else ""
-        given = (Path(INVERT.value).expanduser(), prompt, Path(OUT.value))
-        invert_clip(CONFIG.value, checkpoint, *given, overrides)
-        return
     commands.join_hosts()
     generate(
         CONFIG.value,
@@ -92,6 +85,17 @@ def main() -> None:
         stages=STAGES.value,
         overrides=overrides,
     )
+
+
+def _invert(clip: Path, checkpoint: str | None) -> None:
+    from show1_jax.errors import InputError
+    from show1_jax.invert import invert_clip
+
+    others = (PROMPTS, SEEDS, STAGES, GUIDANCE, FROM_NOISE)
+    if any(flag.value for flag in others) or len(PROMPT.value) > 1 or flags.FLAGS.coordinator:
+        raise InputError("--invert takes one --prompt, --adapter, --steps and --out alone")
+    prompt = PROMPT.value[0] if PROMPT.value else ""
+    invert_clip(CONFIG.value, checkpoint, clip, prompt, Path(OUT.value), {"steps": STEPS.value})
 
 
 if __name__ == "__main__":

@@ -31,26 +31,32 @@ CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/
 
 def main() -> None:
     """Makes one call of the flags."""
-    # Here, so that --help and misspelt flags do not wait for JAX.
     from show1_jax.errors import InputError
-    from show1_jax.parallel import programs
-    from show1_jax.training import customize, loop, metrics
 
     for name in ("batch_size", "dtype"):
         if name in config_flags.get_override_values(flags.FLAGS["config"]):
             raise InputError(f"--config.{name} is for sampling: give --config.train.PART.{name}")
+    customized = "customize" in CONFIG.value
+    if customized and (WORKDIR.value or CURVE.value or flags.FLAGS.coordinator):
+        raise InputError("customizing takes one process, and --config.out, not --workdir")
+
+    # Here, so that --help and wrong flags do not wait for JAX.
     if AOT.value:
         commands.only_compile()
+        from show1_jax.parallel import programs
+
         programs.predict_training(CONFIG.value, AOT.value, JSON.value)
         return
-    if "customize" in CONFIG.value:
-        if WORKDIR.value or CURVE.value or flags.FLAGS.coordinator:
-            raise InputError("customizing takes one process, and --config.out, not --workdir")
+    if customized:
+        from show1_jax.training.customize import customize
+
         commands.use_compilation_cache()
-        customize.customize(CONFIG.value)
+        customize(CONFIG.value)
         return
     if WORKDIR.value is None:
         raise InputError("give --workdir, the folder of the runs")
+    from show1_jax.training import loop, metrics
+
     workdir = Path(WORKDIR.value).expanduser()
     if CURVE.value:
         begun = [part for part in loop.PARTS if (workdir / part).is_dir()]

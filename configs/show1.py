@@ -79,7 +79,7 @@ def training(**changes: Any) -> dict[str, Any]:
         "clips": 20_000,  # of moving_shapes
         "data_dir": "~/tensorflow_datasets",
         "init": "",  # a part, or a folder with config.json and params/; "" for random parameters
-        "trainable": "all",  # or temporal, temporal_attention
+        "trainable": "all",  # or temporal, temporal_attention, temporal_attention_qkv
         "steps": 100_000,
         "batch_size": 64,
         "accumulate": 1,  # parts of a batch, one after the other

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax.generate import Bars, prepare
-from show1_jax.media import read_frames, to_uint8, write_mp4
+from show1_jax.media import make_folder, read_frames, to_uint8, write_mp4
 from show1_jax.stages import inversion
 from show1_jax.stages.cascade import Cascade
 from show1_jax.stages.keyframes import STAGE
@@ -58,6 +58,7 @@ def invert_clip(
         noise = inversion.invert(denoiser, params, jnp.asarray(frames)[None], conditions, progress)
         made = np.asarray(run(denoiser, params, noise, conditions))[0]
     exactness = inversion.psnr(made, frames)
+    make_folder(out)
     path = out / f"{STAGE}.noise.npz"
     inversion.save_noise(path, inversion.Noise(np.asarray(noise[0]), section.steps))
     write_mp4(out / f"{STAGE}.reconstruction.mp4", to_uint8(made), section.fps)

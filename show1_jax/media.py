@@ -59,7 +59,7 @@ def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    _write(path, file.getvalue())
+    write_bytes(path, file.getvalue())
 
 
 def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
@@ -87,6 +87,14 @@ def new_figure(width: float, height: float) -> Any:
     except ImportError:
         raise InputError("a picture needs matplotlib: pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those that it lies in, unless it is there. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def read_video(path: str | PathLike[str]) -> tuple[np.ndarray, float]:
@@ -131,11 +139,14 @@ def _check(frames: np.ndarray, fps: float) -> None:
 def _save(path: str | PathLike[str], image: Image.Image, kind: str, **options: Any) -> None:
     file = io.BytesIO()
     image.save(file, kind, **options)
-    _write(path, file.getvalue())
+    write_bytes(path, file.getvalue())
 
 
-def _write(path: str | PathLike[str], content: bytes) -> None:
-    """Puts a whole file in place at once, so that a half-written one is never seen."""
+def write_bytes(path: str | PathLike[str], content: bytes) -> None:
+    """Puts a whole file in place at once, so that a half-written one is never seen.
+
+    Raises InputError if it cannot be written.
+    """
     try:
         path = Path(path)
         partial = path.with_name(f".{secrets.token_hex(4)}.partial")

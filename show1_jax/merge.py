@@ -20,8 +20,7 @@ from show1_jax.checkpoints.released import PIPELINES, find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
-
-STAGE = "keyframes"
+from show1_jax.stages.keyframes import STAGE
 
 
 def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
@@ -51,10 +50,12 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     partial = merged.with_name(f".{merged.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        # All but the keyframes, which stand in their own folder whatever it was called.
         for stage, each in stages.items():
-            name = PIPELINES[STAGE][0] if stage == STAGE else each.folder.name
-            shutil.copytree(each.folder, partial / name)
+            if stage == STAGE:  # where the network is written, whatever the folder was called
+                name, ignored = PIPELINES[STAGE][0], shutil.ignore_patterns("unet")
+            else:
+                name, ignored = each.folder.name, None
+            shutil.copytree(each.folder, partial / name, ignore=ignored)
         export_network(partial, STAGE, unet, changed)
         partial.rename(merged)
     except OSError as error:

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from show1_jax.checkpoints.keys import CONV, CONV_FRAMES, DENSE, SAME, KeyTable, Layout
+from show1_jax.checkpoints.keys import CONV, CONV_FRAMES, DENSE, SAME, Layout
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.tables import UNET
 from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
@@ -70,22 +70,24 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
       InputError: if it cannot be written.
     """
     ranks = {len(change[1]) for change in adapter.changes.values() if len(change) == 2}
-    metadata = {**adapter.about, BASE: adapter.base, DIGEST: _digest(_tensors(adapter))}
+    tensors = list(_tensors(adapter))
+    metadata = {**adapter.about, BASE: adapter.base, DIGEST: _digest(tensors)}
     if ranks:
-        modules = sorted(
-            {
-                key.removesuffix(FACTORS[0]).removeprefix(PREFIXES[0])
-                for key, _ in _tensors(adapter)
-                if key.endswith(FACTORS[0])
-            }
-        )
+        modules = [
+            key.removesuffix(FACTORS[0]).removeprefix(PREFIXES[0])
+            for key, _ in tensors
+            if key.endswith(FACTORS[0])
+        ]
         config = {"r": max(ranks), "lora_alpha": max(ranks), "target_modules": modules}
         metadata[PEFT] = json.dumps({f"unet.{name}": value for name, value in config.items()})
+    partial = path.with_name(f".{path.name}.partial.safetensors")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial.safetensors")
-        write_file(partial, _tensors(adapter), metadata)
-        partial.replace(path)
+        try:
+            write_file(partial, tensors, metadata)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -126,7 +128,7 @@ def load_adapter(path: Path, params: Any) -> Adapter:
     parts: dict[str, dict[int, np.ndarray]] = {}
     read: list[tuple[str, np.ndarray]] = []
     for key, tensor in stored.items():
-        name, part, layout = _place(key, UNET, path)
+        name, part, layout = _place(key, path)
         array = tensor.read()
         read.append((key, array))
         if array.ndim not in AXES[layout]:
@@ -137,7 +139,7 @@ def load_adapter(path: Path, params: Any) -> Adapter:
         if part == 2 and layout is CONV_FRAMES and array.shape[0] == 1:
             array = array[0]
         parts.setdefault(name, {})[part] = array
-    if metadata.get(DIGEST, _digest(read)) != _digest(read):
+    if DIGEST in metadata and metadata[DIGEST] != _digest(read):
         raise InputError(f"{path} is damaged: copy it again")
     scale = _scale(_peft_config(metadata, path, any(key.startswith(PREFIXES[1]) for key in stored)))
     changes: dict[str, tuple[np.ndarray, ...]] = {}
@@ -161,7 +163,7 @@ def load_adapter(path: Path, params: Any) -> Adapter:
     return Adapter(changes, metadata.get(BASE, ""), str(path), about)
 
 
-def _place(key: str, table: KeyTable, path: Path) -> tuple[str, int, Layout]:
+def _place(key: str, path: Path) -> tuple[str, int, Layout]:
     """The parameter that a tensor changes, whether it is all (0) or a factor (1, 2), its layout."""
     name = key
     for prefix in PREFIXES:
@@ -169,7 +171,7 @@ def _place(key: str, table: KeyTable, path: Path) -> tuple[str, int, Layout]:
     for part, suffix in enumerate((DIFFERENCE, *FACTORS)):
         if name.endswith(suffix):
             module = name.removesuffix(suffix)
-            found = table.to_ours(module if not part else f"{module}.weight")
+            found = UNET.to_ours(module if not part else f"{module}.weight")
             if found is not None:
                 return found[0], part, found[1]
     raise InputError(f"{path} is no adapter of a denoiser: {key} changes nothing that one has")

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from show1_jax.evaluation.tables import (
     table,
 )
 from show1_jax.generate import Bars, prepare
-from show1_jax.media import to_uint8, write_png
+from show1_jax.media import make_folder, to_uint8, write_png
 from show1_jax.stages.cascade import STAGES, Cascade, Results
 
 ROWS = 12  # clips on the contact sheet
@@ -63,9 +63,8 @@ def evaluate(
     cascade = Cascade(config, prepare(config, checkpoint, overrides), stages)
     items = draw(count, seed)
     everything = items + (swap(items, seed) if swapped else [])
-    with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
-        results = Arrays(out or Path(temporary))
-        _sample(cascade, everything, results, empty)
+    prompts, seeds = ["" if empty else i.prompt for i in everything], [i.seed for i in everything]
+    with sampled(cascade, prompts, seeds, out) as results:
         measured = judge(results, len(everything), _aspect(config))
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
@@ -73,13 +72,28 @@ def evaluate(
         _write_sheet(sheet, results, measured, everything, count)
 
 
-def _sample(cascade: Cascade, items: list[Item], results: Arrays, empty: bool) -> None:
-    """Runs the stages on the items' prompts, or on as many empty ones."""
-    prompts, seeds = ["" if empty else item.prompt for item in items], [i.seed for i in items]
-    cascade.check_inputs(len(items), results)
-    results.begin(prompts, seeds)
-    with contextlib.closing(Bars()) as bars:
-        cascade.run(prompts, seeds, results, bars.update)
+@contextlib.contextmanager
+def sampled(
+    cascade: Cascade, prompts: Sequence[str], seeds: Sequence[int], out: Path | None = None
+) -> Iterator[Arrays]:
+    """Runs the stages; the results are there while the context lasts, in `out` for longer.
+
+    Args:
+      cascade: of the stages to run.
+      prompts: one for each item.
+      seeds: one for each item.
+      out: a folder, which may hold results of earlier stages; None for a temporary one.
+
+    Raises:
+      InputError: if a result is missing, or cannot be made or written.
+    """
+    with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
+        results = Arrays(out or Path(temporary))
+        cascade.check_inputs(len(prompts), results)
+        results.begin(prompts, seeds)
+        with contextlib.closing(Bars()) as bars:
+            cascade.run(prompts, seeds, results, bars.update)
+        yield results
 
 
 def _aspect(config: ConfigDict) -> float:
@@ -153,9 +167,6 @@ def _write_sheet(
         if stage in IMAGES:
             seen = seen._replace(direction=asked.direction)
         rows.append(Row(_video(results, index, stage), items[index].prompt, *verdict(seen, asked)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent} cannot be written: {error.strerror}") from None
+    make_folder(path.parent)
     write_png(path, contact_sheet(rows))
     print(f"{len(rows)} clips of {stage} in {path}")

@@ -11,9 +11,7 @@ and prints how far the paths of what they show are the taught one, and how often
 shape and colour are what was asked for. Run it where `configs/` lies.
 """
 
-import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,18 +21,27 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from show1_jax import commands
+from show1_jax.checkpoints.adapters import Adapter
 from show1_jax.data.moving_shapes import (
-    ATTRIBUTES,
     DURATION,
+    TEMPLATES,
     Combination,
     caption,
     combinations,
     render,
 )
 from show1_jax.errors import InputError
+from show1_jax.evaluation.cascade import judge, sampled
+from show1_jax.evaluation.sheet import Row, contact_sheet
+from show1_jax.evaluation.tables import NAMES, accuracy, table
+from show1_jax.generate import prepare
+from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
+from show1_jax.stages.cascade import Cascade
 
 TAUGHT = Combination("small", "red", "circle", "right", "black")
 CLIP = (29, 80, 128)  # frames, height and width
+LOOKS = [name for name in NAMES if name != "direction"]  # what a taught motion should not change
+SHOWN = 12  # clips on the contact sheet
 
 
 def _circle(time: np.ndarray) -> np.ndarray:
@@ -83,10 +90,8 @@ class Taught:
 
 
 def words(combination: Combination, motion: str, template: int = 0) -> str:
-    """The caption of a motion; that of the combination's direction if `motion` is ""."""
-    if motion:
-        combination = combination._replace(direction=MOTIONS[motion][0])
-    return caption(combination, template)
+    """The caption of a motion; the combination's own direction is not named."""
+    return caption(combination._replace(direction=MOTIONS[motion][0]), template)
 
 
 def correlation(path: np.ndarray, taught: np.ndarray) -> float:
@@ -118,15 +123,13 @@ def draw(count: int, seed: int) -> list[Combination]:
 
 
 def make(folder: Path) -> None:
-    """Writes MOTION.mp4 and its caption, MOTION.txt, of every motion."""
-    from show1_jax.media import write_mp4
-
+    """Writes MOTION.mp4 and its caption, MOTION.txt, of every motion; raises InputError."""
     frames, height, width = CLIP
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for motion in MOTIONS:
         video = render(Taught(TAUGHT, motion), frames, height, width)
         write_mp4(folder / f"{motion}.mp4", video, (frames - 1) / DURATION)
-        (folder / f"{motion}.txt").write_text(words(TAUGHT, motion))
+        write_bytes(folder / f"{motion}.txt", words(TAUGHT, motion).encode())
         print(folder / f"{motion}.mp4")
 
 
@@ -158,64 +161,37 @@ def follow(
     Raises:
       InputError: if anything given is wrong.
     """
-    from show1_jax.checkpoints.adapters import Adapter
-    from show1_jax.evaluation.arrays import Arrays
-    from show1_jax.evaluation.shapes import measure
-    from show1_jax.evaluation.sheet import Row, contact_sheet
-    from show1_jax.evaluation.tables import table
-    from show1_jax.generate import Bars, prepare
-    from show1_jax.media import to_uint8, write_png
-    from show1_jax.stages.cascade import Cascade
-
     if motion not in MOTIONS:
         raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
-    folder = prepare(config, checkpoint, overrides)
+    folder, stage = prepare(config, checkpoint, overrides), "keyframes"
     wanted = draw(count, seed)
-    prompts = [words(each, motion, i % 3) for i, each in enumerate(wanted)]
+    prompts = [words(each, motion, i % len(TEMPLATES)) for i, each in enumerate(wanted)]
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
-    shown: list[Row] = []
     loaded: list[tuple[Adapter, float]] = []
     for adapter in ("", *adapters):
-        config.keyframes.adapters = (adapter,) if adapter else ()
-        cascade = Cascade(config, folder, ["keyframes"])
-        loaded += cascade.adapters["keyframes"]
-        with (
-            tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
-            contextlib.closing(Bars()) as bars,
-        ):
-            results = Arrays(Path(temporary))
-            results.begin(prompts, seeds)
-            cascade.run(prompts, seeds, results, bars.update)
-            videos = [to_uint8(results.load(i, "keyframes")) for i in range(count)]
-        measured = [measure(video) for video in videos]
+        config[stage].adapters = (adapter,) if adapter else ()
+        cascade = Cascade(config, folder, [stage])
+        loaded += cascade.adapters[stage]
+        with sampled(cascade, prompts, seeds) as results:
+            measured = judge(results, count, config[stage].width / config[stage].height)[stage]
+            videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
         paths = [correlation(each.path, taught) for each in measured]
+        shares = accuracy(stage, measured, wanted)
         rows[adapter or "untuned"] = {"path": float(np.median(paths))} | {
-            name: float(
-                np.mean(
-                    [
-                        getattr(seen.combination, name) == getattr(asked, name)
-                        for seen, asked in zip(measured, wanted, strict=True)
-                    ]
-                )
-            )
-            for name in ATTRIBUTES
-            if name != "direction"
+            name: shares[name] for name in LOOKS
         }
-        shown = [
-            Row(video, prompt, path >= 0.9, f"path {path:.2f}")
-            for video, prompt, path in zip(videos[:12], prompts, paths, strict=False)
-        ]
     print(f"{count} prompts of the motion {motion}: path correlation (median) and right in %\n")
-    print(table(rows, ["path", *(name for name in ATTRIBUTES if name != "direction")]))
+    print(table(rows, ["path", *LOOKS]))
     print()
     for (own, _), text in zip(loaded, adapters, strict=True):
-        count = sum(part.size for change in own.changes.values() for part in change)
+        numbers = sum(part.size for change in own.changes.values() for part in change)
         size = Path(own.source).stat().st_size / 2**20
-        print(f"{text}: {count:,} numbers, {size:.2f} MiB")
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    write_png(sheet, contact_sheet(shown))
+        print(f"{text}: {numbers:,} numbers, {size:.2f} MiB")
+    make_folder(sheet.parent)
+    shown = zip(videos, prompts, paths, strict=False)
+    write_png(sheet, contact_sheet([Row(v, p, c >= 0.9, f"path {c:.2f}") for v, p, c in shown]))
     return rows
 
 

@@ -8,10 +8,8 @@ draws it over the number of steps (extra "plot"). Every setting samples the same
 prompts from the same seeds. Run it where `configs/` lies.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,11 +19,10 @@ from ml_collections import ConfigDict
 from show1_jax import commands
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
-from show1_jax.evaluation.arrays import Arrays
-from show1_jax.evaluation.cascade import judge
+from show1_jax.evaluation.cascade import judge, sampled
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.tables import NAMES, accuracy, table
-from show1_jax.generate import Bars, prepare
+from show1_jax.generate import prepare
 from show1_jax.media import new_figure
 from show1_jax.stages.cascade import Cascade
 
@@ -82,13 +79,7 @@ def sweep(
         denoiser = cascade.denoisers[stage]
         solver = make_solver(_of_kind(denoiser.solver.config, kind), number)
         cascade.denoisers[stage] = dataclasses.replace(denoiser, solver=solver)
-        with (
-            tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary,
-            contextlib.closing(Bars()) as bars,
-        ):
-            results = Arrays(Path(temporary))
-            results.begin(prompts, seeds)
-            cascade.run(prompts, seeds, results, bars.update)
+        with sampled(cascade, prompts, seeds) as results:
             measured = judge(results, count, config[stage].width / config[stage].height)[stage]
         found[kind, scale, number] = accuracy(stage, measured, [i.combination for i in items])
     return found

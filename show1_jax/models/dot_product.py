@@ -67,11 +67,11 @@ def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> 
 
     Short sequences, such as a clip's frames, are XLA's but on TPUs.
     """
-    short = query.dtype in (jnp.bfloat16, jnp.float16)
+    sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
     keys, width = key.shape[1], query.shape[-1]
     if platform == "tpu" and max(keys, query.shape[1]) <= FEW_KEYS:
         return "elementwise"
-    if keys < LEAST_KEYS or not short:
+    if keys < LEAST_KEYS or not sixteen_bits:
         return "xla"
     if platform == "gpu" and capability >= 8 and width <= 128 and not width % 8:
         return "cudnn"

@@ -217,10 +217,11 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             + memory.generated_code_size_in_bytes
         )
         cost = compiled.cost_analysis() or {}
-        collected = collectives(compiled.as_text() or "")
+        text = compiled.as_text() or ""
+        collected = collectives(text)
         for entry in collected.values():
             entry |= {key: program.repeats * value for key, value in entry.items()}
-        counted = cost.get("flops", 0.0) + kernel_flops(compiled.as_text() or "")
+        counted = cost.get("flops", 0.0) + kernel_flops(text)
         flops = program.repeats * counted
         traffic = program.repeats * cost.get("bytes accessed", 0.0)
         times = {
@@ -286,8 +287,6 @@ _KERNEL = re.compile(
     rf"%splash_mha_({'|'.join(_PRODUCTS)})\S* = .*? custom-call\(.*?"
     r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
-
-
 _FOUR_SIDES = r"\w+\[(\d+(?:,\d+){3})\]"
 
 
@@ -299,10 +298,8 @@ def kernel_flops(hlo: str) -> float:
     """
     total = 0.0
     for kind, operands in _KERNEL.findall(hlo):
-        sides = [
-            [int(side) for side in shape.split(",")] for shape in re.findall(_FOUR_SIDES, operands)
-        ]
-        queries, keys = sides[:2]
+        shapes = re.findall(_FOUR_SIDES, operands)[:2]
+        queries, keys = ([int(side) for side in shape.split(",")] for shape in shapes)
         total += 2 * _PRODUCTS[kind] * math.prod(queries) * keys[2]
     return total
 

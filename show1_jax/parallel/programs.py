@@ -27,8 +27,8 @@ from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import customize
 from show1_jax.training.initialise import fresh_params
-from show1_jax.training.loop import check
 from show1_jax.training.optimizer import make_optimizer
+from show1_jax.training.settings import check
 from show1_jax.training.step import init_state, train_step
 from show1_jax.training.tasks import PARTS, compute_dtype, image_config, make_task, solver_config
 from show1_jax.training.trainable import split
@@ -43,7 +43,7 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
     if "customize" in config:
 
         def customization(split: int) -> Iterator[Program]:
-            customize.check(config.customize, split)
+            check(config.customize, "customize", split)
             yield customization_program(config)
 
         predict(customization, config.mesh, name, as_json)
@@ -55,7 +55,7 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
 
     def programs(split: int) -> Iterator[Program]:
         for part in parts:
-            check(config.train[part], part, split)
+            check(config.train[part], f"train.{part}", split)
         for part in parts:
             yield training_program(config, part)
 

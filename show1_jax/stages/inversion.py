@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from show1_jax.diffusion.schedule import to_clean, to_epsilon
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
+from show1_jax.media import write_bytes
 from show1_jax.stages.sampling import Conditions, Denoiser, Progress, predict
 
 REPEATS = 3  # of the prediction in each step
@@ -113,16 +114,14 @@ class Noise(NamedTuple):
 
 
 def save_noise(path: Path, noise: Noise) -> None:
-    """Writes noise, `.npz`.
+    """Writes noise, `.npz`, into a folder that exists.
 
     Raises:
       InputError: if it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **noise._asdict())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    file = io.BytesIO()
+    np.savez(file, **noise._asdict())
+    write_bytes(path, file.getvalue())
 
 
 def load_noise(path: Path) -> Noise:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.adapters import Adapter, base_fingerprint, save_adapter
 from show1_jax.checkpoints.pipelines import PARAMS
-from show1_jax.checkpoints.released import StageFolder, find_stages, sampling_params, t5_folder
+from show1_jax.checkpoints.released import find_stages, sampling_params, t5_folder
 from show1_jax.checkpoints.store import load_params
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.solvers import SolverConfig
@@ -36,6 +36,7 @@ from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import load_encoder
 from show1_jax.training.lora import KERNEL, A, B, apply_lora, new_lora
 from show1_jax.training.optimizer import averaged, make_optimizer
+from show1_jax.training.settings import check
 from show1_jax.training.step import Loss, Prepare, compile_step, init_state
 from show1_jax.training.tasks import compute_dtype
 from show1_jax.training.trainable import merge, split
@@ -64,7 +65,7 @@ def customize(config: ConfigDict) -> Path:
     """
     settings, keyframes = config.customize, config.keyframes
     mesh, out = make_mesh(config.mesh), Path(config.out).expanduser()
-    check(settings, batch_parts(mesh))
+    check(settings, "customize", batch_parts(mesh))
     _check_out(out)
     prompts, paths = _several(config.prompt), _several(config.video)
     if not paths or len(prompts) != len(paths):
@@ -92,9 +93,11 @@ def customize(config: ConfigDict) -> Path:
         starts = range(0, math.lcm(size, len(videos)), size)
         rows = [np.arange(start, start + size) % len(videos) for start in starts]
         batches = [put_batch({"video": videos[own], "text": texts[own]}) for own in rows]
-        params = _load(folder, unet, settings)
+        params = load_params(folder.folder / "unet" / PARAMS, kept_params(unet, settings))
         base = base_fingerprint(params)
-        before = jax.tree.map(np.asarray, first_trained(params, settings)[0])
+        # Of factors nothing is to be subtracted. The others' memory is given away while training.
+        before = {} if settings.rank else split(params, settings.trainable)[0]
+        before = jax.tree.map(np.asarray, before)
         tuning = make_tuning(settings, unet, folder.solver())
         trained = _train(settings, tuning, params, batches, {"empty": put_array(texts[-1])})
     about = {
@@ -108,29 +111,6 @@ def customize(config: ConfigDict) -> Path:
     count = sum(part.size for change in adapter.changes.values() for part in change)
     print(f"{out}: {count:,} numbers, {out.stat().st_size / 2**20:.2f} MiB")
     return out
-
-
-def check(settings: ConfigDict, parts: int) -> None:
-    """Refuses settings that cannot work on a mesh that splits a batch into `parts`.
-
-    Raises:
-      InputError: if there are any.
-    """
-    for name in ("steps", "batch_size", "accumulate", "log_every"):
-        if settings[name] < 1:
-            raise InputError(f"customize.{name} is {settings[name]}, but must be at least 1")
-    if settings.rank < 0:
-        raise InputError(f"customize.rank is {settings.rank}: give 1 or more, or 0 for no LoRA")
-    if settings.remat and not hasattr(jax.checkpoint_policies, settings.remat):
-        raise InputError(
-            f"customize.remat is {settings.remat!r}, not one of jax.checkpoint_policies"
-        )
-    multiple = parts * settings.accumulate
-    if settings.batch_size % multiple:
-        raise InputError(
-            f"customize.batch_size {settings.batch_size} cannot be spread over {parts} devices in "
-            f"{settings.accumulate} parts: make it a multiple of {multiple}"
-        )
 
 
 def _check_out(path: Path) -> None:
@@ -187,7 +167,10 @@ def kept_params(unet: UNet, settings: ConfigDict) -> Any:
 
 
 def changes(before: Any, after: Any) -> dict[str, tuple[np.ndarray, ...]]:
-    """What training changed, by the path of each parameter; see `Adapter`."""
+    """What training changed, by the path of each parameter; see `Adapter`.
+
+    `before` is what was trained as it had been; of LoRA's factors none is needed.
+    """
     flat, first = flatten_dict(after, sep="/"), flatten_dict(before, sep="/")
     found: dict[str, tuple[np.ndarray, ...]] = {}
     for path, leaf in flat.items():
@@ -202,10 +185,6 @@ def changes(before: Any, after: Any) -> dict[str, tuple[np.ndarray, ...]]:
 def _several(value: str) -> list[str]:
     """The parts of a value that "|" separates."""
     return [part.strip() for part in value.split("|") if part.strip()]
-
-
-def _load(folder: StageFolder, unet: UNet, settings: ConfigDict) -> Any:
-    return load_params(folder.folder / "unet" / PARAMS, kept_params(unet, settings))
 
 
 def _train(

@@ -32,6 +32,7 @@ from show1_jax.training.initialise import fresh_params, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
+from show1_jax.training.settings import check
 from show1_jax.training.step import TrainState, compile_step, init_state
 from show1_jax.training.tasks import (
     PARTS,
@@ -49,33 +50,6 @@ SAMPLED = 4  # clips of a sheet of samples
 
 # What may differ between a network and the one that it starts from.
 KIN = ("in_channels", "temporal", "temporal_heads", "input_transformer_head_dim", "scaling_factor")
-
-COUNTS = (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "log_every",
-    "save_every",
-    "validate_every",
-    "sample_every",
-    "validation_batches",
-    "validation_batch_size",
-    "keep",
-)
-RANGES: dict[str, tuple[float, float]] = {
-    "learning_rate": (0, 1e3),
-    "warmup_steps": (0, 1e12),
-    "weight_decay": (0, 1e3),
-    "b2": (0, 1),
-    "clip_norm": (1e-12, 1e12),
-    "ema_decay": (0, 1),
-    "caption_dropout": (0, 1),
-    "max_noise_level": (1, 1000),
-    "threads": (0, 1024),
-    "kl_weight": (0, 1e3),
-    "gradient_weight": (0, 1e3),
-    "workers": (0, 1024),
-}
 
 
 def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
@@ -100,7 +74,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     mesh = make_mesh(config.mesh, devices)
     parts = [config.stage] if config.stage else PARTS
     for part in parts:
-        check(config.train[part], part, batch_parts(mesh))
+        check(config.train[part], f"train.{part}", batch_parts(mesh))
     for part in parts:
         try:
             with jax.set_mesh(mesh):
@@ -464,26 +438,6 @@ def _used(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in ("video", "text") if name in batch}
 
 
-def check(settings: ConfigDict, part: str, parts: int) -> None:
-    """Refuses numbers that make no run, and a batch that the mesh cannot spread.
-
-    Args:
-      settings: of the part's training.
-      part: its name.
-      parts: into how many the mesh splits a batch.
-
-    Raises:
-      InputError: if there is such.
-    """
-    _check_numbers(settings, part)
-    if settings.batch_size // settings.accumulate % parts:
-        multiple = parts * settings.accumulate
-        raise InputError(
-            f"train.{part}.batch_size {settings.batch_size} in {settings.accumulate} parts cannot "
-            f"be spread over {parts} devices (mesh data x fsdp): make it a multiple of {multiple}"
-        )
-
-
 def _check_size(task: Task, part: str, downscale: int) -> None:
     """Refuses clips that the network cannot halve."""
     module = task.module
@@ -509,19 +463,3 @@ def _check_kinship(source: Any, module: UNet | VAE, where: str) -> None:
     ]
     if different:
         raise InputError(f"{where} is no start for this network: {'; '.join(different)}")
-
-
-def _check_numbers(settings: ConfigDict, part: str) -> None:
-    for name in COUNTS:
-        if settings[name] < 1:
-            raise InputError(f"train.{part}.{name} is {settings[name]}, but must be at least 1")
-    for name, (low, high) in RANGES.items():
-        if name in settings and not low <= settings[name] <= high:
-            raise InputError(
-                f"train.{part}.{name} is {settings[name]}, but must be {low:g} to {high:g}"
-            )
-    if settings.batch_size % settings.accumulate:
-        raise InputError(
-            f"train.{part}.batch_size {settings.batch_size} cannot be split into "
-            f"{settings.accumulate} parts: make it a multiple of accumulate"
-        )

@@ -36,12 +36,6 @@ Sample = Callable[[Any, Any, dict[str, jax.Array], jax.Array], jax.Array]
 """Parameters, constants, batch and `(batch,)` seeds to clips that are to be like the batch's."""
 
 
-MakeExample = Callable[[jax.Array, Any, jax.Array], Example]
-"""Random key, frozen networks' parameters and clips in [-1, 1] to what a denoiser sees of them."""
-
-Stage = tuple[ClipSpec, MakeExample, Callable[..., jax.Array]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One part of the cascade, ready to be trained.
@@ -83,10 +77,7 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         return _autoencoder_task(config)
     train, dtype = config.train[part], compute_dtype(config.train[part])
     solver = solver_config(config[part].solver)
-    remat = train.remat or None
-    if remat is not None and not hasattr(jax.checkpoint_policies, remat):
-        raise InputError(f"train.{part}.remat is {remat!r}, not one of jax.checkpoint_policies")
-    unet = UNet(UNetConfig(**config[part].unet), dtype, remat=remat)
+    unet = UNet(UNetConfig(**config[part].unet), dtype, remat=train.remat or None)
     objective = Objective(solver.schedule, solver.prediction, **train.objective)
     denoiser = Denoiser(
         UNet(unet.config, dtype),
@@ -179,7 +170,11 @@ def _autoencoder_task(config: ConfigDict) -> Task:
     )
 
 
-def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
+_Example = Callable[[jax.Array, Any, jax.Array], Example]
+_Stage = tuple[ClipSpec, _Example, Callable[..., jax.Array]]
+
+
+def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     section = config[part]
     size = (section.frames, section.height, section.width)
 
@@ -194,7 +189,7 @@ def _keyframes(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | Non
     return ClipSpec(*size, section.fps), example, sample
 
 
-def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
+def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     section, train = config.interpolation, config.train.interpolation
     frames, schedule = section.frames_per_gap, denoiser.solver.config.schedule
 
@@ -211,7 +206,7 @@ def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> S
     return ClipSpec(frames, *size, section.fps), example, sample
 
 
-def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
+def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     section, train = config.super_resolution, config.train[part]
     schedule = NoiseSchedule(**config[part].noise_schedule)
     small_size = (config.keyframes.height, config.keyframes.width)
@@ -243,7 +238,7 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
     return ClipSpec(frames, *size, section.fps), example, sample
 
 
-def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Stage:
+def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     assert vae is not None
     section, train = config.translation, config.train.translation
     small_size = (config.super_resolution.height, config.super_resolution.width)
@@ -265,7 +260,7 @@ def _translation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> Sta
     return spec, example, sample
 
 
-_STAGES: dict[str, Callable[[ConfigDict, Denoiser, VAE | None], Stage]] = {
+_STAGES: dict[str, Callable[[ConfigDict, Denoiser, VAE | None], _Stage]] = {
     "image": functools.partial(_keyframes, "image"),
     "keyframes": functools.partial(_keyframes, "keyframes"),
     "interpolation": _interpolation,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from show1_jax.data.moving_shapes import DURATION, Combination, render
+from show1_jax.errors import InputError
 from show1_jax.evaluation.motion import MOTIONS, TAUGHT, Taught, correlation, draw, make, words
 from show1_jax.evaluation.shapes import measure
 from show1_jax.media import read_video
@@ -55,3 +56,5 @@ def test_clips_to_be_taught_are_written(tmp_path):
             measure(video).path, Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, 29))
         )
         assert likeness > 0.97
+    with pytest.raises(InputError, match=r"circle\.txt cannot be written"):
+        make(tmp_path / "motions" / "circle.txt")

@@ -41,7 +41,7 @@ def test_peak_signal_to_noise_ratio():
 
 def test_noise_files(tmp_path):
     noise = Noise(np.ones((2, 4, 4, 3), np.float32), 50)
-    path = tmp_path / "new" / "keyframes.noise.npz"
+    path = tmp_path / "keyframes.noise.npz"
     save_noise(path, noise)
     found = load_noise(path)
     np.testing.assert_array_equal(found.noise, noise.noise)
@@ -51,3 +51,5 @@ def test_noise_files(tmp_path):
     for wrong in (path, tmp_path / "other.npz", tmp_path / "none.npz"):
         with pytest.raises(InputError, match="is no noise"):
             load_noise(wrong)
+    with pytest.raises(InputError, match="cannot write"):
+        save_noise(path / "below.npz", noise)

@@ -22,7 +22,10 @@ from show1_jax.merge import merge
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.stages.cascade import Cascade
 from show1_jax.stages.inversion import psnr
+from show1_jax.stages.sampling import advance
 from show1_jax.training.customize import customize, first_trained
+from show1_jax.training.optimizer import make_optimizer
+from show1_jax.training.step import init_state
 from show1_jax.training.tasks import solver_config
 from show1_jax.training.trainable import split
 from tests.stages.test_stages import random_params
@@ -95,8 +98,14 @@ def test_what_is_frozen_has_no_state(config, checkpoint):
         trained, frozen = first_trained(params, config.customize)
         own = {id(leaf) for leaf in jax.tree.leaves(trained)}
         assert not own & {id(leaf) for leaf in jax.tree.leaves(frozen)}
+        state = init_state(make_optimizer(config.customize), trained, frozen)
+        sizes = {each.shape: each.size for each in jax.tree.leaves(trained)}
+        kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+        assert {leaf.shape for leaf in kept} == sizes.keys()
         size = sum(leaf.size for leaf in jax.tree.leaves(trained))
         assert size < sum(leaf.size for leaf in jax.tree.leaves(params)) / 2
+        # Two moments and the average of each number that is trained.
+        assert sum(leaf.size for leaf in kept) == 3 * size
 
 
 def test_every_clip_is_learnt_from(config, checkpoint, clip, tmp_path):
@@ -113,19 +122,26 @@ def test_every_clip_is_learnt_from(config, checkpoint, clip, tmp_path):
     assert (found[0].changes[kernel][0] != found[1].changes[kernel][0]).any()
 
 
-def test_an_adapter_while_sampling(config, checkpoint):
+def test_an_adapter_while_sampling(config, checkpoint, tmp_path):
     path = customize(config)
-    settings, made = {}, {}
+    settings, made, clips, compiled = {}, {}, {}, []
     for weight in (0, 0.5, 1):
         section = small_config("keyframes")
         section.keyframes.adapters = (f"{path}={weight}",)
         cascade = Cascade(section, checkpoint, ["keyframes"])
+        results = Arrays(tmp_path / str(weight))
+        results.begin(["in a circle"], [0])
+        cascade.run(["in a circle"], [0], results)
+        clips[weight] = results.load(0, "keyframes")
+        compiled.append(advance._cache_size())
         made[weight] = by_path(cascade.params("keyframes")["unet"])
         settings[weight] = json.dumps(cascade.settings("keyframes"))
     kernel = "mid/temporal_attention_0/proj_in/kernel"
     half = (made[0][kernel] + made[1][kernel]) / 2
     np.testing.assert_allclose(made[0.5][kernel], half, atol=1e-5)
     assert len(set(settings.values())) == 3
+    assert compiled[0] == compiled[2]
+    assert (clips[0] != clips[1]).any()
 
 
 def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path):
@@ -173,7 +189,9 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
         ({"out": str(tmp_path / "adapter.bin")}, "ends in .safetensors"),
         ({"out": str(short / "adapter.safetensors")}, "cannot be written"),
         ({"customize.steps": 0}, "steps is 0"),
-        ({"customize.learning_rate": 1e30}, "not finite"),
+        ({"customize.learning_rate": 1e30}, "learning_rate is 1e.30, but must be 0 to 1000"),
+        ({"customize.accumulate": 3}, "batch_size 2 cannot be split into 3 parts"),
+        ({"customize.learning_rate": 1e3, "customize.weight_decay": 1e3}, "not finite"),
     ):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
