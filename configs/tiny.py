@@ -174,12 +174,13 @@ def get_config(stage: str = "") -> ConfigDict:
             learning_rate=2e-3,
             objective=show1.objective(timesteps=(500, 1000)),
         ),
+        # Which way things move is decided in the noisiest timesteps, and learnt there alone.
         "keyframes": training(
             init="image",
             batch_size=16,
             steps=5_000,
             learning_rate=2e-3,
-            objective=show1.objective(shift=2.0),
+            objective=show1.objective(shift=8.0),
         ),
         # Not initialised from the keyframes': a smaller network does.
         "interpolation": training(max_noise_level=100),

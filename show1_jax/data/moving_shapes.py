@@ -14,8 +14,12 @@ all of a 64x40 or 256x160 frame; a wider frame shows more background.
 - size: the square root of the shape's area, small 0.30, large 0.44 heights
 - color, background: the RGB of `COLORS` and `BACKGROUNDS`
 - direction: one of 8, at multiples of 45 degrees
-- speed: uniform in `SPEEDS`, 0.06 to 0.10 heights per second (0.22 to 0.37
-  heights in the whole clip); the start is uniform where the path fits
+- speed: constant; in the whole clip the shape goes 60 to 90 % (`TRAVEL`) of the
+  farthest that it could go in its direction: 0.25 heights for a large triangle
+  up or down, 1.2 for a small one sideways
+- place: the path's middle is off the frame's centre by up to 0.1 heights
+  (`OFF_CENTER`) in x and y, where the path fits, so a shape that moves to the
+  right starts on the left
 
 A tenth of the 864 combinations of attributes are held out of training, to test
 whether a model composes what it learnt.
@@ -41,7 +45,8 @@ from show1_jax.errors import InputError
 
 DURATION = 28 / 7.5
 ASPECT = 1.6
-SPEEDS = (0.06, 0.10)
+TRAVEL = (0.6, 0.9)
+OFF_CENTER = 0.1
 
 SIZES = {"small": 0.30, "large": 0.44}
 COLORS = {
@@ -126,12 +131,15 @@ def caption(combination: Combination, template: int = 0) -> str:
 
 def random_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     """A scene with these attributes, whose shape stays in sight."""
-    speed = rng.uniform(*SPEEDS)
-    travel = speed * DURATION * _heading(combination.direction)
+    heading = _heading(combination.direction)
     low, high = _extent(combination)
-    edge = np.array([ASPECT / 2, 0.5])
-    x, y = rng.uniform(-edge - low - np.minimum(travel, 0), edge - high - np.maximum(travel, 0))
-    return Scene(combination, float(x), float(y), float(speed))
+    room = np.array([ASPECT, 1]) - (high - low)
+    distance = rng.uniform(*TRAVEL) * np.min(room[heading != 0] / np.abs(heading[heading != 0]))
+    travel = distance * heading
+    middle, slack = -(low + high) / 2, (room - np.abs(travel)) / 2  # where the path's middle fits
+    bounds = np.maximum(middle - slack, -OFF_CENTER), np.minimum(middle + slack, OFF_CENTER)
+    x, y = rng.uniform(*bounds) - travel / 2
+    return Scene(combination, float(x), float(y), float(distance / DURATION))
 
 
 class Moving(Protocol):
@@ -193,7 +201,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     Within a split, combinations are equally frequent.
     """
 
-    VERSION = tfds.core.Version("3.0.0")
+    VERSION = tfds.core.Version("4.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         labels = {

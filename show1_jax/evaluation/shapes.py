@@ -26,9 +26,7 @@ from show1_jax.data.moving_shapes import (
     BACKGROUNDS,
     COLORS,
     DIRECTIONS,
-    DURATION,
     SIZES,
-    SPEEDS,
     Combination,
 )
 from show1_jax.evaluation.templates import best_shape
@@ -41,7 +39,7 @@ LEAST_CONTRAST = 50.0  # RGB distance of a shape from its background; the palett
 FARTHEST_COLOR = 100.0  # RGB distance at which a colour is none of the palette's
 FADED = 0.6  # of a colour's contrast; a blurred small shape shows no more of it
 LEAST_SIDE = 0.6 * SIZES["small"]  # heights; a smaller speck is not a shape
-LEAST_TRAVEL = 0.25 * SPEEDS[0] * DURATION  # heights in the clip; less is standing still
+LEAST_TRAVEL = 0.06  # heights in the clip; less is standing still. The least that shapes go is 0.25
 LEAST_SEEN = 0.5  # of the frames
 MOST_MISFIT = 0.5  # of the best shape in a frame; what fits worse is none
 

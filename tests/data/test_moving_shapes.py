@@ -70,7 +70,6 @@ def test_size_place_direction_and_speed_are_as_documented():
         np.testing.assert_allclose(measured, scene.centroid(times), atol=2e-3)
         velocity = (measured[-1] - measured[0]) / shapes.DURATION
         assert np.hypot(*velocity) == pytest.approx(scene.speed, rel=0.02)
-        assert shapes.SPEEDS[0] <= scene.speed <= shapes.SPEEDS[1]
         heading = np.rint(velocity / np.abs(velocity).max()).astype(int)
         assert tuple(heading) == shapes.DIRECTIONS[scene.combination.direction]
 
@@ -84,6 +83,18 @@ def test_shapes_stay_inside_the_frame():
         assert x.max() + right <= 0.8
         assert y.min() + top >= -0.5
         assert y.max() + bottom <= 0.5
+
+
+def test_paths_are_near_the_centre_and_most_of_what_fits():
+    shares = []
+    for scene in scenes(len(EVERY)):
+        low, high = shapes._extent(scene.combination)
+        path = scene.centroid([0, shapes.DURATION])
+        travel = np.abs(path[1] - path[0])
+        shares.append(np.max(travel / (np.array([1.6, 1]) - (high - low))))
+        assert np.abs(path.mean(axis=0)).max() <= 0.1
+    assert 0.6 <= min(shares) < 0.61
+    assert 0.89 < max(shares) <= 0.9
 
 
 def test_colours_are_exactly_those_of_the_palette():
