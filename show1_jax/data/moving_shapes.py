@@ -15,8 +15,8 @@ all of a 64x40 or 256x160 frame; a wider frame shows more background.
 - color, background: the RGB of `COLORS` and `BACKGROUNDS`
 - direction: one of 8, at multiples of 45 degrees
 - speed: constant; in the whole clip the shape goes 60 to 90 % (`TRAVEL`) of the
-  farthest that it could go in its direction: 0.25 heights for a large triangle
-  up or down, 1.2 for a small one sideways
+  farthest that it could go in its direction: from 0.25 heights (a large
+  triangle, up or down) to 1.17 (a small square, sideways)
 - place: the path's middle is off the frame's centre by up to 0.1 heights
   (`OFF_CENTER`) in x and y, where the path fits, so a shape that moves to the
   right starts on the left

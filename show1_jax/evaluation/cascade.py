@@ -65,7 +65,7 @@ def evaluate(
     everything = items + (swap(items, seed) if swapped else [])
     prompts, seeds = ["" if empty else i.prompt for i in everything], [i.seed for i in everything]
     with sampled(cascade, prompts, seeds, out) as results:
-        measured = judge(results, len(everything), _aspect(config))
+        measured = judge(results, len(everything), aspect(config))
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
         print(report(measured, items, everything[count:]))
@@ -96,7 +96,7 @@ def sampled(
         yield results
 
 
-def _aspect(config: ConfigDict) -> float:
+def aspect(config: ConfigDict) -> float:
     """Width by height of the keyframes, whose content later stages stretch to their own."""
     return config.keyframes.width / config.keyframes.height
 

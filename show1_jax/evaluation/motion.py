@@ -31,7 +31,7 @@ from show1_jax.data.moving_shapes import (
     render,
 )
 from show1_jax.errors import InputError
-from show1_jax.evaluation.cascade import judge, sampled
+from show1_jax.evaluation.cascade import aspect, judge, sampled
 from show1_jax.evaluation.sheet import Row, contact_sheet
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import prepare
@@ -174,7 +174,7 @@ def follow(
         cascade = Cascade(config, folder, [stage])
         loaded += cascade.adapters[stage]
         with sampled(cascade, prompts, seeds) as results:
-            measured = judge(results, count, config[stage].width / config[stage].height)[stage]
+            measured = judge(results, count, aspect(config))[stage]
             videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
         paths = [correlation(each.path, taught) for each in measured]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from show1_jax import commands
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
-from show1_jax.evaluation.cascade import judge, sampled
+from show1_jax.evaluation.cascade import aspect, judge, sampled
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import prepare
@@ -80,7 +80,7 @@ def sweep(
         solver = make_solver(_of_kind(denoiser.solver.config, kind), number)
         cascade.denoisers[stage] = dataclasses.replace(denoiser, solver=solver)
         with sampled(cascade, prompts, seeds) as results:
-            measured = judge(results, count, config[stage].width / config[stage].height)[stage]
+            measured = judge(results, count, aspect(config))[stage]
         found[kind, scale, number] = accuracy(stage, measured, [i.combination for i in items])
     return found
 

@@ -99,9 +99,8 @@ def test_what_is_frozen_has_no_state(config, checkpoint):
         own = {id(leaf) for leaf in jax.tree.leaves(trained)}
         assert not own & {id(leaf) for leaf in jax.tree.leaves(frozen)}
         state = init_state(make_optimizer(config.customize), trained, frozen)
-        sizes = {each.shape: each.size for each in jax.tree.leaves(trained)}
         kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
-        assert {leaf.shape for leaf in kept} == sizes.keys()
+        assert {leaf.shape for leaf in kept} == {leaf.shape for leaf in jax.tree.leaves(trained)}
         size = sum(leaf.size for leaf in jax.tree.leaves(trained))
         assert size < sum(leaf.size for leaf in jax.tree.leaves(params)) / 2
         # Two moments and the average of each number that is trained.
@@ -140,7 +139,7 @@ def test_an_adapter_while_sampling(config, checkpoint, tmp_path):
     half = (made[0][kernel] + made[1][kernel]) / 2
     np.testing.assert_allclose(made[0.5][kernel], half, atol=1e-5)
     assert len(set(settings.values())) == 3
-    assert compiled[0] == compiled[2]
+    assert 0 < compiled[0] == compiled[2]
     assert (clips[0] != clips[1]).any()
 
 
