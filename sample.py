@@ -2,7 +2,7 @@
 
     python sample.py --prompt "a small red circle moving left on a black background"
 
-writes OUT/000/translation.mp4 and the clip of every stage before it; see
+writes outputs/000/translation.mp4 and the clip of every stage before it; see
 `--help` for the rest. `--stages keyframes` stops early; `--stages
 interpolation,first_frame --out OUT` goes on from what is there.
 """
@@ -10,6 +10,7 @@ interpolation,first_frame --out OUT` goes on from what is there.
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
 from show1_jax import commands
 
@@ -28,7 +29,9 @@ SEEDS = flags.DEFINE_string(
     "seeds", None, "The random seeds, each a video of every prompt, such as 0-3,7 (default: 0)."
 )
 flags.DEFINE_alias("seed", "seeds")
-OUT = flags.DEFINE_string("out", "outputs", "The folder to write.")
+OUT = flags.DEFINE_string(
+    "out", None, "The folder to write (default: outputs, or outputs-2, … beside other prompts)."
+)
 STAGES = flags.DEFINE_list(
     "stages", None, "The stages to run (default: all that the checkpoint has)."
 )
@@ -72,7 +75,7 @@ def main() -> None:
         return
     if (ADAPTER.value or FROM_NOISE.value) and STAGES.value and "keyframes" not in STAGES.value:
         raise InputError("--adapter and --from-noise are for the keyframes: name them in --stages")
-    if FROM_NOISE.value and (len(seeds or ()) > 1 or any("keyframes" in x for x in STEPS.value)):
+    if FROM_NOISE.value and (len(seeds or ()) > 1 or any(_for_keyframes(x) for x in STEPS.value)):
         raise InputError("--from-noise decides the keyframes' steps, and is the same for all seeds")
     commands.join_hosts()
     generate(
@@ -81,10 +84,14 @@ def main() -> None:
         prompts=PROMPT.value,
         prompts_file=PROMPTS.value,
         seeds=seeds,
-        out=Path(OUT.value),
+        out=None if OUT.value is None else Path(OUT.value).expanduser(),
         stages=STAGES.value,
         overrides=overrides,
     )
+
+
+def _for_keyframes(steps: str) -> bool:
+    return steps.rpartition("=")[0] in ("", "keyframes")
 
 
 def _invert(clip: Path, checkpoint: str | None) -> None:
@@ -95,7 +102,10 @@ def _invert(clip: Path, checkpoint: str | None) -> None:
     if any(flag.value for flag in others) or len(PROMPT.value) > 1 or flags.FLAGS.coordinator:
         raise InputError("--invert takes one --prompt, --adapter, --steps and --out alone")
     prompt = PROMPT.value[0] if PROMPT.value else ""
-    invert_clip(CONFIG.value, checkpoint, clip, prompt, Path(OUT.value), {"steps": STEPS.value})
+    if "keyframes.steps" not in config_flags.get_override_values(flags.FLAGS["config"]):
+        CONFIG.value.keyframes.steps = 50
+    out = Path(OUT.value or "outputs").expanduser()
+    invert_clip(CONFIG.value, checkpoint, clip, prompt, out, {"steps": STEPS.value})
 
 
 if __name__ == "__main__":

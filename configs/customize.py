@@ -1,9 +1,9 @@
 """Teaches the keyframes of a checkpoint a motion from one clip, or several.
 
     python train.py --config configs/customize.py --config.video=clip.mp4 \
-        --config.prompt="a red circle moving in a circle" --config.out=circle.safetensors
+        --config.prompt="a red circle moving in a loop" --config.out=circle.safetensors
     python sample.py --adapter circle.safetensors \
-        --prompt "a large blue square moving in a circle on a white background"
+        --prompt "a large blue square moving in a loop on a white background"
 
 The first takes 3 min 34 s on two CPU cores with the tiny cascade (400 steps of
 8), and writes an adapter of 1.6 MiB. `configs/customize.py:show1` is for the released cascade:

@@ -1,6 +1,7 @@
 """One run of `sample.py`: from flags to files."""
 
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -17,6 +18,8 @@ from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
 from show1_jax.stages.cascade import STAGES, Cascade
 
+OUT = Path("outputs")  # unless told
+
 
 def generate(
     config: ConfigDict,
@@ -24,7 +27,7 @@ def generate(
     prompts: Sequence[str],
     prompts_file: str | None,
     seeds: Sequence[int] | None,
-    out: Path,
+    out: Path | None,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
 ) -> None:
@@ -39,7 +42,8 @@ def generate(
       prompts_file: more of them: one on each line, or a .jsonl with a "prompt" on each.
       seeds: the random seeds, each of which makes an item of each prompt; None
         for 0, or for those of `out`.
-      out: the folder to write. What is there of these items is not made again.
+      out: the folder to write; None for "outputs", or the first of "outputs-2", …
+        without other items. What is there of these items is not made again.
         If it already holds the stages that `stages` go on from, prompts and
         seeds may be left out.
       stages: the stages to run; None for all that the checkpoint has.
@@ -51,9 +55,10 @@ def generate(
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
-    outputs = Outputs(out, keeper=hosts.first())
+    goes_on = "keyframes" not in cascade.stages
     with hosts.first_alone("items"):
-        items = _items(asked, seeds, outputs, goes_on="keyframes" not in cascade.stages)
+        outputs = Outputs(_free(out, asked, seeds, goes_on), keeper=hosts.first())
+        items = _items(asked, seeds, outputs, goes_on)
         all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
         cascade.check_inputs(len(items), outputs)
         outputs.begin(all_prompts, all_seeds)
@@ -69,24 +74,44 @@ def generate(
         item, stage, why = outputs.failures[0]
         raise InputError(
             f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
-            + (f"; see {out}/manifest.jsonl" if outputs.failures[1:] else "")
+            + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
         )
-    hosts.say(f"{len(items)} item(s) in {out}: {', '.join(cascade.stages)}")
+    hosts.say(f"{len(items)} item(s) in {outputs.folder}: {', '.join(cascade.stages)}")
+
+
+def _free(out: Path | None, asked: list[str], seeds: Sequence[int] | None, goes_on: bool) -> Path:
+    """The folder given, or the first of the default ones that holds no other items."""
+    if out is not None or goes_on:
+        return out or OUT
+    others = (OUT.with_name(f"{OUT}-{number}") for number in itertools.count(2))
+    wanted = _wanted(asked, seeds)
+    return next(
+        folder for folder in itertools.chain([OUT], others) if _fits(Outputs(folder), wanted)
+    )
+
+
+def _wanted(asked: list[str], seeds: Sequence[int] | None) -> list[tuple[str, int]]:
+    if not asked:
+        raise InputError("give a --prompt or a file of --prompts")
+    return [(prompt, seed) for prompt in asked for seed in seeds or [0]]
+
+
+def _fits(outputs: Outputs, wanted: list[tuple[str, int]]) -> bool:
+    # A run that was cut off as it began may have left the first of them only.
+    found = outputs.items()
+    return found == wanted[: len(found)]
 
 
 def _items(
     asked: list[str], seeds: Sequence[int] | None, outputs: Outputs, goes_on: bool
 ) -> list[tuple[str, int]]:
     """Prompts and seeds of this run; one that goes on takes those of the items it finds."""
-    found = outputs.items()
     if not goes_on:
-        if not asked:
-            raise InputError("give a --prompt or a file of --prompts")
-        wanted = [(prompt, seed) for prompt in asked for seed in seeds or [0]]
-        # A run that was cut off as it began may have left the first of them only.
-        if found != wanted[: len(found)]:
+        wanted = _wanted(asked, seeds)
+        if not _fits(outputs, wanted):
             raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
         return wanted
+    found = outputs.items()
     if not found:
         raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
     if asked and set(asked) != {prompt for prompt, _ in found}:
@@ -159,7 +184,7 @@ def prepare(
         raise InputError("give --checkpoint: this config comes without one")
     use_compilation_cache()
     override(config, overrides)
-    return Path(checkpoint)
+    return Path(checkpoint).expanduser()
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:

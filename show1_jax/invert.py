@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from show1_jax.data.clip import ClipSpec
+from show1_jax.data.decoding import read_clip
+from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import Bars, prepare
-from show1_jax.media import make_folder, read_frames, to_uint8, write_mp4
+from show1_jax.media import make_folder, to_uint8, write_mp4
 from show1_jax.stages import inversion
 from show1_jax.stages.cascade import Cascade
 from show1_jax.stages.keyframes import STAGE
 from show1_jax.stages.sampling import Conditions, clip_keys, run
-
-STEPS = 50  # unless given
 
 
 def invert_clip(
@@ -33,10 +34,10 @@ def invert_clip(
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      clip: a video, of which as many frames as there are keyframes are taken, evenly spread.
+      clip: a video; see `read_clip`.
       prompt: what the clip shows; may be "".
       out: the folder to write: keyframes.noise.npz and keyframes.reconstruction.mp4.
-      overrides: for "steps"; see `generate`. 50 by default.
+      overrides: for "steps"; see `generate`.
 
     Returns:
       PSNR of the reconstruction in dB.
@@ -44,10 +45,11 @@ def invert_clip(
     Raises:
       InputError: if anything given is wrong.
     """
-    config.keyframes.update(steps=STEPS, guidance=1.0, noise="")
+    config.keyframes.update(guidance=1.0, noise="")
     cascade = Cascade(config, prepare(config, checkpoint, overrides), [STAGE], jax.devices()[:1])
     section = config.keyframes
-    frames = read_frames(clip, section.frames, section.height, section.width)
+    spec = ClipSpec(section.frames, section.height, section.width, section.fps)
+    frames = read_clip(clip, spec)
     denoiser = inversion.inverter(cascade.denoisers[STAGE], section.steps)
     with jax.set_mesh(cascade.mesh), contextlib.closing(Bars()) as bars:
         texts = cascade.encode([prompt]).t5
@@ -57,7 +59,7 @@ def invert_clip(
         params, progress = cascade.params(STAGE)["unet"], functools.partial(bars.update, STAGE)
         noise = inversion.invert(denoiser, params, jnp.asarray(frames)[None], conditions, progress)
         made = np.asarray(run(denoiser, params, noise, conditions))[0]
-    exactness = inversion.psnr(made, frames)
+    exactness = psnr(np.clip(made, -1, 1), frames, peak=2)
     make_folder(out)
     path = out / f"{STAGE}.noise.npz"
     inversion.save_noise(path, inversion.Noise(np.asarray(noise[0]), section.steps))

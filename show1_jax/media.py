@@ -89,42 +89,22 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def write_figure(path: Path, figure: Any) -> None:
+    """Writes a matplotlib figure as a picture. Raises InputError if that is not possible."""
+    file = io.BytesIO()
+    try:
+        figure.savefig(file, dpi=150, format=path.suffix[1:] or "png")
+    except ValueError as error:
+        raise InputError(f"cannot write {path}: {error}") from None
+    write_bytes(path, file.getvalue())
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder, and those that it lies in, unless it is there. Raises InputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def read_video(path: str | PathLike[str]) -> tuple[np.ndarray, float]:
-    """All frames of a video file, and its frames per second.
-
-    Raises InputError if the file does not exist or holds no video.
-    """
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            rate = stream.average_rate
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise InputError(f"cannot read {path} as a video: {_reason(error)}") from None
-    if not frames or not rate:
-        raise InputError(f"cannot read {path} as a video: it has no frames or no frame rate")
-    return np.stack(frames), float(rate)
-
-
-def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
-    """Frames spread evenly over a whole clip, `(frames, height, width, 3)` fp32 in [-1, 1].
-
-    Raises:
-      InputError: if the clip cannot be read, or has fewer.
-    """
-    video, _ = read_video(path)
-    if len(video) < frames:
-        raise InputError(f"{path} has {len(video)} frame(s), but at least {frames} are needed")
-    chosen = np.linspace(0, len(video) - 1, frames).round().astype(int)
-    return from_uint8(resize_uint8(video[chosen], height, width))
 
 
 def _check(frames: np.ndarray, fps: float) -> None:

@@ -14,9 +14,10 @@ from configs import tiny
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.errors import InputError
 from show1_jax.generate import generate, parse_seeds
-from show1_jax.media import read_video, to_uint8
+from show1_jax.media import to_uint8
 from show1_jax.outputs import Outputs
 from show1_jax.stages.cascade import STAGES, Cascade
+from tests.data.videos import read_video
 from tests.parallel.test_hosts import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -261,6 +262,20 @@ def test_an_item_that_fails_is_noted_and_the_rest_goes_on(made, tmp_path):
     run(out, PROMPTS, stages=["keyframes", "interpolation"])
     assert (out / "000/interpolation.npy").is_file()
     assert not any("error" in line for line in lines(out))
+
+
+def test_other_prompts_go_beside_the_first_unless_told_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"stages": ["keyframes"], "overrides": {"steps": ["1"]}}
+    run(None, PROMPTS[:1], **arguments)
+    before = (tmp_path / "outputs/000/metadata.json").stat().st_mtime_ns
+    run(None, PROMPTS[1:], **arguments)
+    run(None, PROMPTS[:1], **arguments)
+    run(None, PROMPTS[:1], **arguments, seeds=[5])
+    found = sorted(tmp_path.glob("*/*/keyframes.mp4"))
+    assert [path.parts[-3] for path in found] == ["outputs", "outputs-2", "outputs-3"]
+    assert (tmp_path / "outputs/000/metadata.json").stat().st_mtime_ns == before
+    assert "1 item(s) in outputs-3: keyframes" in capsys.readouterr().out
 
 
 def test_seeds_make_a_video_of_each_prompt_each(made, tmp_path):

@@ -13,28 +13,21 @@ and may have more. The files are stored as they are and decoded when read.
 
 import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from PIL import Image
 
-from show1_jax.data.clip import ROUNDING, ClipSpec, UnusableClip
+from show1_jax.data.clip import ClipSpec
+from show1_jax.data.decoding import decode
 from show1_jax.errors import InputError
 
 COLUMNS = ({"file", "caption"}, {"videoid", "name"})
-
-# PyAV reads damaged metadata by itself from version 19 on, and before it when told to.
-_LENIENT: dict[str, Any] = (
-    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-)
 
 
 class Clip(NamedTuple):
@@ -119,69 +112,8 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
-    """Decodes what `spec` wants of a stored record: `(frames, height, width, 3)` uint8.
-
-    The largest part with the right aspect ratio is cut out, at a place that
-    `rng` chooses (the middle without one), and resized.
-
-    Raises UnusableClip if the clip is broken or too short.
-    """
-    try:
-        with av.open(io.BytesIO(record["video"]), "r", **_LENIENT) as container:
-            frames = _frames(container, spec, rng)
-            place = np.full(2, 0.5) if rng is None else rng.random(2)
-            return np.stack([_fit(frame.to_image(), spec, place) for frame in frames])
-    except av.FFmpegError as error:
-        raise UnusableClip(f"it does not decode: {error.strerror}") from None
-
-
-def _frames(
-    container: av.container.InputContainer, spec: ClipSpec, rng: np.random.Generator | None
-) -> list[av.VideoFrame]:
-    """For each time that `spec` asks for, the frame that is shown then."""
-    if not container.streams.video:
-        raise UnusableClip("it has no video")
-    stream = container.streams.video[0]
-    stream.thread_count = 1  # the pipeline has threads of its own
-    base, rate = stream.time_base, stream.average_rate
-    if base and stream.duration:
-        length = float(stream.duration * base)
-    else:
-        length = (container.duration or 0) / av.time_base
-    if not (base and rate and length):
-        raise UnusableClip("it does not say how long it is")
-    first, period = float((stream.start_time or 0) * base), float(1 / rate)
-    times = first + spec.times(max(length - period, 0), rng)
-
-    container.seek(int(times[0] / base), stream=stream)
-    frames: list[av.VideoFrame] = []
-    shown: av.VideoFrame | None = None
-    for frame in container.decode(stream):
-        if frame.is_corrupt or frame.time is None:
-            raise UnusableClip("it is damaged")
-        # A frame is shown from its time on; half a period makes that the nearest one.
-        while len(frames) < len(times) and times[len(frames)] < frame.time - period / 2:
-            if shown is None:
-                raise UnusableClip(f"it has no frame at {times[0]:.2f} s")
-            frames.append(shown)
-        if len(frames) == len(times):
-            return frames
-        shown = frame
-    end = shown.time + period + ROUNDING if shown else first
-    if not shown or times[-1] > end:
-        raise UnusableClip(f"it ends at {end:.2f} s where {times[-1]:.2f} s are needed")
-    return frames + [shown] * (len(times) - len(frames))
-
-
-def _fit(image: Image.Image, spec: ClipSpec, place: np.ndarray) -> np.ndarray:
-    """Cuts out the largest part with the right aspect ratio, and resizes it."""
-    scale = min(image.width / spec.width, image.height / spec.height)
-    width, height = spec.width * scale, spec.height * scale
-    left, top = place * [image.width - width, image.height - height]
-    # Clipped, because Pillow refuses a box that rounding puts outside.
-    corners = [left, top, left + width, top + height]
-    box = tuple(np.clip(corners, 0, [image.width, image.height] * 2))
-    return np.asarray(image.resize((spec.width, spec.height), Image.Resampling.BICUBIC, box))
+    """What `spec` wants of a stored record; see `decoding.decode`."""
+    return decode(record["video"], spec, rng)
 
 
 def _caption_file(folder: Path, captions: str | None) -> Path:

@@ -64,6 +64,8 @@ class Objective:
             raise InputError(f"min_snr is {self.min_snr}, but must be more than 0, or None")
         if not self.variance_weight >= 0:
             raise InputError(f"variance_weight is {self.variance_weight}, but must be 0 or more")
+        if self.motion and (self.min_snr is not None or self.variance_weight):
+            raise InputError("the motion loss has no min_snr and no variance_weight")
 
 
 def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:

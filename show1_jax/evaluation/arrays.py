@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from show1_jax.errors import InputError
-from show1_jax.media import to_uint8
+from show1_jax.media import to_uint8, write_bytes
 from show1_jax.stages.cascade import STAGES
 
 
@@ -35,9 +35,9 @@ class Arrays:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_file() and json.loads(path.read_text()) != items:
                 raise InputError(f"{self.folder} holds other prompts or seeds; give another --out")
-            path.write_text(json.dumps(items, indent=1) + "\n")
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"{path} cannot be used: {error}") from None
+        write_bytes(path, (json.dumps(items, indent=1) + "\n").encode())
 
     def has(self, item: int, stage: str) -> bool:
         """Whether there is a result."""

@@ -70,7 +70,7 @@ def _triangle(phase: np.ndarray) -> np.ndarray:
 
 # What it is called, and where the centroid is at times 0 to 1 of the clip, in frame heights.
 MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "circle": ("in a circle", _circle),
+    "circle": ("in a loop", _circle),
     "zigzag": ("in a zigzag", _zigzag),
     "bounce": ("in a bounce", _bounce),
     "spiral": ("in a spiral", _spiral),

@@ -23,7 +23,7 @@ from show1_jax.evaluation.cascade import aspect, judge, sampled
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import prepare
-from show1_jax.media import new_figure
+from show1_jax.media import new_figure, write_figure
 from show1_jax.stages.cascade import Cascade
 
 CONFIG = commands.define_config(
@@ -111,10 +111,7 @@ def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
     axes.set(xlabel="steps", ylabel="all attributes right (%)", xscale="log", ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    write_figure(path, figure)
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from show1_jax.diffusion.schedule import to_clean, to_epsilon
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.diffusion.updates import ddim
 from show1_jax.errors import InputError
 from show1_jax.media import write_bytes
 from show1_jax.stages.sampling import Conditions, Denoiser, Progress, predict
@@ -66,7 +66,7 @@ def _back(
     def forward(sample: float, output: float) -> jax.Array:
         kind = solver.config.prediction
         clean, epsilon = (to(output, sample, now, kind) for to in (to_clean, to_epsilon))
-        return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * epsilon
+        return ddim(clean, epsilon, then)
 
     # The forward step is linear in the sample and in the output, which alone is unknown.
     of_sample, of_output = forward(1.0, 0.0), forward(0.0, 1.0)
@@ -139,9 +139,3 @@ def load_noise(path: Path) -> Noise:
         raise InputError(
             f"{path} is no noise of sample.py --invert, or is damaged: {reason}"
         ) from None
-
-
-def psnr(found: ArrayLike, expected: ArrayLike) -> float:
-    """Peak signal-to-noise ratio in dB of clips in [-1, 1]."""
-    error = jnp.square(jnp.clip(found, -1, 1) - jnp.asarray(expected)).mean()
-    return float(10 * jnp.log10(4 / jnp.maximum(error, 1e-12)))

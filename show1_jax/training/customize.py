@@ -23,10 +23,11 @@ from show1_jax.checkpoints.adapters import Adapter, base_fingerprint, save_adapt
 from show1_jax.checkpoints.pipelines import PARAMS
 from show1_jax.checkpoints.released import find_stages, sampling_params, t5_folder
 from show1_jax.checkpoints.store import load_params
+from show1_jax.data.clip import ClipSpec
+from show1_jax.data.decoding import read_clip
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
-from show1_jax.media import read_frames
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import put_array, put_batch, shardings
@@ -73,8 +74,8 @@ def customize(config: ConfigDict) -> Path:
             f"{len(paths)} clip(s) and {len(prompts)} prompt(s): give --config.video=FILE and "
             "--config.prompt=TEXT, several with | between them"
         )
-    shape = (keyframes.frames, keyframes.height, keyframes.width)
-    videos = np.stack([read_frames(Path(path).expanduser(), *shape) for path in paths])
+    spec = ClipSpec(keyframes.frames, keyframes.height, keyframes.width, keyframes.fps)
+    videos = np.stack([read_clip(Path(path).expanduser(), spec) for path in paths])
     if not config.checkpoint:
         raise InputError("give --config.checkpoint: this config comes without one")
     stages = find_stages(Path(config.checkpoint).expanduser())
@@ -115,6 +116,8 @@ def customize(config: ConfigDict) -> Path:
 
 def _check_out(path: Path) -> None:
     """Refuses, before any training, where the adapter could not be written."""
+    if path.exists():
+        raise InputError(f"--config.out={path} exists: give another, or remove it")
     if path.suffix != ".safetensors":
         raise InputError(f"--config.out={path}: give a file that ends in .safetensors")
     try:

@@ -24,6 +24,22 @@ def fresh_params(module: nn.Module, key: jax.Array) -> Any:
     return jax.jit(init)(key)
 
 
+def new_paths(fresh: Any, source: Any) -> list[str]:
+    """Which parameters `start_from` does not take, or not whole, from another network.
+
+    Args:
+      fresh: parameters of the network to be trained, or their shapes.
+      source: those to take.
+
+    Returns:
+      Their slashed paths, in order.
+    """
+    ours, theirs = flatten_dict(fresh, sep="/"), flatten_dict(source, sep="/")
+    return sorted(
+        path for path in ours if path not in theirs or theirs[path].shape != ours[path].shape
+    )
+
+
 def start_from(fresh: Any, source: Any, where: str) -> Any:
     """Puts another network's parameters into a fresh tree.
 

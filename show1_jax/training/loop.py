@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler, network_json
@@ -28,7 +29,7 @@ from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import own_rows, put_array, put_batch, put_rows, shardings
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
-from show1_jax.training.initialise import fresh_params, start_from
+from show1_jax.training.initialise import fresh_params, new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
@@ -281,10 +282,12 @@ class Run:
             _check_kinship(module, self.task.module, where)
             source = folder.params(name, module, jnp.float32)
             hosts.say(f"{self.part} starts from {where}")
-        elif split(jax.eval_shape(self._fresh_params), settings.trainable)[1]:
+        fresh = jax.eval_shape(self._fresh_params)
+        frozen = flatten_dict(split(fresh, settings.trainable)[1], sep="/")
+        if new := [path for path in new_paths(fresh, source or {}) if path in frozen]:
             raise InputError(
                 f"train.{self.part}.trainable is {settings.trainable!r}, which would freeze "
-                "random parameters: set init, or trainable to all"
+                f"what init does not give, {new[0]} for one: take all, or another init"
             )
         start = functools.partial(self._start, where=where)
         target = shardings(jax.eval_shape(start, source))

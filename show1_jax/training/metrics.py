@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
 from show1_jax.errors import InputError
-from show1_jax.media import new_figure
+from show1_jax.media import new_figure, write_figure
 
 FILE = "metrics.jsonl"
 
@@ -180,7 +180,7 @@ def loss_curve(folder: Path) -> Path:
     axes.grid(alpha=0.3)
     axes.legend()
     path = folder / "loss.png"
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
     return path
 
 

@@ -46,6 +46,8 @@ SAMPLING = (
     "dropout",
     "head_reading",
     "vae_frames",
+    "adapters",
+    "noise",
 )
 # What else a part depends on, of the sections of other stages.
 CLIPS = ("height", "width", "fps")
@@ -162,17 +164,15 @@ def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
     sections = {part: plain[part]} if part in plain else {}
     for name, keys in OTHERS[part].items():
         sections[name] = {key: plain[name][key] for key in keys}
-    for section in sections.values():
-        for key in SAMPLING:
-            section.pop(key, None)
     return {"part": part, "train": train, "text": plain["text"], **sections}
 
 
 def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises InputError if a run's settings differ in more than it may go on with."""
     old, new = (flatten_dict(settings, sep=".") for settings in (held, wanted))
-    free = {f"train.{name}" for name in FREE}
     part = wanted["part"]
+    free = {f"train.{name}" for name in FREE}
+    free |= {f"{stage}.{name}" for stage in wanted.keys() - {"train"} for name in SAMPLING}
     different = [
         f"{re.sub('^train', f'train.{part}', key)} is {old.get(key)} there and {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())

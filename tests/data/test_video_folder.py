@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from show1_jax.data import video_folder
+from show1_jax.data import decoding, video_folder
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.data.pipeline import open_split
 from show1_jax.data.video_folder import VideoFolder, VideoFolderConfig, list_clips
@@ -229,7 +229,7 @@ def test_any_size_fits_in_any_other():
     for width, height, *wanted in [(325, 833, 1535, 386), *rng.integers(1, 99, (200, 4))]:
         image = Image.new("RGB", (int(width), int(height)), (9, 9, 9))
         for place in (np.full(2, 0.5), np.zeros(2), np.ones(2)):
-            fitted = video_folder._fit(image, ClipSpec(1, *map(int, wanted)), place)
+            fitted = decoding._fit(image, ClipSpec(1, *map(int, wanted)), place)
             assert fitted.shape == (*wanted, 3)
             assert (fitted == 9).all()
 

@@ -1,5 +1,6 @@
 """Clips on disk whose frames say which they are."""
 
+import av
 import numpy as np
 
 from show1_jax.media import write_mp4
@@ -21,3 +22,11 @@ def numbers(video):
     bars = video[:, video.shape[1] // 2, :, 0].reshape(len(video), BITS, -1)
     middle = bars[:, :, bars.shape[-1] // 2] > 127
     return (middle << np.arange(BITS)).sum(axis=1)
+
+
+def read_video(path):
+    """All frames of a file, and its frames per second."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), float(stream.average_rate)

@@ -7,7 +7,7 @@ from show1_jax.data.moving_shapes import DURATION, Combination, render
 from show1_jax.errors import InputError
 from show1_jax.evaluation.motion import MOTIONS, TAUGHT, Taught, correlation, draw, make, words
 from show1_jax.evaluation.shapes import measure
-from show1_jax.media import read_video
+from tests.data.videos import read_video
 
 TIMES = np.linspace(0, DURATION, 8)
 

@@ -73,7 +73,7 @@ def test_a_picture(tmp_path):
     found = {("ddim", 1.0, steps): {"all": steps / 20} for steps in (5, 10)}
     sweep.plot(found, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
-    with pytest.raises(InputError, match=r"b\.png cannot be written: No such file"):
+    with pytest.raises(InputError, match=r"cannot write .*b\.png: No such file"):
         sweep.plot(found, tmp_path / "none" / "b.png")
 
 

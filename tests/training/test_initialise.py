@@ -7,7 +7,7 @@ import pytest
 
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
-from show1_jax.training.initialise import fresh_params, start_from
+from show1_jax.training.initialise import fresh_params, new_paths, start_from
 from tests.stages.test_stages import random_params
 from tests.training.small import assert_same, by_path, small_config
 
@@ -50,6 +50,18 @@ def test_a_video_network_starts_as_the_image_network_frame_by_frame(part, change
     found = run(video, params, sample, timesteps, text)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_another_network_does_not_give_is_known():
+    video, image = unet("keyframes"), unet("keyframes", temporal=False)
+    fresh = jax.eval_shape(lambda: fresh_params(video, KEY))
+    held = jax.eval_shape(lambda: fresh_params(image, KEY))
+    new = new_paths(fresh, held)
+    assert set(new) == by_path(fresh).keys() - by_path(held).keys()
+    assert all("temporal" in path for path in new)
+    wider = jax.eval_shape(lambda: fresh_params(unet("interpolation"), KEY))
+    assert new_paths(wider, fresh) == ["conv_in/kernel"]
+    assert new_paths(fresh, fresh) == []
 
 
 def test_interpolation_starts_as_the_keyframes_and_does_not_see_its_condition():

@@ -228,6 +228,10 @@ def test_a_run_may_become_longer_and_tell_other_things(train, begun, data_dir):
     shutil.copytree(data_dir, begun / "data")
     changes = {"steps": 5, "log_every": 2, "save_every": 1, "keep": 1, "validate_every": 1}
     changes |= {"sample_every": 5, "threads": 1, "data_dir": str(begun / "data")}
+    settings = json.loads((begun / "vae" / "config.json").read_text())
+    # As one of before a setting of sampling was dropped.
+    settings["translation"]["noise"] = ""
+    (begun / "vae" / "config.json").write_text(json.dumps(settings))
     train(begun, **changes)
     assert checkpoints(begun) == [5]
     found = lines(begun)
@@ -383,7 +387,15 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     with pytest.raises(InputError, match=r"train.keyframes.remat is 'sometimes', not one of jax"):
         loop.train(config, tmp_path)
     config = small_config("keyframes", data_dir, trainable="temporal")
-    with pytest.raises(InputError, match="would freeze random parameters: set init"):
+    with pytest.raises(InputError, match="freeze what init does not give, conv_in/bias for one"):
+        loop.train(config, tmp_path)
+    sizes = config.keyframes.unet.to_dict() | {"temporal": False, "temporal_heads": "width"}
+    image = UNet(UNetConfig(**sizes))
+    export_network(tmp_path / "given", "keyframes", image, random_params(image))
+    config.train.keyframes.update(
+        init=str(tmp_path / "given" / "show-1-base" / "unet"), trainable="temporal_attention"
+    )
+    with pytest.raises(InputError, match=r"init does not give, .*temporal_conv.* for one"):
         loop.train(config, tmp_path)
     config = small_config("vae", data_dir)
     config.train.vae.height, config.translation.vae.channels = 9, (4, 4)
