@@ -9,14 +9,14 @@ positions are of the centroid, from the frame's centre, x to the right and y
 down. The whole path of the shape lies in the central 1.6 x 1 heights, which is
 all of a 64x40 or 256x160 frame; a wider frame shows more background.
 
-- shape: circle, square (level) or equilateral triangle (pointing up), all of
-  the same area at the same size
-- size: the square root of the shape's area, small 0.30, large 0.44 heights
+- shape: circle, square (level) or equilateral triangle (pointing up)
+- size: the diameter of the circle through the shape's corners, small 0.44,
+  large 0.64 heights; so shapes differ in area, which shows through noise
 - color, background: the RGB of `COLORS` and `BACKGROUNDS`
 - direction: one of 8, at multiples of 45 degrees
 - speed: constant; in the whole clip the shape goes 60 to 90 % (`TRAVEL`) of the
-  farthest that it could go in its direction: from 0.25 heights (a large
-  triangle, up or down) to 1.17 (a small square, sideways)
+  farthest that it could go in its direction: from 0.22 heights (a large
+  circle, up or down) to 1.16 (a small square, sideways)
 - place: the path's middle is off the frame's centre by up to 0.1 heights
   (`OFF_CENTER`) in x and y, where the path fits, so a shape that moves to the
   right starts on the left
@@ -48,7 +48,7 @@ ASPECT = 1.6
 TRAVEL = (0.6, 0.9)
 OFF_CENTER = 0.1
 
-SIZES = {"small": 0.30, "large": 0.44}
+SIZES = {"small": 0.44, "large": 0.64}
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
@@ -201,7 +201,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     Within a split, combinations are equally frequent.
     """
 
-    VERSION = tfds.core.Version("4.0.0")
+    VERSION = tfds.core.Version("5.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         labels = {
@@ -277,9 +277,15 @@ def _heading(direction: str) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def area(shape: str) -> float:
+    """Of a shape of diameter 1, as `SIZES` has diameters."""
+    sides = SIDES[shape]
+    return (sides * math.sin(2 * math.pi / sides) / 2 if sides else math.pi) / 4
+
+
 def _inradius(sides: int) -> float:
-    """Of the regular polygon of area 1; a circle counts as having 0 sides."""
-    return 1 / math.sqrt(sides * math.tan(math.pi / sides) if sides else math.pi)
+    """Of the regular polygon in a circle of diameter 1; a circle counts as having 0 sides."""
+    return (math.cos(math.pi / sides) if sides else 1) / 2
 
 
 def _around(sides: int, turn: float = 0.0) -> np.ndarray:

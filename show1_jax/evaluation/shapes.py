@@ -26,8 +26,10 @@ from show1_jax.data.moving_shapes import (
     BACKGROUNDS,
     COLORS,
     DIRECTIONS,
+    SIDES,
     SIZES,
     Combination,
+    area,
 )
 from show1_jax.evaluation.templates import best_shape
 
@@ -38,8 +40,10 @@ REACH = 0.42  # heights; no shape reaches further from its centroid
 LEAST_CONTRAST = 50.0  # RGB distance of a shape from its background; the palette's least is 102
 FARTHEST_COLOR = 100.0  # RGB distance at which a colour is none of the palette's
 FADED = 0.6  # of a colour's contrast; a blurred small shape shows no more of it
-LEAST_SIDE = 0.6 * SIZES["small"]  # heights; a smaller speck is not a shape
-LEAST_TRAVEL = 0.06  # heights in the clip; less is standing still. The least that shapes go is 0.25
+# Heights; the square root of the area of the smallest shape.
+SMALLEST = SIZES["small"] * math.sqrt(min(area(shape) for shape in SIDES))
+LEAST_SIDE = 0.6 * SMALLEST  # heights; a smaller speck is not a shape
+LEAST_TRAVEL = 0.06  # heights in the clip; less is standing still. Shapes go 0.22 at least
 LEAST_SEEN = 0.5  # of the frames
 MOST_MISFIT = 0.5  # of the best shape in a frame; what fits worse is none
 
@@ -102,9 +106,9 @@ def _trace(
     if len(shown) < LEAST_SEEN * len(path):
         return {}, path
     path[shown] = (middles + offsets + 0.5 - size / 2)[shown] / [stretch * size[1], size[1]]
-    side /= size[1]
+    diameter = side / math.sqrt(area(shape)) / size[1]
     return {
-        "size": min(SIZES, key=lambda name: abs(math.log(side / SIZES[name]))),
+        "size": min(SIZES, key=lambda name: abs(math.log(diameter / SIZES[name]))),
         "shape": shape,
     }, path
 
@@ -126,9 +130,9 @@ def _contrast(deviation: np.ndarray, rows: float) -> np.ndarray:
     """What the shape's colour adds to the background, `(3,)`.
 
     The median over the pixels of each frame that differ most, as many as 40%
-    of a small shape has. Noise deviates in all directions, so its median is near 0.
+    of the smallest shape has. Noise deviates in all directions, so its median is near 0.
     """
-    count = max(1, round(0.4 * (SIZES["small"] * rows) ** 2))
+    count = max(1, round(0.4 * (SMALLEST * rows) ** 2))
     flat = deviation.reshape(len(deviation), -1, 3)
     distance = np.square(flat).sum(axis=-1)
     core = np.argpartition(-distance, count - 1, axis=1)[:, :count]
@@ -159,7 +163,7 @@ def _follow(
 
 def _locate(coverage: np.ndarray, rows: float) -> np.ndarray:
     """The pixel of each frame around which most of the shape lies, `(frames, 2)`: x and y."""
-    half = round(SIZES["large"] * rows / 2)
+    half = round(SIZES["large"] * rows / 3)
     window = 2 * half + 1
     sums = np.pad(_firm(coverage), ((0, 0), (half + 1, half), (half + 1, half)))
     sums = sums.cumsum(axis=1).cumsum(axis=2)

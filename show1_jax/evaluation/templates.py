@@ -5,9 +5,11 @@ a few percent of their coverage. Drawn at the same place between pixels, and
 compared in all frames, the difference is still plain.
 """
 
+import math
+
 import numpy as np
 
-from show1_jax.data.moving_shapes import SIDES, SIZES, Combination, coverage
+from show1_jax.data.moving_shapes import SIDES, SIZES, Combination, area, coverage
 
 # Gaussian blurs that drawings are tried with, in measured sides, by the side to draw: a very
 # blurred shape is measured too large, because its colour is taken from its paler core.
@@ -48,7 +50,8 @@ def _draw(
 ) -> np.ndarray:
     """Coverage of a shape drawn at the centroids, `(frames, window, window)`."""
     # Drawn as a small one in a frame so high that its side is what was measured.
-    combination, height = Combination("small", "", shape, "", ""), side / SIZES["small"]
+    combination = Combination("small", "", shape, "", "")
+    height = side / (SIZES["small"] * math.sqrt(area(shape)))
     edges = np.arange(window) - window // 2 - 0.5
     drawn = [
         # A height need not be whole here.

@@ -64,7 +64,8 @@ def test_size_place_direction_and_speed_are_as_documented():
         mask = coverage(scene, shapes.render(scene, 8, 80, 128))
         side = np.sqrt(mask.sum(axis=(1, 2))) / 80
         # If part of the shape were out of sight, its area would be too small.
-        np.testing.assert_allclose(side, shapes.SIZES[scene.combination.size], rtol=0.01)
+        diameter = side / np.sqrt(shapes.area(scene.combination.shape))
+        np.testing.assert_allclose(diameter, shapes.SIZES[scene.combination.size], rtol=0.01)
         measured = centroids(mask)
         times = np.linspace(0, shapes.DURATION, 8)
         np.testing.assert_allclose(measured, scene.centroid(times), atol=2e-3)
@@ -109,6 +110,14 @@ def test_colours_are_exactly_those_of_the_palette():
         inside = (video == color).all(-1).sum()
         plain = (video == background).all(-1).sum()
         assert inside + plain > 0.9 * mask.size
+
+
+def test_the_area_of_a_shape_is_that_of_its_drawing():
+    for shape in shapes.SIDES:
+        combination = shapes.Combination("large", "red", shape, "left", "black")
+        drawn = shapes.coverage(combination, 100, np.arange(-50, 50), np.arange(-50, 50))
+        expected = shapes.area(shape) * (100 * shapes.SIZES["large"]) ** 2
+        assert drawn.sum() == pytest.approx(expected, rel=0.005)
 
 
 def test_the_three_shapes_fill_their_bounding_boxes_differently():
