@@ -23,7 +23,12 @@ BASES = {"tiny": tiny, "show1": show1}
 def get_config(base: str = "") -> ConfigDict:
     """The cascade `base`, "tiny" or "show1", and how its keyframes are customized."""
     config = BASES[base or "tiny"].get_config()
+    # Of the keyframes' training, the timesteps that decide how things move.
+    objective = config.train.keyframes.objective
+    objective.variance_weight = 0.0
     del config.train
+    # One clip does not divide: its frames do.
+    config.mesh = {"data": 1, "fsdp": 1, "frames": -1, "tensor": 1}
     settings: dict[str, Any] = {
         # temporal_attention (the paper), temporal_attention_qkv (VMC), temporal or all;
         "trainable": "temporal_attention",
@@ -38,7 +43,7 @@ def get_config(base: str = "") -> ConfigDict:
         "clip_norm": 1.0,
         "ema_decay": 0.99,
         "caption_dropout": 0.1,
-        "objective": show1.objective(),
+        "objective": objective,
         "dtype": "bfloat16",
         "remat": "nothing_saveable",
         "seed": 0,

@@ -53,7 +53,7 @@ def generate(
       InputError: if anything given is wrong, or an item failed; the others are made.
     """
     folder = prepare(config, checkpoint, overrides)
-    asked = [*prompts, *(_read_prompts(Path(prompts_file)) if prompts_file else ())]
+    asked = [*prompts, *(_read_prompts(Path(prompts_file).expanduser()) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
     goes_on = "keyframes" not in cascade.stages
     with hosts.first_alone("items"):
