@@ -160,5 +160,8 @@ class _ToExample(grain.transforms.RandomMap):
         if self._failures is None:
             return
         self._failures += 1
-        if self._failures >= self._records:
+        # While training, threads meet the bad ones of few clips again before the first good
+        # one is read.
+        patience = min(10 * self._records, 1000) if self._training else 0
+        if self._failures >= max(self._records, patience):
             raise InputError(f"none of the {self._records} clips can be used; {name}: {error}")

@@ -130,6 +130,17 @@ def test_unusable_clips_are_skipped_counted_and_named_once(caplog):
     assert {message.split()[1] for message in skipped} == {"clip3", "clip7"}
 
 
+def test_bad_clips_met_again_before_a_good_one_is_read_do_no_harm():
+    met = itertools.count()
+
+    def slow(record, spec, rng):
+        if record["name"] in (b"clip3", b"clip7") or next(met) < 12:
+            raise UnusableClip("it is broken")
+        return read(record, spec, rng)
+
+    assert pixels(pipeline(FLAWED, slow), 1)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("one_file", [True, False])
 def test_nothing_usable_ends_the_run_with_the_reason(training, one_file):
