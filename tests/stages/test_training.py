@@ -189,8 +189,10 @@ def test_the_autoencoders_loss_by_hand():
         return autoencoder.loss(Identity(slope, mean, logvar), kl, gradient, {}, encoded)
 
     np.testing.assert_allclose(value(kl=1.0, gradient=1.0), 0)
-    np.testing.assert_allclose(value(slope=0.1), 0.1 * 5.5, rtol=1e-5)
-    np.testing.assert_allclose(value(slope=0.1, gradient=2.0), 0.1 * 5.5 + 0.2, rtol=1e-4)
+    # The columns' mean, and four times the mean of their squares.
+    pixels = 0.1 * 5.5 + 4 * 0.01 * 506 / 12
+    np.testing.assert_allclose(value(slope=0.1), pixels, rtol=1e-5)
+    np.testing.assert_allclose(value(slope=0.1, gradient=2.0), pixels + 0.2, rtol=1e-4)
     # Half the square of a mean of 2, in each of 4 latents for every 4 pixels.
     np.testing.assert_allclose(value(mean=2.0, kl=1.0), 2 / 3, rtol=1e-5)
     divergence = 0.5 * (np.exp(1) - 2) / 3
@@ -209,7 +211,7 @@ def test_the_autoencoder_decodes_a_sample_and_counts_both_directions():
     encoded = autoencoder.example(KEY, SMALL_VAE, IMAGES)
     found = autoencoder.loss(spy, 0.0, 2.0, {}, encoded)
     np.testing.assert_allclose(spy.decoded, 0.5 + np.exp(-0.5) * encoded.noise, rtol=1e-5)
-    np.testing.assert_allclose(found, 0.1 * 3.5 + 0.2, rtol=1e-4)
+    np.testing.assert_allclose(found, 0.1 * 3.5 + 4 * 0.01 * 17.5 + 0.2, rtol=1e-4)
 
 
 def check_gradients(gradients, none):
