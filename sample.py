@@ -96,6 +96,7 @@ def _for_keyframes(steps: str) -> bool:
 
 def _invert(clip: Path, checkpoint: str | None) -> None:
     from show1_jax.errors import InputError
+    from show1_jax.generate import DEFAULT_OUT
     from show1_jax.invert import invert_clip
 
     others = (PROMPTS, SEEDS, STAGES, GUIDANCE, FROM_NOISE)
@@ -104,7 +105,7 @@ def _invert(clip: Path, checkpoint: str | None) -> None:
     prompt = PROMPT.value[0] if PROMPT.value else ""
     if "keyframes.steps" not in config_flags.get_override_values(flags.FLAGS["config"]):
         CONFIG.value.keyframes.steps = 50
-    out = Path(OUT.value or "outputs").expanduser()
+    out = Path(OUT.value).expanduser() if OUT.value else DEFAULT_OUT
     invert_clip(CONFIG.value, checkpoint, clip, prompt, out, {"steps": STEPS.value})
 
 

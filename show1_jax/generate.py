@@ -18,7 +18,7 @@ from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
 from show1_jax.stages.cascade import STAGES, Cascade
 
-OUT = Path("outputs")  # unless told
+DEFAULT_OUT = Path("outputs")
 
 
 def generate(
@@ -55,10 +55,13 @@ def generate(
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file).expanduser()) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
-    goes_on = "keyframes" not in cascade.stages
     with hosts.first_alone("items"):
-        outputs = Outputs(_free(out, asked, seeds, goes_on), keeper=hosts.first())
-        items = _items(asked, seeds, outputs, goes_on)
+        if "keyframes" in cascade.stages:
+            items = [(prompt, seed) for prompt in asked for seed in seeds or [0]]
+            outputs = _folder_for(items, out)
+        else:
+            outputs = Outputs(out or DEFAULT_OUT, keeper=hosts.first())
+            items = _found(outputs, asked, seeds)
         all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
         cascade.check_inputs(len(items), outputs)
         outputs.begin(all_prompts, all_seeds)
@@ -79,38 +82,24 @@ def generate(
     hosts.say(f"{len(items)} item(s) in {outputs.folder}: {', '.join(cascade.stages)}")
 
 
-def _free(out: Path | None, asked: list[str], seeds: Sequence[int] | None, goes_on: bool) -> Path:
-    """The folder given, or the first of the default ones that holds no other items."""
-    if out is not None or goes_on:
-        return out or OUT
-    others = (OUT.with_name(f"{OUT}-{number}") for number in itertools.count(2))
-    wanted = _wanted(asked, seeds)
-    return next(
-        folder for folder in itertools.chain([OUT], others) if _fits(Outputs(folder), wanted)
-    )
-
-
-def _wanted(asked: list[str], seeds: Sequence[int] | None) -> list[tuple[str, int]]:
-    if not asked:
+def _folder_for(items: list[tuple[str, int]], out: Path | None) -> Outputs:
+    """The folder given, or the first of the default ones, that holds no other items."""
+    if not items:
         raise InputError("give a --prompt or a file of --prompts")
-    return [(prompt, seed) for prompt in asked for seed in seeds or [0]]
+    others = (DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}") for number in itertools.count(2))
+    for folder in [out] if out else itertools.chain([DEFAULT_OUT], others):
+        outputs = Outputs(folder, keeper=hosts.first())
+        found = outputs.items()
+        # A run that was cut off as it began may have left the first of them only.
+        if found == items[: len(found)]:
+            return outputs
+    raise InputError(f"{out} holds other prompts or seeds; give another --out")
 
 
-def _fits(outputs: Outputs, wanted: list[tuple[str, int]]) -> bool:
-    # A run that was cut off as it began may have left the first of them only.
-    found = outputs.items()
-    return found == wanted[: len(found)]
-
-
-def _items(
-    asked: list[str], seeds: Sequence[int] | None, outputs: Outputs, goes_on: bool
+def _found(
+    outputs: Outputs, asked: list[str], seeds: Sequence[int] | None
 ) -> list[tuple[str, int]]:
-    """Prompts and seeds of this run; one that goes on takes those of the items it finds."""
-    if not goes_on:
-        wanted = _wanted(asked, seeds)
-        if not _fits(outputs, wanted):
-            raise InputError(f"{outputs.folder} holds other prompts or seeds; give another --out")
-        return wanted
+    """The items that a folder holds, to go on from; those asked for must be the same."""
     found = outputs.items()
     if not found:
         raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")

@@ -107,7 +107,7 @@ def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
 
     folder = find_stages(checkpoint)["keyframes"]
     unet = folder.module("unet", jnp.float32)
-    settings.update(rank=0)
+    settings.update(rank=0)  # a loss of whole networks, which `after` is
     tuning = make_tuning(settings, unet, folder.solver())
     video = jnp.asarray(read_clip(clip, ClipSpec(3, 4, 6)))[None].repeat(16, axis=0)
     text = jnp.zeros((16, 24, unet.config.text_dim))
