@@ -33,10 +33,11 @@ def main() -> None:
     """Makes one call of the flags."""
     from show1_jax.errors import InputError
 
+    customized = "customize" in CONFIG.value
+    section = "customize" if customized else "train.PART"
     for name in ("batch_size", "dtype"):
         if name in config_flags.get_override_values(flags.FLAGS["config"]):
-            raise InputError(f"--config.{name} is for sampling: give --config.train.PART.{name}")
-    customized = "customize" in CONFIG.value
+            raise InputError(f"--config.{name} is for sampling: give --config.{section}.{name}")
     if customized and (WORKDIR.value or CURVE.value or flags.FLAGS.coordinator):
         raise InputError("customizing takes one process, and --config.out, not --workdir")
 

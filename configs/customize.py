@@ -22,6 +22,8 @@ BASES = {"tiny": tiny, "show1": show1}
 
 def get_config(base: str = "") -> ConfigDict:
     """The cascade `base`, "tiny" or "show1", and how its keyframes are customized."""
+    if base and base not in BASES:
+        raise ValueError(f"there is no base {base!r}: take {' or '.join(BASES)}")
     config = BASES[base or "tiny"].get_config()
     # Of the keyframes' training, the timesteps that decide how things move.
     objective = config.train.keyframes.objective

@@ -262,7 +262,12 @@ def get_config(stage: str = "") -> ConfigDict:
             },
             "train": {
                 "vae": training(
-                    height=320, width=576, kl_weight=1e-6, gradient_weight=1.0, accumulate=16
+                    height=320,
+                    width=576,
+                    kl_weight=1e-6,
+                    gradient_weight=1.0,
+                    squared_weight=4.0,
+                    accumulate=16,
                 ),
                 "image": denoising(batch_size=512, dropout=False),
                 "keyframes": denoising(init="image"),

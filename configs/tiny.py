@@ -163,6 +163,7 @@ def get_config(stage: str = "") -> ConfigDict:
             width=144,
             kl_weight=1e-6,
             gradient_weight=1.0,
+            squared_weight=4.0,
             **{name: training()[name] for name in SHARED},
             batch_size=8,
             steps=4_000,

@@ -27,6 +27,8 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.batch_size=3"], "give --config.train.PART.batch_size"),
         (["--workdir=w", "--curve"], " has no runs"),
         (["--config=configs/customize.py", "--workdir=w"], "not --workdir"),
+        (["--config=configs/customize.py", "--config.dtype=bfloat16"], "--config.customize.dtype"),
+        (["--config=configs/customize.py:keyframes"], "no base 'keyframes': take tiny or show1"),
         (["--config=configs/customize.py", "--config.video=a.mp4"], "1 clip(s) and 0 prompt(s)"),
         (["--workdir=w", "--curve", "--config=configs/tiny.py:vae"], "has no numbers yet"),
     ],

@@ -18,6 +18,8 @@ from absl import logging
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.errors import InputError
 
+AHEAD = 16  # examples
+
 
 class Read(Protocol):
     """Makes a clip from a stored record: `moving_shapes.read`, `video_folder.read`."""
@@ -65,7 +67,6 @@ def make_pipeline(
     rows: Sequence[int] | None = None,
     text: Callable[[str], np.ndarray] | None = None,
     threads: int = 4,
-    prefetch: int = 16,
 ) -> grain.IterDataset:
     """Batches of clips, without end and shuffled in training, once and in order otherwise.
 
@@ -83,7 +84,6 @@ def make_pipeline(
         for all.
       text: looks up a caption's embedding; see `text_cache`.
       threads: how many read and decode; 0 for none beside the caller's.
-      prefetch: examples made ahead.
 
     Returns:
       An iterable of dictionaries: `video` `(rows, frames, height, width, 3)` uint8,
@@ -106,7 +106,7 @@ def make_pipeline(
     if len(rows) < batch_size:
         # Shared out last, so that together the processes see each epoch exactly once.
         examples = grain.MapDataset.source(_Places(examples, batch_size, rows))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
     return examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
 
 
@@ -138,7 +138,8 @@ class _ToExample(grain.transforms.RandomMap):
         self._read, self._spec, self._training, self._text = read, spec, training, text
         self._records = records
         self._skipped: set[str] = set()
-        self._failures: int | None = 0  # until the first that can be used
+        self._found = False  # one that can be used
+        self._failures = 0  # before that; threads share both
 
     def random_map(
         self, record: Mapping[str, Any], rng: np.random.Generator
@@ -148,7 +149,7 @@ class _ToExample(grain.transforms.RandomMap):
         except UnusableClip as error:
             self._skip(record["name"].decode(), error)
             return None
-        self._failures = None
+        self._found = True
         caption = record["caption"].decode()
         example = {"video": video, "caption": caption}
         return example | {"text": self._text(caption)} if self._text else example
@@ -157,7 +158,7 @@ class _ToExample(grain.transforms.RandomMap):
         if name not in self._skipped:
             self._skipped.add(name)
             logging.warning("clip %s is skipped: %s (%d so far)", name, error, len(self._skipped))
-        if self._failures is None:
+        if self._found:
             return
         self._failures += 1
         # While training, threads meet the bad ones of few clips again before the first good

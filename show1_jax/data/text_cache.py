@@ -3,24 +3,27 @@
 For small vocabularies of captions: T5-XXL makes 77 x 4096 numbers, 631 kB, of
 each. A cache is a folder:
 
-    encoder.txt         the fingerprint of who made it
-    00000.npy           (captions, tokens, width) float16, memory-mapped when read
-    00000.json          the captions of 00000.npy, in order; written after it
-    00001.npy ...
+    HASH.npy            (captions, tokens, width) float16, memory-mapped when read
+    HASH.json           the captions of HASH.npy, in order; written after it
 
-Float16, because the encoders end in a normalisation that keeps values small,
-and it is three bits more precise than bfloat16. Parts that are whole stay, so
-an interrupted run goes on where it stopped, and more captions can be added.
+HASH is that of the captions, so that runs that fill one cache at the same time
+do not write over each other. Parts that are whole stay, so an interrupted run goes
+on where it stopped, and more captions can be added. Float16, because the
+encoders end in a normalisation that keeps values small, and it is three bits
+more precise than bfloat16.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from show1_jax.errors import InputError
+from show1_jax.media import make_folder, write_bytes
 
 EMPTY = ""  # always cached: what captions are replaced by for classifier-free guidance
 
@@ -30,20 +33,11 @@ Encode = Callable[[list[str]], np.ndarray]
 class TextCache:
     """Looks up the embeddings of captions."""
 
-    def __init__(self, folder: str | Path, fingerprint: str):
-        """Opens a cache.
-
-        Args:
-          folder: that `build_text_cache` wrote.
-          fingerprint: the encoder's.
-
-        Raises:
-          InputError: if there is no cache, it is damaged, or another encoder made it.
-        """
-        self.folder, self._fingerprint = Path(folder), fingerprint
-        _check_encoder(self.folder, fingerprint)
+    def __init__(self, folder: str | Path):
+        """Opens the cache that `build_text_cache` wrote. Raises InputError if it is damaged."""
+        self.folder = Path(folder)
         self._rows: dict[str, tuple[np.ndarray, int]] = {}
-        for path in sorted(self.folder.glob("[0-9]*.json")):
+        for path in sorted(self.folder.glob("*.json")):
             try:
                 captions = json.loads(path.read_text())
                 part = np.load(path.with_suffix(".npy"), mmap_mode="r")
@@ -51,9 +45,9 @@ class TextCache:
                 raise InputError(f"{path} or its .npy cannot be read: {error}") from None
             self._rows |= {caption: (part, row) for row, caption in enumerate(captions)}
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
         """Opened again in another process, rather than copied there."""
-        return TextCache, (self.folder, self._fingerprint)
+        return TextCache, (self.folder,)
 
     def __contains__(self, caption: str) -> bool:
         """Whether the caption can be looked up."""
@@ -71,70 +65,37 @@ class TextCache:
 
 
 def build_text_cache(
-    folder: str | Path,
-    captions: Iterable[str],
-    encode: Encode,
-    fingerprint: str,
-    batch_size: int = 64,
+    folder: str | Path, captions: Iterable[str], encode: Encode, batch_size: int = 64
 ) -> TextCache:
-    """Encodes the captions that a cache lacks; to be run by one process at a time.
+    """Encodes the captions that a cache lacks.
 
     Args:
-      folder: of the cache; made if it is not there.
+      folder: of the cache; made if it is not there. One for each encoder: whatever
+        changes embeddings should change its name.
       captions: to be looked up later; the empty one is added.
       encode: embeds up to `batch_size` captions: `(n, tokens, width)`.
-      fingerprint: tells encoders apart; whatever changes embeddings should change it.
       batch_size: captions encoded and written together.
 
     Returns:
       The whole cache.
 
     Raises:
-      InputError: if another encoder made the cache, it cannot be written, or an
-        embedding is beyond float16.
+      InputError: if it cannot be written, or an embedding is beyond float16.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "encoder.txt").exists():
-            _write(folder / "encoder.txt", fingerprint.encode())
-        cache = TextCache(folder, fingerprint)
-        lacking = [c for c in dict.fromkeys([EMPTY, *captions]) if c not in cache]
-        number = len(list(folder.glob("[0-9]*.json")))
-        for start in range(0, len(lacking), batch_size):
-            batch = lacking[start : start + batch_size]
-            with np.errstate(over="ignore"):
-                embeddings = np.asarray(encode(batch)).astype(np.float16)
-            if not np.isfinite(embeddings).all():
-                raise InputError(f"an embedding of {fingerprint} is not finite in float16")
-            _write_part(folder / f"{number:05d}", batch, embeddings)
-            number += 1
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
-    return TextCache(folder, fingerprint)
-
-
-def _check_encoder(folder: Path, fingerprint: str) -> None:
-    path = folder / "encoder.txt"
-    if not path.is_file():
-        raise InputError(f"{folder} is not a text cache: build one")
-    if (made_by := path.read_text()) != fingerprint:
-        raise InputError(
-            f"{folder} was made by the encoder {made_by!r}, not {fingerprint!r}: "
-            "remove it or give another folder"
-        )
-
-
-def _write_part(path: Path, captions: list[str], embeddings: np.ndarray) -> None:
-    """The captions last: a part without them does not count."""
-    file = io.BytesIO()
-    np.save(file, embeddings)
-    _write(path.with_suffix(".npy"), file.getvalue())
-    _write(path.with_suffix(".json"), json.dumps(captions).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts a whole file in place at once."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    make_folder(folder)
+    cache = TextCache(folder)
+    lacking = [c for c in dict.fromkeys([EMPTY, *captions]) if c not in cache]
+    for start in tqdm(range(0, len(lacking), batch_size), "captions", unit="batch", leave=False):
+        batch = lacking[start : start + batch_size]
+        with np.errstate(over="ignore"):
+            embeddings = np.asarray(encode(batch)).astype(np.float16)
+        if not np.isfinite(embeddings).all():
+            raise InputError(f"an embedding for {folder} is not finite in float16")
+        file = io.BytesIO()
+        np.save(file, embeddings)
+        content = json.dumps(batch).encode()
+        path = folder / hashlib.sha256(content).hexdigest()[:16]
+        write_bytes(path.with_suffix(".npy"), file.getvalue())
+        write_bytes(path.with_suffix(".json"), content)  # last: without it a part does not count
+    return TextCache(folder)

@@ -37,18 +37,17 @@ class Clip(NamedTuple):
     caption: str
 
 
-def list_clips(folder: Path, captions: str | None = None) -> list[Clip]:
+def list_clips(folder: Path) -> list[Clip]:
     """The clips of a folder whose files are there; the others are named in the log.
 
     Args:
       folder: what the module describes.
-      captions: name of the caption file, if the folder has several.
 
     Raises:
-      InputError: if there is no folder, no caption file or no clip, or if the
-        caption file cannot be read or lacks a column.
+      InputError: if there is no folder, not just one caption file or no clip, or if
+        the caption file cannot be read or lacks a column.
     """
-    caption_file = _caption_file(folder, captions)
+    caption_file = _caption_file(folder)
     clips: list[Clip] = []
     missing = 0
     for row in _rows(caption_file):
@@ -69,16 +68,16 @@ def list_clips(folder: Path, captions: str | None = None) -> list[Clip]:
 
 def captions(folder: Path) -> Iterator[str]:
     """All captions of a folder, of missing files as well: a dataset built before may hold them."""
-    return (_clip(folder, row)[1] for row in _rows(_caption_file(folder, None)))
+    return (_clip(folder, row)[1] for row in _rows(_caption_file(folder)))
 
 
 class VideoFolderConfig(tfds.core.BuilderConfig):
     """Which folder to build from; a changed caption file makes a new dataset."""
 
-    def __init__(self, folder: str | Path, captions: str | None = None):
+    def __init__(self, folder: str | Path):
         """Arguments and exceptions as `list_clips`."""
-        self.folder, self.captions = Path(folder), captions
-        digest = hashlib.sha256(_caption_file(self.folder, captions).read_bytes()).hexdigest()
+        self.folder = Path(folder)
+        digest = hashlib.sha256(_caption_file(self.folder).read_bytes()).hexdigest()
         super().__init__(name=f"{self.folder.resolve().name}-{digest[:8]}")
 
 
@@ -102,7 +101,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
-        clips = list_clips(self.builder_config.folder, self.builder_config.captions)
+        clips = list_clips(self.builder_config.folder)
         return {"train": self._generate_examples(clips)}
 
     def _generate_examples(self, clips: list[Clip]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,19 +115,13 @@ def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | N
     return decode(record["video"], spec, rng)
 
 
-def _caption_file(folder: Path, captions: str | None) -> Path:
+def _caption_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give one with clips and a caption file")
-    if captions is not None:
-        if not (folder / captions).is_file():
-            raise InputError(f"{folder / captions} does not exist")
-        return folder / captions
     found = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".jsonl"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise InputError(
-            f"{folder} must have one .csv or .jsonl of captions, or say which: {names}"
-        )
+        raise InputError(f"{folder} must have one .csv or .jsonl of captions, not: {names}")
     return found[0]
 
 

@@ -4,7 +4,7 @@ The clips that a stage starts from are drawn, of held-out combinations, so that
 the truth of what it should make is known:
 
 - interpolation against blending its two keyframes linearly: distance of the
-  shape's centroid from its true place, in pixels, and PSNR
+  shape's centroid from its true place, in pixels, in the frames that show one, and PSNR
 - first_frame and super_resolution against bicubic upscaling: PSNR
 - translation against bicubic upscaling, which it starts from: sharpness of
   edges, and the share of clips that are right in every attribute
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.data.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.errors import InputError
+from show1_jax.evaluation.cascade import aspect
 from show1_jax.evaluation.metrics import centroid_error, centroids, edge_sharpness, psnr
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.shapes import measure
@@ -160,15 +161,15 @@ def _score(
 ) -> dict[str, float]:
     """How good one clip is."""
     if stage == "translation":
-        # Keyframes are drawn; what is wider than they are is stretched.
-        stretch = video.shape[2] / video.shape[1] * config.keyframes.height / config.keyframes.width
+        stretch = video.shape[2] / video.shape[1] / aspect(config)
         right = measure(video, stretch).combination == combination
         return {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
     true = truth.true(item, stage)
     scores = {"PSNR (dB)": psnr(video, true)}
     if stage == "interpolation":
-        paths = (centroids(each, combination) for each in (video, true))
-        scores["centroid error (pixels)"] = centroid_error(*paths)
+        path, true_path = (centroids(each, combination) for each in (video, true))
+        scores["centroid error (pixels)"] = centroid_error(path, true_path)
+        scores["with a shape (%)"] = 100.0 * float(np.isfinite(path).all(-1).mean())
     return scores
 
 

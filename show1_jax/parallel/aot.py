@@ -11,6 +11,7 @@ as one part of its batch, times the parts. Attention kernels are counted from th
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -89,8 +90,9 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
         )
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
-        hint = "it takes libtpu: pip install 'show1-jax[tpu-aot]'"
-        raise InputError(f"--aot {name}: {line} ({hint})") from error
+        lacking = importlib.util.find_spec("libtpu") is None
+        hint = " (it takes libtpu: pip install 'show1-jax[tpu-aot]')" if lacking else ""
+        raise InputError(f"--aot {name}: {line}{hint}") from error
     return CHIPS[kind], found.devices
 
 

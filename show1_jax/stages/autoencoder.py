@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from show1_jax.models.vae import VAE
 
 STAGE = "vae"
-SQUARED = 4.0  # against 1 for the absolute error
 
 
 class Encoded(NamedTuple):
@@ -47,7 +46,12 @@ def example(key: jax.Array, vae: VAE, video: jax.Array) -> Encoded:
 
 
 def loss(
-    vae: VAE, kl_weight: float, gradient_weight: float, params: Any, encoded: Encoded
+    vae: VAE,
+    kl_weight: float,
+    gradient_weight: float,
+    squared_weight: float,
+    params: Any,
+    encoded: Encoded,
 ) -> jax.Array:
     """The loss of each image.
 
@@ -55,6 +59,7 @@ def loss(
       vae: the autoencoder.
       kl_weight: of the divergence (1e-6 in the paper).
       gradient_weight: of the gradients' error, against 1 for the pixels' absolute one.
+      squared_weight: of the pixels' squared error, likewise.
       params: its parameters.
       encoded: the batch.
 
@@ -71,7 +76,7 @@ def loss(
     divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
     edges = sum(_mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
     return (
-        _mean(jnp.abs(error) + SQUARED * jnp.square(error))
+        _mean(jnp.abs(error) + squared_weight * jnp.square(error))
         + gradient_weight * edges
         + kl_weight * divergence.sum((1, 2, 3)) / image[0].size
     )

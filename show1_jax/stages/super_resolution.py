@@ -48,6 +48,22 @@ def _interpolation(size: int, target: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(size))).astype(np.float32)
 
 
+def shrink(video: jax.Array, height: int, width: int) -> jax.Array:
+    """A clip as the stages before would have made it: means of areas, which small pixels show.
+
+    Args:
+      video: `(..., frames, h, w, c)`.
+      height: of the small clip; h is a multiple of it.
+      width: likewise.
+
+    Returns:
+      `(..., frames, height, width, c)`.
+    """
+    *lead, tall, wide, channels = video.shape
+    areas = (height, tall // height, width, wide // width)
+    return video.reshape(*lead, *areas, channels).mean((-4, -2))
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def augment(
     upsampled: jax.Array, noise: jax.Array, level: jax.Array, schedule: NoiseSchedule
@@ -179,7 +195,7 @@ def example(
     Args:
       key: a random key.
       video: `(batch, frames, height, width, 3)`; one frame for the image denoiser.
-      small_size: height and width of the clips that will be upscaled.
+      small_size: height and width of the clips that will be upscaled; see `shrink`.
       schedule: the schedule of that noise.
       max_noise_level: the level is drawn below it.
       keep_first_frame: whether the first frame of the condition is the clean,
@@ -190,9 +206,8 @@ def example(
     """
     level_key, noise_key = jax.random.split(key)
     video = video.astype(jnp.float32)
-    *lead, height, width, channels = video.shape
-    # Antialiased: the small clips of the cascade are.
-    small = jax.image.resize(video, (*lead, *small_size, channels), "linear")
+    height, width = video.shape[-3:-1]
+    small = shrink(video, *small_size)
     level = jax.random.randint(level_key, (len(video),), 0, max_noise_level)
     noise = jax.random.normal(noise_key, video.shape)
     frames = augment(upsample(small, height, width), noise, level, schedule)

@@ -66,25 +66,25 @@ def open_text(
     """The embeddings of a dataset's captions, which are computed if they are not there yet.
 
     Args:
-      train: a config's `train` section.
+      train: a config's `train` section; in its `dtype` they are computed.
       captions: of the dataset.
       folder: has the text encoder and its tokenizer.
       clean: whether captions are cleaned as DeepFloyd's are.
       tokens: of each caption.
     """
-    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}"
+    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{train.dtype}"
     cache = Path(train.data_dir).expanduser() / "text" / name
     prepare = clean_caption if clean else normalize
     encoder: list[TextEncoder] = []
 
     def encode(texts: list[str]) -> np.ndarray:
         if not encoder:  # loaded only if a caption is new
-            encoder.append(load_encoder(folder, "float32", tokens))
+            encoder.append(load_encoder(folder, train.dtype, tokens))
         # Of one size always, so that it is compiled once.
         rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
         return np.asarray(encoder[0](rows))[: len(texts)]
 
-    return build_text_cache(cache, captions, encode, name, BATCH)
+    return build_text_cache(cache, captions, encode, BATCH)
 
 
 BATCH = 64  # captions encoded together

@@ -77,17 +77,17 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     for part in parts:
         check(config.train[part], f"train.{part}", batch_parts(mesh))
     for part in parts:
-        try:
-            with jax.set_mesh(mesh):
-                run = Run(config, part, workdir)
+        with jax.set_mesh(mesh):
+            run = Run(config, part, workdir)
+            try:
                 run.train()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise InputError(
-                f"{part} does not fit the device's memory: raise train.{part}.accumulate, or set "
-                "remat to nothing_saveable"
-            ) from error
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                remat = ", or set remat to nothing_saveable" if "remat" in run.settings else ""
+                raise InputError(
+                    f"{part} does not fit the device's memory: raise train.{part}.accumulate{remat}"
+                ) from error
         hosts.say(f"{part} is trained: {run.target}")
 
 
@@ -181,7 +181,7 @@ class Run:
             pending = pending_next
 
             last = step == settings.steps
-            stopped = preemption.due(step) and not last
+            stopped = preemption.due() and not last
             saved = last or stopped or not step % settings.save_every
             if saved or not step % settings.log_every:
                 losses.append(self._finite(step, pending))
@@ -200,9 +200,6 @@ class Run:
             begin = time.perf_counter()
             if last or not step % settings.validate_every:
                 metrics.write(step, {"validation_loss": self.validate(state)})
-            if last or not step % settings.sample_every:
-                self._sample(state, step, metrics)
-            watch.left_out(time.perf_counter() - begin)
             if saved:
                 rows = len(own_rows(settings.batch_size))
                 own = {"rows": rows, "iterator": self.batches.get_state()}
@@ -210,6 +207,10 @@ class Run:
             if stopped:
                 self.folder.wait()
                 raise Preempted(f"{self.part} is saved at step {step:,}: the same command goes on")
+            # Only when all is safe: it compiles and runs programs of its own.
+            if last or not step % settings.sample_every:
+                self._sample(state, step, metrics)
+            watch.left_out(time.perf_counter() - begin)
         self.folder.wait()
         return state
 
@@ -250,6 +251,7 @@ class Run:
         if not hosts.first():
             return
         with hosts.own_devices():
+            params, constants = jax.device_put((params, constants))
             batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
             batch = put_batch(batch)
             seeds = jnp.arange(len(batch["video"]), dtype=jnp.uint32)

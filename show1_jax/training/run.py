@@ -23,11 +23,13 @@ from show1_jax.parallel.sharding import placed
 from show1_jax.training.step import TrainState
 
 # Settings that a run may go on with changed: how long it is, what it tells of
-# itself, and what helps when a loss is not finite.
+# itself, and what helps when a loss is not finite or memory is short.
 FREE = (
     "steps",
     "learning_rate",
     "clip_norm",
+    "accumulate",
+    "remat",
     "threads",
     "log_every",
     "save_every",

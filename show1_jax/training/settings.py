@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "threads": (0, 1024),
     "kl_weight": (0, 1e3),
     "gradient_weight": (0, 1e3),
+    "squared_weight": (0, 1e3),
     "workers": (0, 1024),
     "rank": (0, 4096),
 }

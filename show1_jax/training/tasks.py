@@ -145,7 +145,8 @@ def compute_dtype(train: ConfigDict) -> Any:
 def _autoencoder_task(config: ConfigDict) -> Task:
     train, section = config.train.vae, config.translation
     vae = VAE(VAEConfig(**section.vae), compute_dtype(train))
-    loss = functools.partial(autoencoder.loss, vae, train.kl_weight, train.gradient_weight)
+    weights = (train.kl_weight, train.gradient_weight, train.squared_weight)
+    loss = functools.partial(autoencoder.loss, vae, *weights)
     reconstruct = jax.jit(vae.apply)
 
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
@@ -211,6 +212,11 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
     schedule = NoiseSchedule(**config[part].noise_schedule)
     small_size = (config.keyframes.height, config.keyframes.width)
     size = (section.height, section.width)
+    if any(large % small for large, small in zip(size, small_size, strict=True)):
+        raise InputError(
+            f"{part} is trained on {size[1]}x{size[0]}, but needs a width and height that are "
+            f"multiples of the keyframes', {small_size[1]}x{small_size[0]}"
+        )
     if config[part].noise_level >= train.max_noise_level:
         raise InputError(
             f"{part} is sampled at noise_level {config[part].noise_level}, which it would never "
@@ -228,7 +234,7 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
     def sample(
         params: Any, constants: Any, text: Any, seeds: Any, guidance: Any, video: Any
     ) -> jax.Array:
-        small = jax.image.resize(video, (*video.shape[:2], *small_size, 3), "linear")
+        small = super_resolution.shrink(video, *small_size)
         given = (denoiser, params, text, seeds, guidance)
         if clip:
             return super_resolution.sample(*given, small, video[:, 0], frames, level, schedule)

@@ -181,7 +181,7 @@ def test_video_files_from_disk_to_batches(tmp_path, caplog):
 
     captions = [clip.caption for clip in video_folder.list_clips(folder)]
     cache = build_text_cache(
-        tmp_path / "text", captions, lambda c: np.array([[[len(x)]] for x in c]), "length"
+        tmp_path / "text", captions, lambda c: np.array([[[len(x)]] for x in c])
     )
     batches = make_pipeline(
         records,

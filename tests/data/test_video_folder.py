@@ -14,8 +14,8 @@ from show1_jax.media import write_mp4
 from tests.data.videos import numbers, write_clip
 
 
-def build(folder, data_dir, captions=None):
-    config = VideoFolderConfig(folder, captions)
+def build(folder, data_dir):
+    config = VideoFolderConfig(folder)
     return open_split(VideoFolder(config=config, data_dir=data_dir), "train")
 
 
@@ -88,8 +88,8 @@ def test_bytes_are_stored_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "must have one .csv or .jsonl of captions, or say which: none"),
-        ({"a.csv": "", "b.jsonl": ""}, "or say which: a.csv, b.jsonl"),
+        ({}, "must have one .csv or .jsonl of captions, not: none"),
+        ({"a.csv": "", "b.jsonl": ""}, "of captions, not: a.csv, b.jsonl"),
         ({"a.csv": ""}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n"}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n1.mp4,one\n"}, "gives no clips: all 1 files are missing"),
@@ -108,11 +108,9 @@ def test_bad_folders_are_explained(tmp_path, files, message):
         list_clips(tmp_path)
 
 
-def test_a_missing_folder_or_caption_file_is_explained(tmp_path):
+def test_a_missing_folder_is_explained(tmp_path):
     with pytest.raises(InputError, match="nowhere is not a folder"):
         VideoFolderConfig(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"other\.csv does not exist"):
-        VideoFolderConfig(tmp_path, "other.csv")
 
 
 def test_nothing_left_is_explained_when_building(tmp_path):

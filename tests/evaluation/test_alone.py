@@ -53,6 +53,7 @@ def test_a_perfect_stage_beats_its_filter(stage):
     if stage == "interpolation":
         assert best[1] == 0
         assert 0.01 < worse[1] < 1
+        assert best[2] == worse[2] == 100
 
 
 def test_translation_is_compared_with_what_it_starts_from():

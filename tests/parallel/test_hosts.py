@@ -62,9 +62,9 @@ def test_alone_there_is_nobody_to_ask():
 def test_sigterm_is_noticed_and_given_back():
     before = signal.getsignal(signal.SIGTERM)
     with hosts.Preemption() as preemption:
-        assert not preemption.due(1)
+        assert not preemption.due()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.due(2)
+        assert preemption.due()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from show1_jax.data.moving_shapes import Combination, Scene, render
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.media import from_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolution, translation
@@ -56,6 +58,14 @@ def test_super_resolution(keep):
     # The rest is a blurred, noised clip: near the clean one at level 0.
     clear = super_resolution.example(KEY, jnp.full_like(VIDEO, 0.3), (4, 6), COSINE, 1, keep)
     np.testing.assert_allclose(clear.frames, 0.3, atol=0.05)
+
+
+def test_super_resolution_learns_from_what_keyframes_look_like():
+    scene = Scene(Combination("small", "red", "triangle", "up", "white"), 0.2, 0.3, 0.1)
+    large, small = (from_uint8(render(scene, 8, *size)) for size in ((40, 64), (10, 16)))
+    shrunk = super_resolution.shrink(jnp.asarray(large), 10, 16)
+    blurred = jax.image.resize(large, small.shape, "linear")
+    assert np.abs(shrunk - small).max() < 0.04 < np.abs(blurred - small).max()
 
 
 def test_translation_trains_on_latents_and_not_on_the_autoencoder():
@@ -165,7 +175,7 @@ def test_the_autoencoders_loss_reaches_every_parameter():
     assert encoded.noise.shape == (2, 4, 6, 4)
 
     def total(params):
-        return autoencoder.loss(SMALL_VAE, 1e-3, 1.0, params, encoded).mean()
+        return autoencoder.loss(SMALL_VAE, 1e-3, 1.0, 1.0, params, encoded).mean()
 
     # A softmax takes a constant of its keys out again.
     check_gradients(jax.jit(jax.grad(total))(params), ("to_k/bias",))
@@ -184,15 +194,16 @@ class Identity:
 
 
 def test_the_autoencoders_loss_by_hand():
-    def value(slope=0.0, mean=0.0, logvar=0.0, kl=0.0, gradient=0.0):
+    def value(slope=0.0, mean=0.0, logvar=0.0, kl=0.0, gradient=0.0, squared=0.0):
         encoded = autoencoder.Encoded(IMAGES[:, 0], jnp.zeros((2, 4, 6, 4)))
-        return autoencoder.loss(Identity(slope, mean, logvar), kl, gradient, {}, encoded)
+        return autoencoder.loss(Identity(slope, mean, logvar), kl, gradient, squared, {}, encoded)
 
-    np.testing.assert_allclose(value(kl=1.0, gradient=1.0), 0)
-    # The columns' mean, and four times the mean of their squares.
-    pixels = 0.1 * 5.5 + 4 * 0.01 * 506 / 12
-    np.testing.assert_allclose(value(slope=0.1), pixels, rtol=1e-5)
-    np.testing.assert_allclose(value(slope=0.1, gradient=2.0), pixels + 0.2, rtol=1e-4)
+    np.testing.assert_allclose(value(kl=1.0, gradient=1.0, squared=1.0), 0)
+    np.testing.assert_allclose(value(slope=0.1), 0.1 * 5.5, rtol=1e-5)
+    np.testing.assert_allclose(value(slope=0.1, gradient=2.0), 0.1 * 5.5 + 0.2, rtol=1e-4)
+    # The mean of the columns' squares is 506 / 12.
+    squares = 4 * 0.01 * 506 / 12
+    np.testing.assert_allclose(value(slope=0.1, squared=4.0), 0.1 * 5.5 + squares, rtol=1e-5)
     # Half the square of a mean of 2, in each of 4 latents for every 4 pixels.
     np.testing.assert_allclose(value(mean=2.0, kl=1.0), 2 / 3, rtol=1e-5)
     divergence = 0.5 * (np.exp(1) - 2) / 3
@@ -209,9 +220,9 @@ def test_the_autoencoder_decodes_a_sample_and_counts_both_directions():
 
     spy = Spy(0.0, 0.5, -1.0)
     encoded = autoencoder.example(KEY, SMALL_VAE, IMAGES)
-    found = autoencoder.loss(spy, 0.0, 2.0, {}, encoded)
+    found = autoencoder.loss(spy, 0.0, 2.0, 0.0, {}, encoded)
     np.testing.assert_allclose(spy.decoded, 0.5 + np.exp(-0.5) * encoded.noise, rtol=1e-5)
-    np.testing.assert_allclose(found, 0.1 * 3.5 + 4 * 0.01 * 17.5 + 0.2, rtol=1e-4)
+    np.testing.assert_allclose(found, 0.1 * 3.5 + 0.2, rtol=1e-4)
 
 
 def check_gradients(gradients, none):

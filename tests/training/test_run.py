@@ -405,6 +405,10 @@ def test_unknown_parts_and_remat_are_refused(data_dir, tmp_path):
     config.train.first_frame.max_noise_level = config.first_frame.noise_level
     with pytest.raises(InputError, match="sampled at noise_level 50, which it would never see"):
         loop.train(config, tmp_path)
+    config = small_config("first_frame", data_dir)
+    config.super_resolution.height += 1
+    with pytest.raises(InputError, match="multiples of the keyframes', 6x4"):
+        loop.train(config, tmp_path)
     config.stage = "sound"
     with pytest.raises(InputError, match="no part 'sound' to train; take vae, image, keyframes"):
         loop.train(config, tmp_path)
