@@ -6,8 +6,10 @@ bytes per chip, FLOPs and bytes of memory traffic, and the collectives. The
 time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
 memory and network takes longest, all at their peaks.
 
-Loops are counted once: a sampling program as one of its steps, a training step
-as one part of its batch, times the parts. Attention kernels are counted from their shapes.
+The compiler counts loops once: a training step is counted as one part of its batch,
+times the parts; the autoencoder as one chunk of frames, times the chunks (when sampling; in
+the training of translation, where it is one part of the step, once). Attention kernels are
+counted from their shapes.
 """
 
 import dataclasses
@@ -53,7 +55,7 @@ class Program:
       stage: whose it is.
       name: what it does.
       lower: traces it, under the mesh of the topology.
-      repeats: how often the loop in it runs, which the compiler counts once.
+      repeats: how much of its loop's work there is for what the compiler counts.
       beside: of the stage's other arrays in memory meanwhile, shapes with shardings.
       parameters: those that it is given, likewise.
       optimizer: its state, likewise; None when sampling.
@@ -64,7 +66,7 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
     parameters: Any
     optimizer: Any = None
-    repeats: int = 1
+    repeats: float = 1
     beside: Any = None
 
 
@@ -220,9 +222,9 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         )
         cost = compiled.cost_analysis() or {}
         text = compiled.as_text() or ""
-        collected = collectives(text)
+        collected = collectives(text, chips)
         for entry in collected.values():
-            entry |= {key: program.repeats * value for key, value in entry.items()}
+            entry |= {key: round(program.repeats * value) for key, value in entry.items()}
         counted = cost.get("flops", 0.0) + kernel_flops(text)
         flops = program.repeats * counted
         traffic = program.repeats * cost.get("bytes accessed", 0.0)
@@ -256,31 +258,52 @@ def bytes_per_chip(tree: Any) -> int:
     )
 
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes of their results.
+# Of the bytes of the result, how many each of `n` chips sends, around a ring.
+_SENT: dict[str, Callable[[int], float]] = {
+    "all-gather": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+
+
+def collectives(hlo: str, chips: int) -> dict[str, dict[str, int]]:
+    """How many collectives of each kind a compiled program has, and the bytes a chip sends.
 
     One whose start and end are apart counts once.
+
+    Args:
+      hlo: the program's text.
+      chips: how many run it.
     """
     found: dict[str, dict[str, int]] = {}
-    pattern = rf"= (\(?[^=]*?\)?) ({'|'.join(COLLECTIVES)})(-start)?\("
-    for shapes, kind, start in re.findall(pattern, re.sub(r"/\*.*?\*/", "", hlo)):
+    pattern = rf"= (\(?[^=]*?\)?) ({'|'.join(_SENT)})(-start)?\((.*)"
+    for shapes, kind, start, rest in re.findall(pattern, re.sub(r"/\*.*?\*/", "", hlo)):
         sizes = [
             _ITEM_BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
             for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
         ]
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
         # What the start of some gives holds their operands too, before the results.
         if start and kind == "all-gather":
             sizes = sizes[len(sizes) // 2 :]
         elif start and kind == "collective-permute":
             sizes = sizes[1:2]
-        entry["bytes"] += sum(sizes)
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += round(sum(sizes) * _SENT[kind](_together(rest, chips)))
     return found
+
+
+def _together(attributes: str, chips: int) -> int:
+    """How many chips a collective is between, by its groups: {{0,1},{2,3}} or [2,2]<=[4]."""
+    match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
+    if match is None:
+        return chips
+    return len(match[1].split(",")) if match[1] else int(match[2])
 
 
 # Matrix products over queries and keys in each kernel of JAX's splash attention.

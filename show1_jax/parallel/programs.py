@@ -1,6 +1,7 @@
 """The programs of each stage, to be compiled without parameters or devices."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -213,10 +214,20 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     if vae is not None:
         at_once = section.vae_frames
         video = clips((rows, frames, section.height, section.width, 3), jnp.float32)
-        encode = functools.partial(translation.encode.lower, vae, vae_params, video, at_once)
-        decode = functools.partial(translation.decode.lower, vae, vae_params, sample, at_once)
-        yield Program(stage, "encode", encode, vae_params, beside=params)
-        yield Program(stage, "decode", decode, vae_params, beside=params)
+        repeats = chunks(rows, frames, at_once)
+        for name, function, given in (
+            ("encode", translation.encode, video),
+            ("decode", translation.decode, sample),
+        ):
+            lower = functools.partial(function.lower, vae, vae_params, given, at_once)
+            yield Program(stage, name, lower, vae_params, repeats=repeats, beside=params)
+
+
+def chunks(clips: int, frames: int, at_once: int) -> float:
+    """How much of the autoencoder's work there is for what is counted: one chunk, and the rest."""
+    own = math.ceil(frames / jax.sharding.get_abstract_mesh().shape["frames"])
+    chunk = translation.chunk(clips, at_once)
+    return own / (chunk * (own >= chunk) + own % chunk)
 
 
 def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> Program:

@@ -38,7 +38,7 @@ def encode(vae: VAE, params: Any, video: jax.Array, frames_at_once: int) -> tupl
       vae: the autoencoder.
       params: its parameters.
       video: `(batch, frames, height, width, 3)` in [-1, 1].
-      frames_at_once: how many frames a device has in memory together.
+      frames_at_once: how many frames a device has in memory together; see `chunk`.
 
     Returns:
       Two arrays `(batch, frames, height / 8, width / 8, 4)`.
@@ -54,7 +54,7 @@ def decode(vae: VAE, params: Any, latents: jax.Array, frames_at_once: int) -> ja
       vae: the autoencoder.
       params: its parameters.
       latents: `(batch, frames, h, w, 4)`.
-      frames_at_once: how many frames a device has in memory together.
+      frames_at_once: how many frames a device has in memory together; see `chunk`.
 
     Returns:
       `(batch, frames, 8 h, 8 w, 3)`, not clipped.
@@ -73,10 +73,15 @@ def _each_frame(vae: VAE, params: Any, method: str, clips: jax.Array, frames_at_
                 batch_size=at_once,
             )
 
-        at_once = max(1, frames_at_once // clips_of_device(len(clips)))
+        at_once = chunk(len(clips), frames_at_once)
         return over_clips(one, len(clips))(clips)
 
     return over_frames(part, clips, params)
+
+
+def chunk(clips: int, frames_at_once: int) -> int:
+    """How many frames of each clip a device has in memory together: one at the least."""
+    return max(1, frames_at_once // clips_of_device(clips))
 
 
 def to_latents(vae: VAE, mean: jax.Array, logvar: jax.Array, noise: jax.Array) -> jax.Array:

@@ -20,24 +20,28 @@ from show1_jax.parallel.aot import (
     refused,
     topology,
 )
-from show1_jax.parallel.mesh import AXES
+from show1_jax.parallel.mesh import AXES, make_mesh
+from show1_jax.parallel.programs import chunks
 from tests.parallel.test_sharding import ROOT
 
 HLO = """
   %all-reduce.1 = f32[3,64]{1,0} all-reduce(%dot), channel_id=1, replica_groups={{0,1}}
   %ag-start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p), channel_id=2, dimensions={0}
   %ag-done = bf16[32,4]{1,0} all-gather-done(%ag-start)
+  %rs = f32[8,4]{1,0} reduce-scatter(%p), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
   %all-to-all.2 = (s32[2]{0}, s32[2]{0}) all-to-all(%a, %b), replica_groups={{0,1}}
   %ar = (f32[1]{0}, f32[2]{0}, f32[3]{0}, f32[4]{0}, f32[5]{0}, /*index=5*/f32[6]{0}) all-reduce(%a)
   ROOT %fusion = f32[3,64]{1,0} fusion(%all-reduce.1), kind=kLoop, calls=%all-gather_computation
 """
 
 
-def test_collectives_are_counted_once_with_the_bytes_of_their_results():
-    assert collectives(HLO) == {
-        "all-reduce": {"count": 2, "bytes": 3 * 64 * 4 + 21 * 4},
-        "all-gather": {"count": 1, "bytes": 32 * 4 * 2},
-        "all-to-all": {"count": 1, "bytes": 2 * 2 * 4},
+def test_collectives_are_counted_once_with_the_bytes_that_a_chip_sends():
+    """Of a result, around a ring: of those without groups, between all eight."""
+    assert collectives(HLO, 8) == {
+        "all-reduce": {"count": 2, "bytes": 2 * 3 * 64 * 4 // 2 + 2 * 21 * 4 * 7 // 8},
+        "all-gather": {"count": 1, "bytes": 32 * 4 * 2 * 7 // 8},
+        "reduce-scatter": {"count": 1, "bytes": 3 * 8 * 4 * 4},
+        "all-to-all": {"count": 1, "bytes": 2 * 2 * 4 // 2},
     }
 
 
@@ -47,6 +51,21 @@ def test_bytes_per_chip_are_those_of_its_share():
     split = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
     whole = jax.ShapeDtypeStruct((5,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     assert bytes_per_chip({"a": split, "b": [whole, None]}) == 6 * 8 // 4 * 2 + 5 * 4
+
+
+@pytest.mark.parametrize(("frames", "at_once", "counted"), [(29, 4, 5), (28, 4, 4), (3, 4, 3)])
+def test_the_autoencoders_chunks_are_all_counted(frames, at_once, counted):
+    """By hand: the compiler counts the loop's body, and the frames left over."""
+
+    def cost(frames, at_once):
+        x = jax.ShapeDtypeStruct((frames, 8, 8), jnp.float32)
+        body = lambda x: jax.lax.map(lambda y: y @ y, x, batch_size=at_once)  # noqa: E731
+        return jax.jit(body).lower(x).compile().cost_analysis()["flops"]
+
+    with jax.set_mesh(make_mesh({})):
+        repeats = chunks(1, frames, at_once)
+    assert repeats == frames / counted
+    assert repeats * cost(frames, at_once) == pytest.approx(frames * 2 * 8**3, rel=0.1)
 
 
 def test_attention_kernels_are_counted():
