@@ -2,10 +2,11 @@
 
 Parameters are split over `tensor` as their layer computes: the first of two
 products by its outputs, the second by its inputs, so that only their result is
-summed (Shoeybi et al. 2019, section 3). Large ones are split over `fsdp` as
-well, along the longest side that is left. The state of the optimizer ends in
-the parameters' paths and shapes, and so is split as they are. Without a mesh
-everything lies on the default device.
+summed (Shoeybi et al. 2019, section 3); the denoisers' gated layers exchange
+their halves as well, which one product makes as released. Large ones are split
+over `fsdp` as well, along the longest side that is left. The state of the
+optimizer ends in the parameters' paths and shapes, and so is split as they are.
+Without a mesh everything lies on the default device.
 """
 
 import contextvars

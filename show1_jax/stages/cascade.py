@@ -8,6 +8,7 @@ may come from an earlier run.
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -365,10 +366,12 @@ class Cascade:
     def settings(self, stage: str) -> dict[str, Any]:
         """What reproduces a stage's result from those before it, ready for JSON."""
         denoiser = self.denoisers[stage]
+        solver = dataclasses.asdict(denoiser.solver.config)
         return self.config[stage].to_dict() | {
             "steps": denoiser.solver.num_steps,
             "unet": dataclasses.asdict(denoiser.unet.config),
-            "solver": dataclasses.asdict(denoiser.solver.config),
+            # JSON has no infinity, which stands for what is not clipped.
+            "solver": {name: value for name, value in solver.items() if value != -math.inf},
             "dtype": self.config.dtype,
             "clean_captions": self.config.text.clean_captions,
             "t5_tokens": self.config.text.t5_tokens,
@@ -427,13 +430,13 @@ class Cascade:
         guidance = jnp.float32(config.guidance)
         size = (self.config.super_resolution.height, self.config.super_resolution.width)
 
-        def made_by(stage: str) -> jax.Array:
+        def made_by(stage: str) -> np.ndarray:
             made = [results.load(item, stage) for item in items]
             if len({array.shape for array in made}) > 1:
                 raise InputError(
                     f"the results of {stage} differ in shape; take --config.batch_size=1"
                 )
-            return put_batch(np.stack(made))
+            return np.stack(made)
 
         match stage:
             case "keyframes":
@@ -445,16 +448,16 @@ class Cascade:
             case "interpolation":
                 return interpolation.sample(
                     denoiser, unet, text, own_seeds, guidance,
-                    made_by("keyframes"), config.frames_per_gap, progress,
+                    put_batch(made_by("keyframes")), config.frames_per_gap, progress,
                 )  # fmt: skip
             case "first_frame":
                 return super_resolution.sample_first_frame(
                     denoiser, unet, text, own_seeds, guidance,
-                    made_by("interpolation")[:, 0], size,
+                    put_batch(made_by("interpolation")[:, 0]), size,
                     jnp.int32(config.noise_level), folder.noise_schedule(), progress,
                 )  # fmt: skip
             case "super_resolution":
-                video = made_by("interpolation")
+                video = put_batch(made_by("interpolation"))
                 first = self._first_frames(items, results, video[:, 0], size)
                 return super_resolution.sample(
                     denoiser, unet, text, own_seeds, guidance, video, first, config.window,
@@ -463,7 +466,7 @@ class Cascade:
             case "translation":
                 large = [
                     from_uint8(resize_uint8(to_uint8(clip), config.height, config.width))
-                    for clip in np.asarray(made_by("super_resolution"))
+                    for clip in made_by("super_resolution")
                 ]
                 assert self.vae is not None
                 return translation.sample(
