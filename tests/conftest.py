@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import gc
 import json
+import os
 import re
 import resource
 import sys
@@ -85,6 +86,33 @@ def _exact_matmuls():
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compile_once(tmp_path_factory):
+    """Programs that are the same in several tests, and in those that start others."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def compiling_quickly():
+    """For programs that run only a few times, and are compared with each other alone."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def _compile_quickly():
+    with compiling_quickly():
+        yield
 
 
 @pytest.fixture(scope="module")

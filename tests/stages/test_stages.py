@@ -17,6 +17,7 @@ from show1_jax.stages import interpolation, keyframes, sampling, super_resolutio
 from show1_jax.stages.sampling import Denoiser, advance, clip_keys, draw
 from tests.conftest import golden
 
+pytestmark = pytest.mark.usefixtures("_compile_quickly")
 COSINE = NoiseSchedule("cosine")
 DPM = SolverConfig("dpm_solver", COSINE, spacing="linspace", threshold=0.95, threshold_max=1.5)
 DDPM = SolverConfig("ddpm", COSINE, variance="learned_range", threshold=0.95)

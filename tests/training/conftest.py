@@ -1,31 +1,16 @@
 """What the tests of training share: compiled programs, datasets, a text encoder."""
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from show1_jax.data import moving_shapes
 from show1_jax.text import tiny
+from tests.conftest import compiling_quickly
 
 
 @pytest.fixture(autouse=True, scope="package")
-def _compile_quickly_and_once(tmp_path_factory):
-    """The same step is compiled in many tests, and runs only a few times in each."""
-    cached = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in cached}
-
-    def configure(settings, quickly):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_disable_most_optimizations", quickly)
-        compilation_cache.reset_cache()
-
-    configure(cached, True)
-    yield
-    configure(before, False)
+def _compile_all_quickly():
+    with compiling_quickly():
+        yield
 
 
 @pytest.fixture(scope="package")
