@@ -224,10 +224,20 @@ def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, ca
     assert_same(load_params(begun / params), load_params(straight / params))
 
 
+def test_a_failure_to_sample_costs_no_steps(train, tmp_path, monkeypatch):
+    def fail(self, state, step, metrics):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(loop.Run, "_sample", fail)
+    with pytest.raises(InputError, match="the disk is full"):
+        train(tmp_path, sample_every=2)
+    assert checkpoints(tmp_path) == [2]
+
+
 def test_a_run_may_become_longer_and_tell_other_things(train, begun, data_dir):
     shutil.copytree(data_dir, begun / "data")
     changes = {"steps": 5, "log_every": 2, "save_every": 1, "keep": 1, "validate_every": 1}
-    changes |= {"sample_every": 5, "threads": 1, "data_dir": str(begun / "data")}
+    changes |= {"sample_every": 5, "threads": 1, "data_dir": str(begun / "data"), "accumulate": 2}
     settings = json.loads((begun / "vae" / "config.json").read_text())
     # As one of before a setting of sampling was dropped.
     settings["translation"]["noise"] = ""
