@@ -5,8 +5,8 @@
     python sample.py --adapter circle.safetensors \
         --prompt "a large blue square moving in a loop on a white background"
 
-The first takes 3 min 34 s on two CPU cores with the tiny cascade (400 steps of
-8), and writes an adapter of 1.6 MiB. `configs/customize.py:show1` is for the released cascade:
+The first takes some 4 minutes on two CPU cores with the tiny cascade (400 steps
+of 8). `configs/customize.py:show1` is for the released cascade:
 give --config.checkpoint. Several clips: --config.video="a.mp4|b.mp4", and as
 many prompts.
 """
