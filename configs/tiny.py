@@ -151,7 +151,7 @@ def get_config(stage: str = "") -> ConfigDict:
             "solver": solver(threshold=None),
             "height": 80,
             "width": 144,
-            "strength": 0.4,
+            "strength": 0.2,
             "negative_prompt": "",
             "steps": 20,
             "guidance": 1.0,
