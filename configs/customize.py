@@ -5,10 +5,9 @@
     python sample.py --adapter circle.safetensors \
         --prompt "a large blue square moving in a loop on a white background"
 
-The first takes some 4 minutes on two CPU cores with the tiny cascade (400 steps
-of 8). `configs/customize.py:show1` is for the released cascade:
-give --config.checkpoint. Several clips: --config.video="a.mp4|b.mp4", and as
-many prompts.
+The first takes 400 steps of 8 of the tiny cascade. `configs/customize.py:show1`
+is for the released cascade: give --config.checkpoint. Several clips:
+--config.video="a.mp4|b.mp4", and as many prompts.
 """
 
 from typing import Any

@@ -86,7 +86,8 @@ def build_text_cache(
     make_folder(folder)
     cache = TextCache(folder)
     lacking = [c for c in dict.fromkeys([EMPTY, *captions]) if c not in cache]
-    for start in tqdm(range(0, len(lacking), batch_size), "captions", unit="batch", leave=False):
+    starts = range(0, len(lacking), batch_size)
+    for start in tqdm(starts, "captions", unit="batch", leave=False, disable=not lacking):
         batch = lacking[start : start + batch_size]
         with np.errstate(over="ignore"):
             embeddings = np.asarray(encode(batch)).astype(np.float16)

@@ -121,7 +121,7 @@ def _caption_file(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".jsonl"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"{folder} must have one .csv or .jsonl of captions, not: {names}")
+        raise InputError(f"{folder} must have one .csv or .jsonl of captions, but has {names}")
     return found[0]
 
 

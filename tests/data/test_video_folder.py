@@ -88,8 +88,8 @@ def test_bytes_are_stored_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "must have one .csv or .jsonl of captions, not: none"),
-        ({"a.csv": "", "b.jsonl": ""}, "of captions, not: a.csv, b.jsonl"),
+        ({}, "must have one .csv or .jsonl of captions, but has none"),
+        ({"a.csv": "", "b.jsonl": ""}, "of captions, but has a.csv, b.jsonl"),
         ({"a.csv": ""}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n"}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n1.mp4,one\n"}, "gives no clips: all 1 files are missing"),

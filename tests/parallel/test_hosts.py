@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from show1_jax.errors import InputError
 from show1_jax.parallel import hosts
@@ -57,6 +59,19 @@ def test_alone_there_is_nobody_to_ask():
     assert hosts.gather({"a": 1}) == [{"a": 1}]
     hosts.wait("nobody")
     np.testing.assert_array_equal(hosts.fetch(np.arange(3)), [0, 1, 2])
+
+
+def test_several_processes_ask_about_steps_that_only_rise(monkeypatch):
+    """Of one part after the other: JAX would never come to a step that is behind it."""
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    for _ in range(2):
+        with hosts.Preemption() as preemption:
+            for _ in range(3):
+                preemption.due()
+    assert len(asked) == 6
+    assert asked == sorted(set(asked))
 
 
 def test_sigterm_is_noticed_and_given_back():

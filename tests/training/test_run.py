@@ -224,6 +224,16 @@ def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, ca
     assert_same(load_params(begun / params), load_params(straight / params))
 
 
+def test_what_does_not_fit_is_told_what_it_may_change(train, tmp_path, monkeypatch):
+    def fail(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(loop.Run, "train", fail)
+    # The autoencoder has no remat.
+    with pytest.raises(InputError, match=r"vae does not fit .*: raise train\.vae\.accumulate$"):
+        train(tmp_path)
+
+
 def test_a_failure_to_sample_costs_no_steps(train, tmp_path, monkeypatch):
     def fail(self, state, step, metrics):
         raise InputError("the disk is full")
