@@ -6,7 +6,7 @@ the truth of what it should make is known:
 - interpolation against blending its two keyframes linearly: distance of the
   shape's centroid from its true place, in pixels, in the frames that show one, and PSNR
 - first_frame and super_resolution against bicubic upscaling: PSNR
-- translation against bicubic upscaling, which it starts from: sharpness of
+- translation against bicubic upscaling, which it starts from: PSNR, sharpness of
   edges, and the share of clips that are right in every attribute
 """
 
@@ -42,6 +42,7 @@ class Truth:
         large = (config.super_resolution.height, config.super_resolution.width)
         self._sizes = {"keyframes": small, "interpolation": small}
         self._sizes |= {"first_frame": large, "super_resolution": large}
+        self._largest = (config.translation.height, config.translation.width)
         self._keyframes = config.keyframes.frames
         self._frames = (self._keyframes - 1) * (config.interpolation.frames_per_gap - 1) + 1
         self._made: dict[tuple[int, str], np.ndarray] = {}
@@ -49,6 +50,9 @@ class Truth:
     def true(self, item: int, stage: str) -> np.ndarray:
         """What a perfect stage would have made: uint8, an image as a clip of one frame."""
         frames = self._keyframes if stage == "keyframes" else self._frames
+        if stage == "translation":  # which stretches what it is given
+            height, width = (4 * side for side in self._sizes["super_resolution"])
+            return resize_uint8(render(self._scenes[item], frames, height, width), *self._largest)
         video = render(self._scenes[item], frames, *self._sizes[stage])
         return video[:1] if stage == "first_frame" else video
 
@@ -160,12 +164,12 @@ def _score(
     combination: Combination,
 ) -> dict[str, float]:
     """How good one clip is."""
+    true = truth.true(item, stage)
+    scores = {"PSNR (dB)": psnr(video, true)}
     if stage == "translation":
         stretch = video.shape[2] / video.shape[1] / aspect(config)
         right = measure(video, stretch).combination == combination
-        return {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
-    true = truth.true(item, stage)
-    scores = {"PSNR (dB)": psnr(video, true)}
+        scores |= {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
     if stage == "interpolation":
         path, true_path = (centroids(each, combination) for each in (video, true))
         scores["centroid error (pixels)"] = centroid_error(path, true_path)

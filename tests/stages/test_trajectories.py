@@ -17,6 +17,10 @@ from show1_jax.stages import interpolation, super_resolution, translation
 from show1_jax.stages.sampling import Conditions, Denoiser, denoise
 from tests.conftest import Golden, assert_close, golden, network_folder
 
+# Of each stage one trajectory is walked by default: networks and solvers have recordings of their
+# own.
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
 
 @functools.cache
 def load(name: str):
@@ -87,7 +91,7 @@ def assert_uint8(case: Golden, video) -> None:
     assert np.abs(ours.astype(int) - case.outputs["final_uint8"]).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["pipe_base", "pipe_base_dpmpp"])
+@pytest.mark.parametrize("name", ["pipe_base", slow("pipe_base_dpmpp")])
 def test_keyframes(name):
     case = golden(name)
     denoiser, params = setup(case)
@@ -95,7 +99,7 @@ def test_keyframes(name):
     assert_uint8(case, sample)
 
 
-@pytest.mark.parametrize("name", ["pipe_interp", "pipe_interp_dpmpp"])
+@pytest.mark.parametrize("name", [slow("pipe_interp"), "pipe_interp_dpmpp"])
 def test_interpolation(name):
     case = golden(name)
     denoiser, params = setup(case)
@@ -108,7 +112,7 @@ def test_interpolation(name):
     assert_uint8(case, sample)
 
 
-@pytest.mark.parametrize("name", ["pipe_if_sr", "pipe_sr1_cond", "pipe_sr1_cond_dpmpp"])
+@pytest.mark.parametrize("name", ["pipe_if_sr", slow("pipe_sr1_cond"), "pipe_sr1_cond_dpmpp"])
 def test_super_resolution(name):
     case = golden(name)
     denoiser, params = setup(case)
@@ -131,7 +135,9 @@ def test_super_resolution(name):
         assert_uint8(case, sample)
 
 
-@pytest.mark.parametrize("name", ["pipe_latent_dpmpp", "pipe_sr2_dpmpp", "pipe_sr2_ddim"])
+@pytest.mark.parametrize(
+    "name", [slow("pipe_latent_dpmpp"), "pipe_sr2_dpmpp", slow("pipe_sr2_ddim")]
+)
 def test_translation(name):
     case = golden(name)
     denoiser, params = setup(case)
