@@ -17,10 +17,7 @@ from show1_jax import commands
 CONFIG = commands.define_config(
     "How to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
 )
-flags.adopt_module_key_flags(commands)  # shown by --help
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
-)
+CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, 'A text file with a prompt on each line, or .jsonl with a "prompt" on each.'
@@ -29,21 +26,17 @@ SEEDS = flags.DEFINE_string(
     "seeds", None, "The random seeds, each a video of every prompt, such as 0-3,7 (default: 0)."
 )
 flags.DEFINE_alias("seed", "seeds")
-OUT = flags.DEFINE_string(
-    "out", None, "The folder to write (default: outputs, or outputs-2, … beside other prompts)."
+OUT = commands.define_path(
+    "out", "The folder to write (default: outputs, or outputs-2, … beside other prompts)."
 )
 STAGES = flags.DEFINE_list(
     "stages", None, "The stages to run (default: all that the checkpoint has)."
 )
-STEPS = flags.DEFINE_list(
-    "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
-)
-GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
 ADAPTER = flags.DEFINE_multi_string(
     "adapter", [], "What train.py made of a clip, FILE or FILE=WEIGHT; may be given several times."
 )
-INVERT = flags.DEFINE_string(
-    "invert", None, "Only find the noise that makes this clip: OUT/keyframes.noise.npz."
+INVERT = commands.define_path(
+    "invert", "Only find the noise that makes this clip: OUT/keyframes.noise.npz."
 )
 FROM_NOISE = flags.DEFINE_string("from-noise", None, "Start the keyframes from such a file.")
 AOT, JSON = commands.define_aot()
@@ -71,7 +64,7 @@ def main() -> None:
         CONFIG.value.keyframes.noise = FROM_NOISE.value
     seeds = None if SEEDS.value is None else parse_seeds(SEEDS.value)
     if INVERT.value:
-        _invert(Path(INVERT.value).expanduser(), checkpoint)
+        _invert(INVERT.value, checkpoint)
         return
     if (ADAPTER.value or FROM_NOISE.value) and STAGES.value and "keyframes" not in STAGES.value:
         raise InputError("--adapter and --from-noise are for the keyframes: name them in --stages")
@@ -84,7 +77,7 @@ def main() -> None:
         prompts=PROMPT.value,
         prompts_file=PROMPTS.value,
         seeds=seeds,
-        out=None if OUT.value is None else Path(OUT.value).expanduser(),
+        out=OUT.value,
         stages=STAGES.value,
         overrides=overrides,
     )
@@ -105,8 +98,8 @@ def _invert(clip: Path, checkpoint: str | None) -> None:
     prompt = PROMPT.value[0] if PROMPT.value else ""
     if "keyframes.steps" not in config_flags.get_override_values(flags.FLAGS["config"]):
         CONFIG.value.keyframes.steps = 50
-    out = Path(OUT.value).expanduser() if OUT.value else DEFAULT_OUT
-    invert_clip(CONFIG.value, checkpoint, clip, prompt, out, {"steps": STEPS.value})
+    out, steps = OUT.value or DEFAULT_OUT, {"steps": STEPS.value}
+    invert_clip(CONFIG.value, checkpoint, clip, prompt, out, steps)
 
 
 if __name__ == "__main__":

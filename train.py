@@ -22,8 +22,7 @@ CONFIG = commands.define_config(
     "vae, image, keyframes, interpolation, first_frame, super_resolution, translation; "
     "--config.KEY=VALUE changes it."
 )
-flags.adopt_module_key_flags(commands)  # shown by --help
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs.")
+WORKDIR = commands.define_path("workdir", "The folder of the runs.")
 AOT, JSON = commands.define_aot()
 commands.define_hosts()
 CURVE = flags.DEFINE_bool("curve", False, "Only draw the losses so far, WORKDIR/PART/loss.png.")
@@ -58,18 +57,17 @@ def main() -> None:
         raise InputError("give --workdir, the folder of the runs")
     from show1_jax.training import loop, metrics
 
-    workdir = Path(WORKDIR.value).expanduser()
     if CURVE.value:
-        begun = [part for part in loop.PARTS if (workdir / part).is_dir()]
+        begun = [part for part in loop.PARTS if (WORKDIR.value / part).is_dir()]
         parts = [CONFIG.value.stage] if CONFIG.value.stage else begun
         if not parts:
-            raise InputError(f"{workdir} has no runs")
+            raise InputError(f"{WORKDIR.value} has no runs")
         for part in parts:
-            print(metrics.loss_curve(workdir / part))
+            print(metrics.loss_curve(WORKDIR.value / part))
         return
     commands.join_hosts()
     commands.use_compilation_cache()
-    loop.train(CONFIG.value, workdir)
+    loop.train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":

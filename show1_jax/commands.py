@@ -12,6 +12,8 @@ from ml_collections import config_flags
 
 from show1_jax.errors import InputError, Preempted
 
+flags.disclaim_key_flags()  # what is defined below belongs to the program: --help shows it
+
 FAILURES = (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError)
 
 
@@ -20,6 +22,37 @@ def define_config(help_text: str) -> flags.FlagHolder:
     # Without a default here: ml_collections would apply the changes to it
     # while flags are still being defined, outside of any error handling.
     return config_flags.DEFINE_config_file("config", None, help_text)
+
+
+class _PathParser(flags.ArgumentParser):
+    """A path, with the home folder for a `~` that no shell has replaced."""
+
+    def parse(self, argument: Any) -> Path:
+        return Path(argument).expanduser()
+
+
+def define_path(name: str, help_text: str) -> flags.FlagHolder:
+    """Defines a flag whose value is a `Path`, or None."""
+    return flags.DEFINE(_PathParser(), name, None, help_text)
+
+
+def define_checkpoint() -> flags.FlagHolder:
+    """Defines `--checkpoint FOLDER`."""
+    return flags.DEFINE_string(
+        "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
+    )
+
+
+def define_sampling() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Defines `--checkpoint`, `--steps` and `--guidance`."""
+    steps = flags.DEFINE_list(
+        "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
+    )
+    return (
+        define_checkpoint(),
+        steps,
+        flags.DEFINE_list("guidance", [], "Guidance scales, likewise."),
+    )
 
 
 def define_aot() -> tuple[flags.FlagHolder, flags.FlagHolder]:

@@ -44,8 +44,16 @@ def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_help_tells_of_the_config():
-    assert "--config: What to train (default: configs/tiny.py)" in train_py("--help").stdout
+def test_help_tells_of_every_flag():
+    text = train_py("--help").stdout
+    assert "--config: What to train (default: configs/tiny.py)" in text
+    for flag in ("aot", "coordinator", "join_limit", "workdir"):
+        assert f"--{flag}:" in text
+
+
+def test_home_needs_no_shell_to_be_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"error: {tmp_path / 'w'} has no runs" in train_py("--workdir=~/w", "--curve").stderr
 
 
 def test_a_curve(tmp_path):

@@ -17,29 +17,22 @@ from show1_jax import commands
 CONFIG = commands.define_config(
     "How to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
 )
-flags.adopt_module_key_flags(commands)  # shown by --help
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
-)
+CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
 PROMPTS = flags.DEFINE_integer("prompts", 200, "How many prompts.", 1)
 SEED = flags.DEFINE_integer(
     "seed", 0, "Decides the prompts; their random seeds count up from it.", 0, 2**32 - 1
 )
-OUT = flags.DEFINE_string(
-    "out", None, "A folder to keep results in, to go on from later (default: they are not kept)."
+OUT = commands.define_path(
+    "out", "A folder to keep results in, to go on from later (default: they are not kept)."
 )
-SHEET = flags.DEFINE_string(
-    "sheet", None, "The contact sheet to write (default: OUT/sheet.png or outputs/evaluation.png)."
+SHEET = commands.define_path(
+    "sheet", "The contact sheet to write (default: OUT/sheet.png or outputs/evaluation.png)."
 )
 STAGES = flags.DEFINE_list(
     "stages",
     None,
     "The stages to run (default: all that the checkpoint has); --stages= only judges OUT.",
 )
-STEPS = flags.DEFINE_list(
-    "steps", [], "Solver steps, of all stages (50) or of some (keyframes=75,translation=50)."
-)
-GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scales, likewise.")
 EMPTY = flags.DEFINE_bool(
     "empty", False, "Ask for nothing: accuracies should fall to those of guessing."
 )
@@ -67,12 +60,11 @@ def main() -> None:
     if ALONE.value:
         evaluate_alone(*given, STAGES.value, overrides)
         return
-    out = Path(OUT.value) if OUT.value else None
-    default = out / "sheet.png" if out else Path("outputs") / "evaluation.png"
+    sheet = OUT.value / "sheet.png" if OUT.value else Path("outputs") / "evaluation.png"
     evaluate(
         *given,
-        out=out,
-        sheet=Path(SHEET.value) if SHEET.value else default,
+        out=OUT.value,
+        sheet=SHEET.value or sheet,
         stages=STAGES.value,
         overrides=overrides,
         empty=EMPTY.value,

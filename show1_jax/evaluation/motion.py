@@ -197,21 +197,18 @@ def follow(
 
 if __name__ == "__main__":
     CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
-    flags.adopt_module_key_flags(commands)
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A converted checkpoint.")
-    MAKE = flags.DEFINE_string("make", None, "Only draw the clips to be taught, into this folder.")
+    CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
+    MAKE = commands.define_path("make", "Only draw the clips to be taught, into this folder.")
     MOTION = flags.DEFINE_enum("motion", None, list(MOTIONS), "Which motion was taught.")
     ADAPTER = flags.DEFINE_multi_string("adapter", [], "FILE or FILE=WEIGHT, each a row.")
     PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
     SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts.", 0, 2**31)
-    STEPS = flags.DEFINE_list("steps", [], "Solver steps.")
-    GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance scale.")
-    SHEET = flags.DEFINE_string("sheet", "outputs/motion.png", "The contact sheet to write.")
+    SHEET = commands.define_path("sheet", "The contact sheet (default: outputs/motion.png).")
 
     def main() -> None:
         """Makes one call of the flags."""
         if MAKE.value:
-            make(Path(MAKE.value))
+            make(MAKE.value)
             return
         if MOTION.value is None:
             raise InputError(f"give --motion, one of {', '.join(MOTIONS)}, or --make FOLDER")
@@ -223,7 +220,7 @@ if __name__ == "__main__":
             PROMPTS.value,
             SEED.value,
             {"steps": STEPS.value, "guidance": GUIDANCE.value},
-            Path(SHEET.value),
+            SHEET.value or Path("outputs") / "motion.png",
         )
 
     commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -29,16 +29,13 @@ from show1_jax.stages.cascade import Cascade
 CONFIG = commands.define_config(
     "What to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
 )
-flags.adopt_module_key_flags(commands)  # shown by --help
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A converted checkpoint (default: the one that comes with the config)."
-)
+CHECKPOINT = commands.define_checkpoint()
 PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts and their noise.", 0, 2**32 - 1)
 SOLVERS = flags.DEFINE_list("solvers", ["dpm_solver", "ddim", "ddpm"], "The solvers to try.")
 STEPS = flags.DEFINE_list("steps", ["5", "10", "20", "50"], "The numbers of steps to try.")
 GUIDANCE = flags.DEFINE_list("guidance", ["3"], "The guidance scales to try.")
-PLOT = flags.DEFINE_string("plot", "", "The picture to draw, such as sweep.png.")
+PLOT = commands.define_path("plot", "The picture to draw, such as sweep.png.")
 
 Shares = Mapping[str, float]
 
@@ -135,7 +132,7 @@ def main() -> None:
     rows = {f"{kind} {scale:g} {steps}": shares for (kind, scale, steps), shares in found.items()}
     print(table({"solver guidance steps": {}, **rows}, [*NAMES, "all"]))
     if PLOT.value:
-        plot(found, Path(PLOT.value))
+        plot(found, PLOT.value)
 
 
 if __name__ == "__main__":
