@@ -111,7 +111,7 @@ def training_program(config: ConfigDict, part: str) -> Program:
     size = (settings.batch_size, spec.frames, spec.height, spec.width, 3)
     batch, constants = {"video": clips(size, jnp.uint8)}, {}
     if task.encoder:
-        tokens, width = _text_size(config, part)
+        tokens, width = text_size(config, part)
         batch["text"] = clips((settings.batch_size, tokens, width), jnp.float16)
         constants["empty"] = whole((tokens, width), jnp.float32)
     if vae is not None:
@@ -153,7 +153,7 @@ def customization_program(config: ConfigDict) -> Program:
         return init_state(tuning.optimizer, *customize.first_trained(params, settings))
 
     state = placed(jax.eval_shape(start, customize.kept_params(unet, settings)))
-    tokens, width = _text_size(config, "keyframes")
+    tokens, width = text_size(config, "keyframes")
     size = (settings.batch_size, section.frames, section.height, section.width, 3)
     batch = {
         "video": clips(size, jnp.float32),
@@ -186,7 +186,7 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     solver = make_solver(solver_config(section.solver), section.steps)
     denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
     params = placed(sampling_params(unet, dtype))
-    rows, frames, height, width = _sample_size(config, stage, batch)
+    rows, frames, height, width = sample_size(config, stage, batch)
     vae, vae_params = None, None
     if stage == "translation":
         vae = VAE(VAEConfig(**section.vae), dtype)
@@ -194,7 +194,7 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     channels = min(unet.config.in_channels, 4 if vae is not None else 3)
     sample = clips((rows, frames, height, width, channels), jnp.float32)
     condition = unet.config.in_channels - channels
-    tokens, text_width = _text_size(config, stage)
+    tokens, text_width = text_size(config, stage)
     conditions = Conditions(
         clips((2, rows, tokens, text_width), jnp.float32, axis=1),
         whole((), jnp.float32),
@@ -245,12 +245,13 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
     return Program(name, "encode", lower, params)
 
 
-def _text_size(config: ConfigDict, stage: str) -> tuple[int, int]:
+def text_size(config: ConfigDict, stage: str) -> tuple[int, int]:
+    """Tokens and width of the text embeddings that a stage, or a part, is given."""
     tokens = LENGTH if stage == "translation" else config.text.t5_tokens
     return tokens, config[stage].unet.text_dim
 
 
-def _sample_size(config: ConfigDict, stage: str, batch: int) -> tuple[int, int, int, int]:
+def sample_size(config: ConfigDict, stage: str, batch: int) -> tuple[int, int, int, int]:
     """Clips, frames, height and width of what a stage denoises together."""
     keyframes, gap = config.keyframes, config.interpolation.frames_per_gap
     gaps = keyframes.frames - 1
