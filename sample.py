@@ -36,9 +36,11 @@ ADAPTER = flags.DEFINE_multi_string(
     "adapter", [], "What train.py made of a clip, FILE or FILE=WEIGHT; may be given several times."
 )
 INVERT = commands.define_path(
-    "invert", "Only find the noise that makes this clip: OUT/keyframes.noise.npz."
+    "invert",
+    "Only find the noise that the stage in --stages (keyframes) makes into this clip: "
+    "OUT/STAGE.noise.npz.",
 )
-FROM_NOISE = flags.DEFINE_string("from-noise", None, "Start the keyframes from such a file.")
+FROM_NOISE = commands.define_path("from-noise", "Start the file's stage from such noise.")
 AOT, JSON = commands.define_aot()
 commands.define_hosts()
 
@@ -60,16 +62,21 @@ def main() -> None:
     checkpoint = CHECKPOINT.value or CONFIG.value.get("checkpoint")
     if ADAPTER.value:
         CONFIG.value.keyframes.adapters = tuple(ADAPTER.value)
-    if FROM_NOISE.value:
-        CONFIG.value.keyframes.noise = FROM_NOISE.value
     seeds = None if SEEDS.value is None else parse_seeds(SEEDS.value)
     if INVERT.value:
-        _invert(INVERT.value, checkpoint)
+        _invert(INVERT.value, checkpoint, seeds)
         return
-    if (ADAPTER.value or FROM_NOISE.value) and STAGES.value and "keyframes" not in STAGES.value:
-        raise InputError("--adapter and --from-noise are for the keyframes: name them in --stages")
-    if FROM_NOISE.value and (len(seeds or ()) > 1 or any(_for_keyframes(x) for x in STEPS.value)):
-        raise InputError("--from-noise decides the keyframes' steps, and is the same for all seeds")
+    if ADAPTER.value and STAGES.value and "keyframes" not in STAGES.value:
+        raise InputError("--adapter is for the keyframes: name them in --stages")
+    if FROM_NOISE.value:
+        from show1_jax.stages.inversion import load_noise
+
+        own = ("", load_noise(FROM_NOISE.value).stage)
+        if len(seeds or ()) > 1 or any(text.rpartition("=")[0] in own for text in STEPS.value):
+            raise InputError(
+                f"--from-noise decides the steps of {own[1]}, and is the same for all seeds"
+            )
+        CONFIG.value.from_noise = str(FROM_NOISE.value)
     commands.join_hosts()
     generate(
         CONFIG.value,
@@ -83,23 +90,22 @@ def main() -> None:
     )
 
 
-def _for_keyframes(steps: str) -> bool:
-    return steps.rpartition("=")[0] in ("", "keyframes")
-
-
-def _invert(clip: Path, checkpoint: str | None) -> None:
+def _invert(clip: Path, checkpoint: str | None, seeds: list[int] | None) -> None:
     from show1_jax.errors import InputError
     from show1_jax.generate import DEFAULT_OUT
     from show1_jax.invert import invert_clip
 
-    others = (PROMPTS, SEEDS, STAGES, GUIDANCE, FROM_NOISE)
-    if any(flag.value for flag in others) or len(PROMPT.value) > 1 or flags.FLAGS.coordinator:
-        raise InputError("--invert takes one --prompt, --adapter, --steps and --out alone")
-    prompt = PROMPT.value[0] if PROMPT.value else ""
-    if "keyframes.steps" not in config_flags.get_override_values(flags.FLAGS["config"]):
-        CONFIG.value.keyframes.steps = 50
-    out, steps = OUT.value or DEFAULT_OUT, {"steps": STEPS.value}
-    invert_clip(CONFIG.value, checkpoint, clip, prompt, out, steps)
+    stages, seeds, prompts = STAGES.value or ["keyframes"], seeds or [0], PROMPT.value or [""]
+    others = (PROMPTS.value, GUIDANCE.value, FROM_NOISE.value, flags.FLAGS.coordinator)
+    if any(others) or max(len(given) for given in (stages, seeds, prompts)) > 1:
+        raise InputError(
+            "--invert takes one --prompt, --seed and stage of --stages, --adapter, --steps and "
+            "--out alone"
+        )
+    unset = f"{stages[0]}.steps" not in config_flags.get_override_values(flags.FLAGS["config"])
+    steps = [*(["50"] if unset else []), *STEPS.value]
+    out = OUT.value or DEFAULT_OUT
+    invert_clip(CONFIG.value, checkpoint, clip, prompts[0], out, steps, stages[0], seeds[0])
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ def get_config(stage: str = "") -> ConfigDict:
                 # DeepFloyd's caption cleaner; the published script only lower-cases.
                 "clean_captions": False,
             },
+            "from_noise": "",  # of a stage to start from, a file that `sample.py --invert` made
             "keyframes": {
                 "unet": pixel_unet(),
                 "solver": pixel_solver(1.5, lambda_min_clipped=-5.1),
@@ -170,7 +171,6 @@ def get_config(stage: str = "") -> ConfigDict:
                 # convolutions on while sampling. Not meant, so off here.
                 "dropout": False,
                 "adapters": (),  # FILE or FILE=WEIGHT; what `train.py` makes of a clip
-                "noise": "",  # to start from, a file that `sample.py --invert` made
             },
             "interpolation": {
                 "unet": pixel_unet(in_channels=7),  # RECONSTRUCTED but for the channels

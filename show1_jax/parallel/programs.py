@@ -22,7 +22,7 @@ from show1_jax.parallel.aot import Program, predict
 from show1_jax.parallel.mesh import BATCH, rounded_up
 from show1_jax.parallel.sharding import placed, shardings
 from show1_jax.stages import sampling, translation
-from show1_jax.stages.cascade import STAGES
+from show1_jax.stages.cascade import STAGES, sample_size
 from show1_jax.stages.sampling import Conditions, Denoiser
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
@@ -186,12 +186,12 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     solver = make_solver(solver_config(section.solver), section.steps)
     denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
     params = placed(sampling_params(unet, dtype))
-    rows, frames, height, width = sample_size(config, stage, batch)
     vae, vae_params = None, None
     if stage == "translation":
         vae = VAE(VAEConfig(**section.vae), dtype)
         vae_params = placed(sampling_params(vae, dtype))
-    channels = min(unet.config.in_channels, 4 if vae is not None else 3)
+    size = sample_size(config, stage, batch, vae.config if vae else None)
+    rows, frames, height, width, channels = size
     sample = clips((rows, frames, height, width, channels), jnp.float32)
     condition = unet.config.in_channels - channels
     tokens, text_width = text_size(config, stage)
@@ -249,23 +249,6 @@ def text_size(config: ConfigDict, stage: str) -> tuple[int, int]:
     """Tokens and width of the text embeddings that a stage, or a part, is given."""
     tokens = LENGTH if stage == "translation" else config.text.t5_tokens
     return tokens, config[stage].unet.text_dim
-
-
-def sample_size(config: ConfigDict, stage: str, batch: int) -> tuple[int, int, int, int]:
-    """Clips, frames, height and width of what a stage denoises together."""
-    keyframes, gap = config.keyframes, config.interpolation.frames_per_gap
-    gaps = keyframes.frames - 1
-    large = (config.super_resolution.height, config.super_resolution.width)
-    if stage == "translation":
-        downscale = VAEConfig(**config.translation.vae).downscale
-        size = (config.translation.height // downscale, config.translation.width // downscale)
-        return batch, gaps * (gap - 1) + 1, *size
-    return {
-        "keyframes": (batch, keyframes.frames, keyframes.height, keyframes.width),
-        "interpolation": (batch * gaps, gap, keyframes.height, keyframes.width),
-        "first_frame": (batch, 1, *large),
-        "super_resolution": (batch, config.super_resolution.window, *large),
-    }[stage]
 
 
 def clips(shape: tuple[int, ...], dtype: Any, axis: int = 0) -> Any:

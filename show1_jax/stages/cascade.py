@@ -34,7 +34,7 @@ from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
-from show1_jax.models.vae import VAE
+from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
 from show1_jax.stages import interpolation, inversion, keyframes, super_resolution, translation
@@ -115,10 +115,10 @@ class Cascade:
         self.dtype = jnp.dtype(config.dtype)
         self.folders = find_stages(checkpoint)
         self.stages = self._choose(stages)
-        self.noise = self._noise() if keyframes.STAGE in self.stages else None
+        self.vae = self._vae() if "translation" in self.stages else None
+        self.noise = self._noise() if config.from_noise else None
         self.denoisers = {stage: self._denoiser(stage) for stage in self.stages}
         self.adapters = {stage: self._adapters(stage) for stage in self.stages}
-        self.vae = self._vae() if "translation" in self.stages else None
         if config.batch_size < 1:
             raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
         self.mesh = make_mesh(config.mesh, devices)
@@ -164,7 +164,7 @@ class Cascade:
             dropout=config.get("dropout", False),
             guided=config.guidance > 1,
         )
-        if stage == keyframes.STAGE and self.noise is not None:
+        if self.noise is not None and self.noise.stage == stage:
             return inversion.from_noise(denoiser, self.noise.steps)
         return denoiser
 
@@ -173,14 +173,23 @@ class Cascade:
         shapes = abstract_params(self.denoisers[stage].unet)
         return [(load_adapter(path, shapes), weight) for path, weight in parsed]
 
-    def _noise(self) -> inversion.Noise | None:
-        config = self.config.keyframes
-        if not config.get("noise"):
-            return None
-        found = inversion.load_noise(Path(config.noise).expanduser())
-        size = (config.frames, config.height, config.width, 3)
-        if found.noise.shape != size:
-            raise InputError(f"{config.noise} is noise of {found.noise.shape}, not of {size}")
+    def _noise(self) -> inversion.Noise:
+        name = self.config.from_noise
+        found = inversion.load_noise(Path(name).expanduser())
+        stage = found.stage
+        if stage not in self.stages:
+            raise InputError(f"{name} is noise of {stage}, which is not among the stages to run")
+        vae = self.vae.config if self.vae is not None and stage == "translation" else None
+        pieces, *size = sample_size(self.config, stage, 1, vae)
+        if stage == "super_resolution":
+            pieces = len(list(super_resolution.windows(clip_frames(self.config), size[0])))
+        if found.noise.shape != (pieces, *size):
+            raise InputError(f"{name} is noise of {found.noise.shape}, not {(pieces, *size)}")
+        strength = self.config[stage].get("strength", 1.0)
+        if found.strength != strength:
+            raise InputError(
+                f"{name} is noise of --config.{stage}.strength={found.strength:g}, not {strength:g}"
+            )
         return found
 
     def _vae(self) -> VAE:
@@ -202,7 +211,7 @@ class Cascade:
                     f"a multiple of {multiple}"
                 )
 
-    def _size(self, stage: str) -> tuple[int, int]:
+    def size(self, stage: str) -> tuple[int, int]:
         """Height and width of a stage's frames."""
         section = self.config[SIZES.get(stage, stage)]
         return section.height, section.width
@@ -356,7 +365,7 @@ class Cascade:
                 yield item
 
     def _check_first_frame(self, frame: np.ndarray) -> None:
-        size = self._size("super_resolution")
+        size = self.size("super_resolution")
         if frame.shape[:2] != size:
             raise InputError(
                 f"the first_frame is {frame.shape[1]}x{frame.shape[0]}, not {size[1]}x{size[0]}: "
@@ -378,7 +387,7 @@ class Cascade:
             "checkpoint": str(self.checkpoint.absolute()),
             "weights": self._weights(stage),
             "files": {text: _digest(text) for text in self._files(stage)},
-            "size": self._size(stage),
+            "size": self.size(stage),
             "versions": {name: version(name) for name in ("show1-jax", "jax", "flax")},
             "platform": jax.default_backend(),
         }
@@ -392,10 +401,10 @@ class Cascade:
 
     def _files(self, stage: str) -> list[str]:
         """Of adapters and noise."""
-        config = self.config[stage]
-        adapters = [str(parse_adapter(text)[0]) for text in config.get("adapters", ())]
-        noise = config.get("noise")
-        return [*adapters, noise] if noise else adapters
+        adapters = self.config[stage].get("adapters", ())
+        files = [str(parse_adapter(text)[0]) for text in adapters]
+        own = self.noise is not None and self.noise.stage == stage
+        return [*files, self.config.from_noise] if own else files
 
     def check_inputs(self, items: int, results: Results) -> None:
         """Raises InputError if every item lacks a result that a stage starts from."""
@@ -429,6 +438,9 @@ class Cascade:
         own_seeds = put_batch(np.array([seeds[item] for item in items], np.uint32))
         guidance = jnp.float32(config.guidance)
         size = (self.config.super_resolution.height, self.config.super_resolution.width)
+        noise = None
+        if self.noise is not None and self.noise.stage == stage:
+            noise = jnp.asarray(self.noise.noise)
 
         def made_by(stage: str) -> np.ndarray:
             made = [results.load(item, stage) for item in items]
@@ -441,27 +453,26 @@ class Cascade:
         match stage:
             case "keyframes":
                 shape = (config.frames, config.height, config.width)
-                noise = None if self.noise is None else jnp.asarray(self.noise.noise)
                 return keyframes.sample(
                     denoiser, unet, text, own_seeds, guidance, shape, progress, noise
                 )
             case "interpolation":
                 return interpolation.sample(
                     denoiser, unet, text, own_seeds, guidance,
-                    put_batch(made_by("keyframes")), config.frames_per_gap, progress,
+                    put_batch(made_by("keyframes")), config.frames_per_gap, progress, noise,
                 )  # fmt: skip
             case "first_frame":
                 return super_resolution.sample_first_frame(
                     denoiser, unet, text, own_seeds, guidance,
                     put_batch(made_by("interpolation")[:, 0]), size,
-                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress, noise,
                 )  # fmt: skip
             case "super_resolution":
                 video = put_batch(made_by("interpolation"))
                 first = self._first_frames(items, results, video[:, 0], size)
                 return super_resolution.sample(
                     denoiser, unet, text, own_seeds, guidance, video, first, config.window,
-                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress, noise,
                 )  # fmt: skip
             case "translation":
                 large = [
@@ -472,6 +483,7 @@ class Cascade:
                 return translation.sample(
                     denoiser, self.vae, unet, params["vae"], text, own_seeds, guidance,
                     put_batch(np.stack(large)), config.strength, config.vae_frames, progress,
+                    noise,
                 )  # fmt: skip
         raise AssertionError(stage)
 
@@ -487,6 +499,37 @@ class Cascade:
                 continue
             frames.append(jnp.asarray(results.load(item, "first_frame")))
         return jnp.stack(frames)
+
+
+def clip_frames(config: ConfigDict) -> int:
+    """How many frames there are between and with the keyframes."""
+    return (config.keyframes.frames - 1) * (config.interpolation.frames_per_gap - 1) + 1
+
+
+def sample_size(
+    config: ConfigDict, stage: str, batch: int, vae: VAEConfig | None = None
+) -> tuple[int, int, int, int, int]:
+    """The shape `(batch, frames, height, width, channels)` of what a stage denoises together.
+
+    Args:
+      config: as in `configs/show1.py`.
+      stage: one of `STAGES`.
+      batch: how many clips; of interpolation each has several gaps.
+      vae: of translation.
+    """
+    keyframes, frames = config.keyframes, clip_frames(config)
+    large = (config.super_resolution.height, config.super_resolution.width, 3)
+    if vae is not None:
+        section = config.translation
+        latents = (section.height // vae.downscale, section.width // vae.downscale)
+        return batch, frames, *latents, vae.latent_channels
+    small, gap = (keyframes.height, keyframes.width, 3), config.interpolation.frames_per_gap
+    return {
+        "keyframes": (batch, keyframes.frames, *small),
+        "interpolation": (batch * (keyframes.frames - 1), gap, *small),
+        "first_frame": (batch, 1, *large),
+        "super_resolution": (batch, min(config.super_resolution.window, frames), *large),
+    }[stage]
 
 
 def _digest(file: str) -> str:

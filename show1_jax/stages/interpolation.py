@@ -14,7 +14,14 @@ from einops import rearrange
 
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.errors import InputError
-from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+from show1_jax.stages.sampling import (
+    Conditions,
+    Denoiser,
+    Progress,
+    clip_keys,
+    run,
+    starting_noise,
+)
 from show1_jax.stages.training import Example
 
 STAGE = "interpolation"
@@ -63,6 +70,7 @@ def sample(
     keyframes: jax.Array,
     frames_per_gap: int,
     progress: Progress | None = None,
+    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Fills the gaps between the keyframes of a batch of clips.
 
@@ -77,6 +85,8 @@ def sample(
       keyframes: `(batch, n, height, width, 3)` in [-1, 1].
       frames_per_gap: frames from one keyframe to the next, both included.
       progress: told how many steps are done.
+      noise: `(n - 1, frames_per_gap, height, width, 3)` to start all clips' gaps
+        from; None to draw it.
 
     Returns:
       `(batch, (n - 1) * (frames_per_gap - 1) + 1, height, width, 3)` in [-1, 1].
@@ -90,9 +100,21 @@ def sample(
     frames = condition(keyframes, frames_per_gap)
     keys = jnp.repeat(clip_keys(seeds, STAGE), n - 1)
     conditions = Conditions(jnp.repeat(text, n - 1, axis=1), guidance, keys, frames)
-    start = draw(keys, START, (*frames.shape[1:-1], 3))
+    start = starting_noise(keys, (*frames.shape[1:-1], 3), noise)
     gaps = run(denoiser, params, start, conditions, progress)
     return join(gaps.reshape(batch, n - 1, *gaps.shape[1:]))
+
+
+def taken_apart(video: jax.Array, frames_per_gap: int) -> Example:
+    """The gaps of a finished clip, and what they were made from: the inverse of `join`.
+
+    Args:
+      video: `(frames, height, width, 3)`.
+      frames_per_gap: frames from one keyframe to the next, both included.
+    """
+    step = frames_per_gap - 1
+    gaps = [video[at : at + frames_per_gap] for at in range(0, len(video) - 1, step)]
+    return Example(jnp.stack(gaps), condition(video[None, ::step], frames_per_gap))
 
 
 def example(

@@ -84,6 +84,7 @@ def invert(
     clean: jax.Array,
     conditions: Conditions,
     progress: Progress | None = None,
+    first_step: int = 0,
 ) -> jax.Array:
     """The noise that `run` makes into `clean`, given the same denoiser and conditions.
 
@@ -93,13 +94,14 @@ def invert(
       clean: `(batch, frames, height, width, channels)`.
       conditions: what the network is told.
       progress: told how many steps are done.
+      first_step: the last one to undo.
 
     Returns:
       Like `clean`, at the noise level of the solver's first step.
     """
-    steps = denoiser.solver.num_steps
+    steps = denoiser.solver.num_steps - first_step
     sample = jnp.asarray(clean, jnp.float32)
-    for done, step in enumerate(reversed(range(steps)), start=1):
+    for done, step in enumerate(reversed(range(first_step, steps + first_step)), start=1):
         sample = _back(denoiser, params, sample, jnp.int32(step), conditions)
         if progress is not None:
             progress(done, steps)
@@ -107,10 +109,19 @@ def invert(
 
 
 class Noise(NamedTuple):
-    """Noise that a clip came from: `(frames, height, width, 3)`, and in how many steps."""
+    """Noise that a clip came from.
 
+    Attributes:
+      stage: whose denoiser makes it into the clip.
+      noise: `(pieces, frames, height, width, channels)`: all gaps or windows, or one.
+      steps: in how many steps of the whole schedule.
+      strength: the share of them that it takes; 1 but for translation.
+    """
+
+    stage: str
     noise: np.ndarray
     steps: int
+    strength: float = 1.0
 
 
 def save_noise(path: Path, noise: Noise) -> None:
@@ -133,7 +144,8 @@ def load_noise(path: Path) -> Noise:
     try:
         # numpy leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as found:
-            return Noise(np.asarray(found["noise"], np.float32), int(found["steps"]))
+            noise = np.asarray(found["noise"], np.float32)
+            return Noise(str(found["stage"]), noise, int(found["steps"]), float(found["strength"]))
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -6,9 +6,15 @@ The denoiser is conditioned on nothing but the text. It is sampled from noise.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
+from show1_jax.stages.sampling import (
+    Conditions,
+    Denoiser,
+    Progress,
+    clip_keys,
+    run,
+    starting_noise,
+)
 from show1_jax.stages.training import Example
 
 STAGE = "keyframes"
@@ -34,7 +40,7 @@ def sample(
       guidance: guidance scale.
       size: frames, height and width in pixels.
       progress: told how many steps are done.
-      noise: `(frames, height, width, 3)` to start all of them from; None to draw it.
+      noise: `(1, frames, height, width, 3)` to start all of them from; None to draw it.
 
     Returns:
       `(batch, frames, height, width, 3)` in [-1, 1].
@@ -43,10 +49,7 @@ def sample(
       InputError: if the denoiser cannot divide the size.
     """
     keys = clip_keys(seeds, STAGE)
-    if noise is None:
-        start = draw(keys, START, (*size, 3))
-    else:
-        start = jnp.broadcast_to(noise, (len(seeds), *size, 3))
+    start = starting_noise(keys, (*size, 3), noise)
     return run(denoiser, params, start, Conditions(text, guidance, keys), progress)
 
 

@@ -19,7 +19,6 @@ from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.errors import InputError
 from show1_jax.stages.sampling import (
     AUGMENTATION,
-    START,
     Conditions,
     Denoiser,
     Progress,
@@ -27,6 +26,7 @@ from show1_jax.stages.sampling import (
     draw,
     in_parts,
     run,
+    starting_noise,
 )
 from show1_jax.stages.training import Example
 
@@ -100,6 +100,7 @@ def sample_first_frame(
     noise_level: jax.Array,
     schedule: NoiseSchedule,
     progress: Progress | None = None,
+    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Upscales one frame of each clip with the image denoiser.
 
@@ -114,6 +115,7 @@ def sample_first_frame(
       noise_level: timestep to which the condition is noised.
       schedule: the schedule of that noise.
       progress: told how many steps are done.
+      noise: `(1, 1, height, width, 3)` to start all of them from; None to draw it.
 
     Returns:
       `(batch, height, width, 3)` in [-1, 1].
@@ -125,7 +127,8 @@ def sample_first_frame(
         upsample(frame[:, None], *size), draw(keys, AUGMENTATION, shape), level, schedule
     )
     conditions = Conditions(text, guidance, keys, frames, level)
-    return run(denoiser, params, draw(keys, START, shape), conditions, progress)[:, 0]
+    start = starting_noise(keys, shape, noise)
+    return run(denoiser, params, start, conditions, progress)[:, 0]
 
 
 def sample(
@@ -140,6 +143,7 @@ def sample(
     noise_level: jax.Array,
     schedule: NoiseSchedule,
     progress: Progress | None = None,
+    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Upscales clips, each window continuing from the last frame of the one before.
 
@@ -158,6 +162,8 @@ def sample(
       noise_level: timestep to which the condition is noised.
       schedule: the schedule of that noise.
       progress: told how many steps of all windows are done.
+      noise: `(windows, window, height, width, 3)` to start those of all clips from;
+        None to draw it.
 
     Returns:
       `(batch, frames, height, width, 3)` in [-1, 1].
@@ -167,16 +173,58 @@ def sample(
     shape = (window, *size, 3)
     keys = clip_keys(seeds, STAGE)
     level = jnp.full(len(seeds), noise_level)
-    start, noise = draw(keys, START, shape), draw(keys, AUGMENTATION, shape)
+    augmentation = draw(keys, AUGMENTATION, shape)
     starts = list(windows(frames, window))
     result = jnp.zeros((len(video), frames, *first_frame.shape[1:])).at[:, 0].set(first_frame)
     for i, at in enumerate(starts):
-        condition = augment(upsample(video[:, at : at + window], *size), noise, level, schedule)
+        small = video[:, at : at + window]
+        condition = augment(upsample(small, *size), augmentation, level, schedule)
         condition = with_first_frame(condition, result[:, at])
+        start = starting_noise(keys, shape, None if noise is None else noise[i : i + 1])
         conditions = Conditions(text, guidance, keys, condition, level)
         done = in_parts(progress, i, len(starts))
         result = result.at[:, at : at + window].set(run(denoiser, params, start, conditions, done))
     return result
+
+
+def taken_apart(
+    video: jax.Array,
+    small_size: tuple[int, int],
+    window: int,
+    key: jax.Array,
+    noise_level: int,
+    schedule: NoiseSchedule,
+    keep_first_frame: bool,
+) -> Example:
+    """The windows of a finished clip, and what they were made from, by either upscaler.
+
+    Args:
+      video: `(frames, height, width, 3)`; one frame for the image denoiser.
+      small_size: height and width of the clip that it was made from; see `shrink`.
+      window: frames upscaled together.
+      key: of the clip; see `clip_keys`.
+      noise_level: timestep to which the condition is noised.
+      schedule: the schedule of that noise.
+      keep_first_frame: as for `example`.
+    """
+    height, width = video.shape[1:3]
+    window = min(window, len(video))
+    clean = jnp.stack([video[at : at + window] for at in windows(len(video), window)])
+    noise = draw(key[None], AUGMENTATION, clean.shape[1:])
+    level = jnp.full(len(clean), noise_level)
+    frames = augment(upsample(shrink(clean, *small_size), height, width), noise, level, schedule)
+    if keep_first_frame:
+        frames = with_first_frame(frames, clean[:, 0])
+    return Example(clean, frames, level)
+
+
+def put_together(clean: jax.Array, frames: int) -> jax.Array:
+    """The clip of so many frames whose windows `clean` are, the later one's where two meet."""
+    window = clean.shape[1]
+    video = jnp.zeros((frames, *clean.shape[2:]))
+    for row, at in zip(clean, windows(frames, window), strict=True):
+        video = video.at[at : at + window].set(row)
+    return video
 
 
 def example(

@@ -38,12 +38,12 @@ def test_the_noise_of_a_clip_is_made_into_it(prediction, schedule):
 
 
 def test_noise_files(tmp_path):
-    noise = Noise(np.ones((2, 4, 4, 3), np.float32), 50)
+    noise = Noise("translation", np.ones((1, 2, 4, 4, 3), np.float32), 50, 0.25)
     path = tmp_path / "keyframes.noise.npz"
     save_noise(path, noise)
     found = load_noise(path)
     np.testing.assert_array_equal(found.noise, noise.noise)
-    assert found.steps == 50
+    assert found._replace(noise=noise.noise) == noise
     np.savez(tmp_path / "other.npz", x=1)
     path.write_bytes(path.read_bytes()[:50])
     for wrong in (path, tmp_path / "other.npz", tmp_path / "none.npz"):

@@ -271,6 +271,40 @@ def test_windows(frames, window, expected):
     assert made == set(range(frames))
 
 
+@pytest.mark.parametrize(("frames", "window"), [(7, 3), (6, 3), (5, 8), (1, 3)])
+def test_windows_of_a_finished_clip_are_put_together_again(frames, window):
+    video = jax.random.normal(jax.random.key(0), (frames, 8, 16, 3))
+    key = clip_keys(jnp.zeros(1, jnp.uint32), "super_resolution")[0]
+    given = (video, (2, 4), window, key, 50, COSINE)
+    example = super_resolution.taken_apart(*given, keep_first_frame=frames > 1)
+    np.testing.assert_array_equal(super_resolution.put_together(example.clean, frames), video)
+    assert example.noise_level.tolist() == [50] * len(example.clean)
+    if frames > 1:  # each goes on from the frame that it shares with the one before
+        np.testing.assert_array_equal(example.frames[:, 0], example.clean[:, 0])
+    noise = example.frames - super_resolution.upsample(
+        super_resolution.shrink(example.clean, 2, 4), 8, 16
+    )
+    # All have the noise that sampling's windows have.
+    np.testing.assert_allclose(noise[0, -1], noise[-1, -1], atol=0.2)
+
+
+def test_gaps_of_a_finished_clip_are_joined_again():
+    video = jax.random.normal(jax.random.key(0), (7, 2, 4, 3))
+    example = interpolation.taken_apart(video, 3)
+    assert example.clean.shape == (3, 3, 2, 4, 3)
+    np.testing.assert_array_equal(interpolation.join(example.clean[None])[0], video)
+    np.testing.assert_array_equal(example.frames, interpolation.condition(video[None, ::2], 3))
+
+
+def test_noise_that_is_given_starts_every_clip():
+    given = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    keys = clip_keys(jnp.arange(6), "x")
+    start = sampling.starting_noise(keys, (3, 4), given)
+    np.testing.assert_array_equal(start, jnp.concatenate([given] * 3))
+    drawn = sampling.starting_noise(keys, (3, 4))
+    np.testing.assert_array_equal(drawn, draw(keys, sampling.START, (3, 4)))
+
+
 def test_a_window_of_one_frame_cannot_continue():
     with pytest.raises(InputError, match="at least 2"):
         list(super_resolution.windows(2, 1))

@@ -227,14 +227,14 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
 
 def test_a_clip_becomes_noise_and_noise_the_clip(checkpoint, clip, tmp_path):
     config = small_config("keyframes")
-    found = invert_clip(config, str(checkpoint), clip, "in a circle", tmp_path, {"steps": ["20"]})
+    found = invert_clip(config, str(checkpoint), clip, "in a circle", tmp_path, ["20"])
     assert found > 20  # of a random network
     assert {path.name for path in tmp_path.iterdir()} == {
         "keyframes.noise.npz",
         "keyframes.reconstruction.mp4",
     }
     config = small_config("keyframes")
-    config.keyframes.update(noise=str(tmp_path / "keyframes.noise.npz"), guidance=1.0)
+    config.from_noise = str(tmp_path / "keyframes.noise.npz")
     for guidance, threshold in ((1.0, None), (3.0, 0.995)):
         config.keyframes.guidance = guidance
         cascade = Cascade(config, checkpoint, ["keyframes"])
