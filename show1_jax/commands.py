@@ -25,10 +25,10 @@ def define_config(help_text: str) -> flags.FlagHolder:
 
 
 class _PathParser(flags.ArgumentParser):
-    """A path, with the home folder for a `~` that no shell has replaced."""
+    """A path, with the home folder for a `~` that no shell has replaced; None for ""."""
 
-    def parse(self, argument: Any) -> Path:
-        return Path(argument).expanduser()
+    def parse(self, argument: Any) -> Path | None:
+        return Path(os.path.expanduser(argument)) if argument else None
 
 
 def define_path(name: str, help_text: str) -> flags.FlagHolder:

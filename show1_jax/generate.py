@@ -56,7 +56,7 @@ def generate(
     asked = [*prompts, *(_read_prompts(Path(prompts_file).expanduser()) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
     with hosts.first_alone("items"):
-        if "keyframes" in cascade.stages:
+        if not cascade.inputs(cascade.stages[0]):
             items = [(prompt, seed) for prompt in asked for seed in seeds or [0]]
             outputs = _folder_for(items, out)
         else:

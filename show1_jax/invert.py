@@ -12,13 +12,17 @@ from ml_collections import ConfigDict
 
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
+from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import Bars, prepare
-from show1_jax.media import make_folder, to_uint8, write_mp4
-from show1_jax.stages import interpolation, inversion, keyframes, super_resolution, translation
+from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
+from show1_jax.stages import inversion
 from show1_jax.stages.cascade import Cascade, clip_frames
-from show1_jax.stages.sampling import Conditions, clip_keys, in_parts, run
+from show1_jax.stages.interpolation import taken_apart as gaps
+from show1_jax.stages.sampling import Conditions, clip_keys, in_parts
+from show1_jax.stages.super_resolution import taken_apart as windows
 from show1_jax.stages.training import Example
+from show1_jax.stages.translation import encode, to_latents
 
 
 def invert_clip(
@@ -28,68 +32,86 @@ def invert_clip(
     prompt: str,
     out: Path,
     steps: Sequence[str],
-    stage: str = keyframes.STAGE,
+    stage: str = "keyframes",
     seed: int = 0,
 ) -> float:
     """Inverts a clip by DDIM and writes its noise, and what the noise is made into again.
 
-    What the stage starts from (keyframes, a small clip) is taken from the clip itself.
+    What a stage starts from (keyframes, a small clip) is taken from the clip itself.
 
     Args:
       config: as in `configs/show1.py`; changed.
       checkpoint: a converted checkpoint.
       clip: a video; see `read_clip`.
       prompt: what the clip shows; may be "".
-      out: the folder to write: STAGE.noise.npz and STAGE.reconstruction.mp4.
+      out: the folder to write: STAGE.noise.npz and STAGE.reconstruction.mp4 (.png of
+        the first frame).
       steps: solver steps; see `generate`.
       stage: one of `STAGES`.
-      seed: of the noise that the upscalers' condition has, as of a sample from the noise.
+      seed: decides the noise of the upscalers' condition.
 
     Returns:
-      PSNR of the reconstruction in dB.
+      PSNR of the reconstruction in dB; of the translation, with what the autoencoder loses.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if anything given is wrong, or the noise is not finite.
     """
     config.from_noise = ""
     folder = prepare(config, checkpoint, {"steps": steps})
     cascade = Cascade(config, folder, [stage], jax.devices()[:1])
     section = config[stage]
     denoiser = inversion.inverter(cascade.denoisers[stage], section.steps)
-    strength = section.get("strength", 1.0)
-    first_step = int(denoiser.solver.first_step(float(strength)))
-    fps = config[keyframes.STAGE if stage == super_resolution.FIRST_FRAME else stage].fps
-    frames = {keyframes.STAGE: config.keyframes.frames, super_resolution.FIRST_FRAME: 1}
-    size = (frames.get(stage, clip_frames(config)), *cascade.size(stage))
-    video = read_clip(clip, ClipSpec(*size, fps))
+    strength = float(section.get("strength", 1.0))
+    first_step = int(denoiser.solver.first_step(strength))
+    video = _read(cascade, stage, clip)
     with jax.set_mesh(cascade.mesh), contextlib.closing(Bars()) as bars:
         texts = cascade.encode([prompt])
-        embeddings = texts.clip if stage == translation.STAGE else texts.t5
+        embeddings = texts.clip if stage == "translation" else texts.t5
         assert embeddings is not None
         text = jnp.asarray(np.stack([embeddings[None], embeddings[prompt]]))[:, None]
-        key = clip_keys(jnp.full(1, seed, jnp.uint32), stage)
-        params = cascade.params(stage)
-        pieces = _taken_apart(cascade, stage, jnp.asarray(video), params, key[0])
-        noises, made = [], []
+        seeds, guidance = jnp.full(1, seed, jnp.uint32), jnp.float32(1)
+        keys, params = clip_keys(seeds, stage), cascade.params(stage)
+        pieces = _taken_apart(cascade, stage, jnp.asarray(video), params, keys[0])
+        found = []
         for i in range(len(pieces.clean)):
-            piece = jax.tree.map(lambda array, i=i: array[i : i + 1], pieces)
-            conditions = Conditions(text, jnp.float32(1), key, piece.frames, piece.noise_level)
-            progress = in_parts(
-                lambda done, count: bars.update(stage, done, count), i, len(pieces.clean)
-            )
-            given = (denoiser, params["unet"])
-            noise = inversion.invert(*given, piece.clean, conditions, progress, first_step)
-            made.append(run(*given, noise, conditions, first_step=first_step))
-            noises.append(np.asarray(noise))
-        again = np.asarray(_put_together(cascade, stage, jnp.concatenate(made), params))
-    exactness = psnr(np.clip(again, -1, 1), video, peak=2)
+            clean, frames, level = jax.tree.map(lambda array, i=i: array[i : i + 1], pieces)
+            conditions = Conditions(text, guidance, keys, frames, level)
+            done = in_parts(lambda *of: bars.update(stage, *of), i, len(pieces.clean))
+            noise = inversion.invert(denoiser, params["unet"], clean, conditions, done, first_step)
+            found.append(np.asarray(noise[0]))
+        start = inversion.Noise(
+            stage,
+            np.stack(found),
+            section.steps,
+            strength,
+            None if pieces.frames is None else np.asarray(pieces.frames),
+            None if pieces.noise_level is None else section.noise_level,
+        )
+        made = inversion.sample(denoiser, params["unet"], text, seeds, guidance, start)
+        again = np.asarray(cascade.put_together(stage, made, params)[0])
+    if not (np.isfinite(start.noise).all() and np.isfinite(again).all()):
+        raise InputError(f"{clip} leads to noise that is not finite: give more or fewer --steps")
+    exactness = psnr(np.clip(again, -1, 1), video.reshape(again.shape), peak=2)
     make_folder(out)
     path = out / f"{stage}.noise.npz"
-    found = inversion.Noise(stage, np.concatenate(noises), section.steps, strength)
-    inversion.save_noise(path, found)
-    write_mp4(out / f"{stage}.reconstruction.mp4", to_uint8(again), fps)
+    inversion.save_noise(path, start)
+    if again.ndim == 3:
+        write_png(out / f"{stage}.reconstruction.png", to_uint8(again))
+    else:
+        write_mp4(out / f"{stage}.reconstruction.mp4", to_uint8(again), section.fps)
     print(f"{path}: reconstructs {clip} at {exactness:.1f} dB PSNR")
     return exactness
+
+
+def _read(cascade: Cascade, stage: str, clip: Path) -> np.ndarray:
+    """What the stage makes of a clip, `(frames, height, width, 3)`."""
+    config = cascade.config
+    if stage == "keyframes":
+        frames, fps = config.keyframes.frames, config.keyframes.fps
+    else:
+        frames, fps = clip_frames(config), config.interpolation.fps
+    video = read_clip(clip, ClipSpec(frames, *cascade.size(stage), fps))
+    return video[:1] if stage == "first_frame" else video
 
 
 def _taken_apart(
@@ -98,35 +120,16 @@ def _taken_apart(
     """What the stage's denoiser makes of a clip `(frames, height, width, 3)`, piece by piece."""
     config = cascade.config
     match stage:
-        case keyframes.STAGE:
+        case "keyframes":
             return Example(video[None])
-        case interpolation.STAGE:
-            return interpolation.taken_apart(video, config.interpolation.frames_per_gap)
-        case translation.STAGE:
+        case "interpolation":
+            return gaps(video, config.interpolation.frames_per_gap)
+        case "translation":
             assert cascade.vae is not None
             at_once = config.translation.vae_frames
-            mean, logvar = translation.encode(cascade.vae, params["vae"], video[None], at_once)
-            return Example(translation.to_latents(cascade.vae, mean, logvar, jnp.zeros_like(mean)))
-    return super_resolution.taken_apart(
-        video,
-        (config.keyframes.height, config.keyframes.width),
-        config.super_resolution.window,
-        key,
-        config[stage].noise_level,
-        cascade.folders[stage].noise_schedule(),
-        keep_first_frame=stage == super_resolution.STAGE,
-    )
-
-
-def _put_together(cascade: Cascade, stage: str, pieces: jax.Array, params: Any) -> jax.Array:
-    """The clip whose pieces they are."""
-    match stage:
-        case interpolation.STAGE:
-            return interpolation.join(pieces[None])[0]
-        case super_resolution.STAGE:
-            return super_resolution.put_together(pieces, clip_frames(cascade.config))
-        case translation.STAGE:
-            assert cascade.vae is not None
-            at_once = cascade.config.translation.vae_frames
-            return translation.decode(cascade.vae, params["vae"], pieces, at_once)[0]
-    return pieces[0]
+            mean, logvar = encode(cascade.vae, params["vae"], video[None], at_once)
+            return Example(to_latents(cascade.vae, mean, logvar, jnp.zeros_like(mean)))
+    small = (config.keyframes.height, config.keyframes.width)
+    level, schedule = config[stage].noise_level, cascade.folders[stage].noise_schedule()
+    window, keep = config.super_resolution.window, stage == "super_resolution"
+    return windows(video, small, window, key, level, schedule, keep)

@@ -26,7 +26,7 @@ from show1_jax.evaluation.shapes import measure
 from show1_jax.evaluation.tables import table
 from show1_jax.generate import Bars, prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
-from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.stages.cascade import STAGES, Cascade, clip_frames
 
 # Stages that run together: the second starts from what the first makes.
 GROUPS = (("interpolation",), ("first_frame", "super_resolution"), ("translation",))
@@ -44,7 +44,7 @@ class Truth:
         self._sizes |= {"first_frame": large, "super_resolution": large}
         self._largest = (config.translation.height, config.translation.width)
         self._keyframes = config.keyframes.frames
-        self._frames = (self._keyframes - 1) * (config.interpolation.frames_per_gap - 1) + 1
+        self._frames = clip_frames(config)
         self._made: dict[tuple[int, str], np.ndarray] = {}
 
     def true(self, item: int, stage: str) -> np.ndarray:

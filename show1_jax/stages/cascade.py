@@ -164,8 +164,9 @@ class Cascade:
             dropout=config.get("dropout", False),
             guided=config.guidance > 1,
         )
-        if self.noise is not None and self.noise.stage == stage:
-            return inversion.from_noise(denoiser, self.noise.steps)
+        noise = self.noise_of(stage)
+        if noise is not None:
+            return inversion.from_noise(denoiser, noise.steps)
         return denoiser
 
     def _adapters(self, stage: str) -> list[tuple[Adapter, float]]:
@@ -179,18 +180,24 @@ class Cascade:
         stage = found.stage
         if stage not in self.stages:
             raise InputError(f"{name} is noise of {stage}, which is not among the stages to run")
-        vae = self.vae.config if self.vae is not None and stage == "translation" else None
+        vae = None if self.vae is None else self.vae.config
         pieces, *size = sample_size(self.config, stage, 1, vae)
         if stage == "super_resolution":
             pieces = len(list(super_resolution.windows(clip_frames(self.config), size[0])))
         if found.noise.shape != (pieces, *size):
-            raise InputError(f"{name} is noise of {found.noise.shape}, not {(pieces, *size)}")
-        strength = self.config[stage].get("strength", 1.0)
-        if found.strength != strength:
             raise InputError(
-                f"{name} is noise of --config.{stage}.strength={found.strength:g}, not {strength:g}"
+                f"{name} is noise of {stage} at other sizes than the config's: its parts, frames, "
+                f"height, width and channels are {found.noise.shape}, not {(pieces, *size)}"
             )
         return found
+
+    def noise_of(self, stage: str) -> inversion.Noise | None:
+        """The noise of a clip that the stage starts from; None if it is not given one."""
+        return self.noise if self.noise is not None and self.noise.stage == stage else None
+
+    def inputs(self, stage: str) -> tuple[str, ...]:
+        """The stages whose results it starts from."""
+        return INPUTS[stage] if self.noise_of(stage) is None else ()
 
     def _vae(self) -> VAE:
         vae = self.folders["translation"].module("vae", self.dtype)
@@ -230,7 +237,7 @@ class Cascade:
                 raise InputError(f"{stage}.fps is {value}, but must lie within 0.01 to 1000")
         if not np.isfinite(config.guidance):
             raise InputError(f"{stage}.guidance is {config.guidance}, which is not a number")
-        if "strength" in config:
+        if "strength" in config and self.noise_of(stage) is None:
             solver.first_step(float(config.strength))
         if "interpolation" in self.stages and stage == "keyframes" and config.frames < 2:
             raise InputError("keyframes.frames is 1, but interpolation needs at least 2")
@@ -352,13 +359,14 @@ class Cascade:
         """Items of which a result that the stage starts from is missing or damaged."""
         for item in items:
             try:
-                for needed in INPUTS[stage]:
+                for needed in self.inputs(stage):
                     if not results.has(item, needed):
                         raise InputError(
                             f"{stage} starts from the result of {needed}, which it lacks"
                         )
                     results.load(item, needed)
-                if stage == "super_resolution" and results.has(item, "first_frame"):
+                own = self.noise_of(stage) is not None
+                if stage == "super_resolution" and not own and results.has(item, "first_frame"):
                     self._check_first_frame(results.load(item, "first_frame"))
             except InputError as error:
                 results.fail(item, stage, error)
@@ -375,9 +383,10 @@ class Cascade:
     def settings(self, stage: str) -> dict[str, Any]:
         """What reproduces a stage's result from those before it, ready for JSON."""
         denoiser = self.denoisers[stage]
-        solver = dataclasses.asdict(denoiser.solver.config)
+        solver, noise = dataclasses.asdict(denoiser.solver.config), self.noise_of(stage)
         return self.config[stage].to_dict() | {
             "steps": denoiser.solver.num_steps,
+            **({} if noise is None else {"strength": noise.strength}),
             "unet": dataclasses.asdict(denoiser.unet.config),
             # JSON has no infinity, which stands for what is not clipped.
             "solver": {name: value for name, value in solver.items() if value != -math.inf},
@@ -403,13 +412,12 @@ class Cascade:
         """Of adapters and noise."""
         adapters = self.config[stage].get("adapters", ())
         files = [str(parse_adapter(text)[0]) for text in adapters]
-        own = self.noise is not None and self.noise.stage == stage
-        return [*files, self.config.from_noise] if own else files
+        return files if self.noise_of(stage) is None else [*files, self.config.from_noise]
 
     def check_inputs(self, items: int, results: Results) -> None:
         """Raises InputError if every item lacks a result that a stage starts from."""
         for stage in self.stages:
-            for needed in INPUTS[stage]:
+            for needed in self.inputs(stage):
                 there = (results.has(item, needed) for item in range(items))
                 if needed not in self.stages and not any(there):
                     raise InputError(
@@ -438,9 +446,10 @@ class Cascade:
         own_seeds = put_batch(np.array([seeds[item] for item in items], np.uint32))
         guidance = jnp.float32(config.guidance)
         size = (self.config.super_resolution.height, self.config.super_resolution.width)
-        noise = None
-        if self.noise is not None and self.noise.stage == stage:
-            noise = jnp.asarray(self.noise.noise)
+        noise = self.noise_of(stage)
+        if noise is not None:
+            given = (text, own_seeds, guidance, noise, progress)
+            return self.put_together(stage, inversion.sample(denoiser, unet, *given), params)
 
         def made_by(stage: str) -> np.ndarray:
             made = [results.load(item, stage) for item in items]
@@ -453,26 +462,24 @@ class Cascade:
         match stage:
             case "keyframes":
                 shape = (config.frames, config.height, config.width)
-                return keyframes.sample(
-                    denoiser, unet, text, own_seeds, guidance, shape, progress, noise
-                )
+                return keyframes.sample(denoiser, unet, text, own_seeds, guidance, shape, progress)
             case "interpolation":
                 return interpolation.sample(
                     denoiser, unet, text, own_seeds, guidance,
-                    put_batch(made_by("keyframes")), config.frames_per_gap, progress, noise,
+                    put_batch(made_by("keyframes")), config.frames_per_gap, progress,
                 )  # fmt: skip
             case "first_frame":
                 return super_resolution.sample_first_frame(
                     denoiser, unet, text, own_seeds, guidance,
                     put_batch(made_by("interpolation")[:, 0]), size,
-                    jnp.int32(config.noise_level), folder.noise_schedule(), progress, noise,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
                 )  # fmt: skip
             case "super_resolution":
                 video = put_batch(made_by("interpolation"))
                 first = self._first_frames(items, results, video[:, 0], size)
                 return super_resolution.sample(
                     denoiser, unet, text, own_seeds, guidance, video, first, config.window,
-                    jnp.int32(config.noise_level), folder.noise_schedule(), progress, noise,
+                    jnp.int32(config.noise_level), folder.noise_schedule(), progress,
                 )  # fmt: skip
             case "translation":
                 large = [
@@ -483,9 +490,32 @@ class Cascade:
                 return translation.sample(
                     denoiser, self.vae, unet, params["vae"], text, own_seeds, guidance,
                     put_batch(np.stack(large)), config.strength, config.vae_frames, progress,
-                    noise,
                 )  # fmt: skip
         raise AssertionError(stage)
+
+    def put_together(self, stage: str, pieces: jax.Array, params: dict[str, Any]) -> jax.Array:
+        """A stage's results of their pieces.
+
+        Args:
+          stage: which.
+          pieces: `(batch, pieces, frames, height, width, channels)`; see `inversion.sample`.
+          params: of the stage.
+
+        Returns:
+          `(batch, frames, height, width, 3)`; of the first frame `(batch, height, width, 3)`.
+        """
+        match stage:
+            case "interpolation":
+                return interpolation.join(pieces)
+            case "first_frame":
+                return pieces[:, 0, 0]
+            case "super_resolution":
+                return super_resolution.put_together(pieces, clip_frames(self.config))
+            case "translation":
+                assert self.vae is not None
+                at_once = self.config.translation.vae_frames
+                return translation.decode(self.vae, params["vae"], pieces[:, 0], at_once)
+        return pieces[:, 0]
 
     def _first_frames(
         self, items: list[int], results: Results, small: jax.Array, size: tuple[int, int]
@@ -519,7 +549,8 @@ def sample_size(
     """
     keyframes, frames = config.keyframes, clip_frames(config)
     large = (config.super_resolution.height, config.super_resolution.width, 3)
-    if vae is not None:
+    if stage == "translation":
+        assert vae is not None
         section = config.translation
         latents = (section.height // vae.downscale, section.width // vae.downscale)
         return batch, frames, *latents, vae.latent_channels

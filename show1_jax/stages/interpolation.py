@@ -14,17 +14,11 @@ from einops import rearrange
 
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.errors import InputError
-from show1_jax.stages.sampling import (
-    Conditions,
-    Denoiser,
-    Progress,
-    clip_keys,
-    run,
-    starting_noise,
-)
+from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
 from show1_jax.stages.training import Example
 
 STAGE = "interpolation"
+ONE_KEYFRAME = "one keyframe leaves no gap to interpolate; make at least 2"
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -70,7 +64,6 @@ def sample(
     keyframes: jax.Array,
     frames_per_gap: int,
     progress: Progress | None = None,
-    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Fills the gaps between the keyframes of a batch of clips.
 
@@ -85,8 +78,6 @@ def sample(
       keyframes: `(batch, n, height, width, 3)` in [-1, 1].
       frames_per_gap: frames from one keyframe to the next, both included.
       progress: told how many steps are done.
-      noise: `(n - 1, frames_per_gap, height, width, 3)` to start all clips' gaps
-        from; None to draw it.
 
     Returns:
       `(batch, (n - 1) * (frames_per_gap - 1) + 1, height, width, 3)` in [-1, 1].
@@ -96,11 +87,11 @@ def sample(
     """
     batch, n = keyframes.shape[:2]
     if n < 2:
-        raise InputError("one keyframe leaves no gap to interpolate; make at least 2")
+        raise InputError(ONE_KEYFRAME)
     frames = condition(keyframes, frames_per_gap)
     keys = jnp.repeat(clip_keys(seeds, STAGE), n - 1)
     conditions = Conditions(jnp.repeat(text, n - 1, axis=1), guidance, keys, frames)
-    start = starting_noise(keys, (*frames.shape[1:-1], 3), noise)
+    start = draw(keys, START, (*frames.shape[1:-1], 3))
     gaps = run(denoiser, params, start, conditions, progress)
     return join(gaps.reshape(batch, n - 1, *gaps.shape[1:]))
 
@@ -111,8 +102,13 @@ def taken_apart(video: jax.Array, frames_per_gap: int) -> Example:
     Args:
       video: `(frames, height, width, 3)`.
       frames_per_gap: frames from one keyframe to the next, both included.
+
+    Raises:
+      InputError: if there is no gap.
     """
     step = frames_per_gap - 1
+    if len(video) <= step:
+        raise InputError(ONE_KEYFRAME)
     gaps = [video[at : at + frames_per_gap] for at in range(0, len(video) - 1, step)]
     return Example(jnp.stack(gaps), condition(video[None, ::step], frames_per_gap))
 

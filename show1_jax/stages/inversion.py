@@ -23,7 +23,16 @@ from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.diffusion.updates import ddim
 from show1_jax.errors import InputError
 from show1_jax.media import write_bytes
-from show1_jax.stages.sampling import Conditions, Denoiser, Progress, predict
+from show1_jax.parallel.sharding import put_batch
+from show1_jax.stages.sampling import (
+    Conditions,
+    Denoiser,
+    Progress,
+    clip_keys,
+    in_parts,
+    predict,
+    run,
+)
 
 REPEATS = 3  # of the prediction in each step
 
@@ -97,7 +106,7 @@ def invert(
       first_step: the last one to undo.
 
     Returns:
-      Like `clean`, at the noise level of the solver's first step.
+      Like `clean`, at the noise level of `first_step`.
     """
     steps = denoiser.solver.num_steps - first_step
     sample = jnp.asarray(clean, jnp.float32)
@@ -109,19 +118,62 @@ def invert(
 
 
 class Noise(NamedTuple):
-    """Noise that a clip came from.
+    """What a stage's denoiser makes into a clip: all that it is given but the text.
 
     Attributes:
-      stage: whose denoiser makes it into the clip.
+      stage: whose denoiser.
       noise: `(pieces, frames, height, width, channels)`: all gaps or windows, or one.
-      steps: in how many steps of the whole schedule.
-      strength: the share of them that it takes; 1 but for translation.
+      steps: of the whole schedule.
+      strength: the share of them that is taken; 1 but for translation.
+      frames: `(pieces, frames, height, width, channels)`, its condition, or None.
+      noise_level: timestep to which that was noised, or None.
     """
 
     stage: str
     noise: np.ndarray
     steps: int
     strength: float = 1.0
+    frames: np.ndarray | None = None
+    noise_level: int | None = None
+
+
+def sample(
+    denoiser: Denoiser,
+    params: Any,
+    text: jax.Array,
+    seeds: jax.Array,
+    guidance: jax.Array,
+    start: Noise,
+    progress: Progress | None = None,
+) -> jax.Array:
+    """Makes the same noise into a clip for each prompt; under a mesh.
+
+    Args:
+      denoiser: from `from_noise` or `inverter`.
+      params: the network's parameters.
+      text: `(2, batch, tokens, width)` embeddings, negative prompts first.
+      seeds: `(batch,)`, of dropout.
+      guidance: guidance scale.
+      start: the noise.
+      progress: told how many steps of all pieces are done.
+
+    Returns:
+      `(batch, pieces, frames, height, width, channels)`.
+    """
+    batch, keys = len(seeds), clip_keys(seeds, start.stage)
+    first = int(denoiser.solver.first_step(start.strength))
+
+    def for_all(piece: np.ndarray) -> jax.Array:
+        return put_batch(np.broadcast_to(piece, (batch, *piece.shape)))
+
+    level = None if start.noise_level is None else jnp.full(batch, start.noise_level)
+    made = []
+    for i, noise in enumerate(start.noise):
+        frames = None if start.frames is None else for_all(start.frames[i])
+        conditions = Conditions(text, guidance, keys, frames, level)
+        done = in_parts(progress, i, len(start.noise))
+        made.append(run(denoiser, params, for_all(noise), conditions, done, first))
+    return jnp.stack(made, axis=1)
 
 
 def save_noise(path: Path, noise: Noise) -> None:
@@ -131,7 +183,8 @@ def save_noise(path: Path, noise: Noise) -> None:
       InputError: if it cannot be written.
     """
     file = io.BytesIO()
-    np.savez(file, **noise._asdict())
+    there = {name: value for name, value in noise._asdict().items() if value is not None}
+    np.savez(file, **there)
     write_bytes(path, file.getvalue())
 
 
@@ -144,8 +197,14 @@ def load_noise(path: Path) -> Noise:
     try:
         # numpy leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as found:
-            noise = np.asarray(found["noise"], np.float32)
-            return Noise(str(found["stage"]), noise, int(found["steps"]), float(found["strength"]))
+            return Noise(
+                str(found["stage"]),
+                np.asarray(found["noise"], np.float32),
+                int(found["steps"]),
+                float(found["strength"]),
+                np.asarray(found["frames"], np.float32) if "frames" in found else None,
+                int(found["noise_level"]) if "noise_level" in found else None,
+            )
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -7,14 +7,7 @@ from typing import Any
 
 import jax
 
-from show1_jax.stages.sampling import (
-    Conditions,
-    Denoiser,
-    Progress,
-    clip_keys,
-    run,
-    starting_noise,
-)
+from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, clip_keys, draw, run
 from show1_jax.stages.training import Example
 
 STAGE = "keyframes"
@@ -28,7 +21,6 @@ def sample(
     guidance: jax.Array,
     size: tuple[int, int, int],
     progress: Progress | None = None,
-    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Samples the keyframes of a batch of prompts.
 
@@ -40,7 +32,6 @@ def sample(
       guidance: guidance scale.
       size: frames, height and width in pixels.
       progress: told how many steps are done.
-      noise: `(1, frames, height, width, 3)` to start all of them from; None to draw it.
 
     Returns:
       `(batch, frames, height, width, 3)` in [-1, 1].
@@ -49,7 +40,7 @@ def sample(
       InputError: if the denoiser cannot divide the size.
     """
     keys = clip_keys(seeds, STAGE)
-    start = starting_noise(keys, (*size, 3), noise)
+    start = draw(keys, START, (*size, 3))
     return run(denoiser, params, start, Conditions(text, guidance, keys), progress)
 
 

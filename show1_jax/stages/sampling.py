@@ -50,22 +50,6 @@ def draw(keys: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> j
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
 
 
-def starting_noise(
-    keys: jax.Array, shape: tuple[int, ...], given: jax.Array | None = None
-) -> jax.Array:
-    """The noise that clips start from, `(batch, *shape)`.
-
-    Args:
-      keys: `(batch,)`; see `clip_keys`.
-      shape: of one clip.
-      given: `(pieces, *shape)` for each clip's pieces, which follow each other in the
-        batch, the same for all clips; None to draw it from the keys.
-    """
-    if given is None:
-        return draw(keys, START, shape)
-    return jnp.tile(given, (len(keys) // len(given), *(1,) * len(shape)))
-
-
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
     """The static half of a stage: its network, its solver, and how the network is called.

@@ -19,6 +19,7 @@ from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.errors import InputError
 from show1_jax.stages.sampling import (
     AUGMENTATION,
+    START,
     Conditions,
     Denoiser,
     Progress,
@@ -26,7 +27,6 @@ from show1_jax.stages.sampling import (
     draw,
     in_parts,
     run,
-    starting_noise,
 )
 from show1_jax.stages.training import Example
 
@@ -58,8 +58,16 @@ def shrink(video: jax.Array, height: int, width: int) -> jax.Array:
 
     Returns:
       `(..., frames, height, width, c)`.
+
+    Raises:
+      InputError: if they are no multiples.
     """
     *lead, tall, wide, channels = video.shape
+    if tall % height or wide % width:
+        raise InputError(
+            f"{wide}x{tall} is no multiple of the keyframes' size, {width}x{height}, which an "
+            "upscaler's frames have to be shrunk to"
+        )
     areas = (height, tall // height, width, wide // width)
     return video.reshape(*lead, *areas, channels).mean((-4, -2))
 
@@ -100,7 +108,6 @@ def sample_first_frame(
     noise_level: jax.Array,
     schedule: NoiseSchedule,
     progress: Progress | None = None,
-    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Upscales one frame of each clip with the image denoiser.
 
@@ -115,7 +122,6 @@ def sample_first_frame(
       noise_level: timestep to which the condition is noised.
       schedule: the schedule of that noise.
       progress: told how many steps are done.
-      noise: `(1, 1, height, width, 3)` to start all of them from; None to draw it.
 
     Returns:
       `(batch, height, width, 3)` in [-1, 1].
@@ -127,8 +133,7 @@ def sample_first_frame(
         upsample(frame[:, None], *size), draw(keys, AUGMENTATION, shape), level, schedule
     )
     conditions = Conditions(text, guidance, keys, frames, level)
-    start = starting_noise(keys, shape, noise)
-    return run(denoiser, params, start, conditions, progress)[:, 0]
+    return run(denoiser, params, draw(keys, START, shape), conditions, progress)[:, 0]
 
 
 def sample(
@@ -143,7 +148,6 @@ def sample(
     noise_level: jax.Array,
     schedule: NoiseSchedule,
     progress: Progress | None = None,
-    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Upscales clips, each window continuing from the last frame of the one before.
 
@@ -162,8 +166,6 @@ def sample(
       noise_level: timestep to which the condition is noised.
       schedule: the schedule of that noise.
       progress: told how many steps of all windows are done.
-      noise: `(windows, window, height, width, 3)` to start those of all clips from;
-        None to draw it.
 
     Returns:
       `(batch, frames, height, width, 3)` in [-1, 1].
@@ -173,14 +175,12 @@ def sample(
     shape = (window, *size, 3)
     keys = clip_keys(seeds, STAGE)
     level = jnp.full(len(seeds), noise_level)
-    augmentation = draw(keys, AUGMENTATION, shape)
+    start, noise = draw(keys, START, shape), draw(keys, AUGMENTATION, shape)
     starts = list(windows(frames, window))
     result = jnp.zeros((len(video), frames, *first_frame.shape[1:])).at[:, 0].set(first_frame)
     for i, at in enumerate(starts):
-        small = video[:, at : at + window]
-        condition = augment(upsample(small, *size), augmentation, level, schedule)
+        condition = augment(upsample(video[:, at : at + window], *size), noise, level, schedule)
         condition = with_first_frame(condition, result[:, at])
-        start = starting_noise(keys, shape, None if noise is None else noise[i : i + 1])
         conditions = Conditions(text, guidance, keys, condition, level)
         done = in_parts(progress, i, len(starts))
         result = result.at[:, at : at + window].set(run(denoiser, params, start, conditions, done))
@@ -219,11 +219,15 @@ def taken_apart(
 
 
 def put_together(clean: jax.Array, frames: int) -> jax.Array:
-    """The clip of so many frames whose windows `clean` are, the later one's where two meet."""
-    window = clean.shape[1]
-    video = jnp.zeros((frames, *clean.shape[2:]))
-    for row, at in zip(clean, windows(frames, window), strict=True):
-        video = video.at[at : at + window].set(row)
+    """The clips of so many frames whose windows `clean` are, the later one's where two meet.
+
+    Args:
+      clean: `(batch, windows, window, height, width, 3)`.
+      frames: how many frames each clip has.
+    """
+    video = jnp.zeros((len(clean), frames, *clean.shape[3:]))
+    for i, at in enumerate(windows(frames, clean.shape[2])):
+        video = video.at[:, at : at + clean.shape[2]].set(clean[:, i])
     return video
 
 

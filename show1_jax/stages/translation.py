@@ -24,7 +24,6 @@ from show1_jax.stages.sampling import (
     clip_keys,
     draw,
     run,
-    starting_noise,
 )
 from show1_jax.stages.training import Example
 
@@ -102,7 +101,6 @@ def sample(
     strength: float,
     vae_frames: int,
     progress: Progress | None = None,
-    noise: jax.Array | None = None,
 ) -> jax.Array:
     """Translates clips.
 
@@ -118,8 +116,6 @@ def sample(
       strength: the share of the steps that is executed: how far the clip is noised.
       vae_frames: frames encoded or decoded at a time.
       progress: told how many steps are done.
-      noise: `(1, frames, height / 8, width / 8, 4)`, noisy latents as `strength` leaves
-        them, to start all of them from instead of the clips; None to draw noise.
 
     Returns:
       `(batch, frames, height, width, 3)`, about [-1, 1].
@@ -128,16 +124,13 @@ def sample(
       InputError: if `strength` leaves no step.
     """
     keys = clip_keys(seeds, STAGE)
+    mean, logvar = encode(vae, vae_params, video, vae_frames)
+    latents = to_latents(vae, mean, logvar, draw(keys, POSTERIOR, mean.shape[1:]))
     solver = denoiser.solver
     first = int(solver.first_step(strength))
-    if noise is None:
-        mean, logvar = encode(vae, vae_params, video, vae_frames)
-        latents = to_latents(vae, mean, logvar, draw(keys, POSTERIOR, mean.shape[1:]))
-        timesteps = jnp.full(len(seeds), solver.timesteps[first])
-        alphas = jnp.asarray(solver.config.schedule.alphas_cumprod)
-        start = add_noise(alphas, latents, draw(keys, START, mean.shape[1:]), timesteps)
-    else:
-        start = starting_noise(keys, noise.shape[1:], noise)
+    timesteps = jnp.full(len(seeds), solver.timesteps[first])
+    alphas = jnp.asarray(solver.config.schedule.alphas_cumprod)
+    start = add_noise(alphas, latents, draw(keys, START, mean.shape[1:]), timesteps)
     latents = run(denoiser, params, start, Conditions(text, guidance, keys), progress, first)
     return decode(vae, vae_params, latents, vae_frames)
 

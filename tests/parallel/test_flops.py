@@ -10,9 +10,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from configs import show1
 from show1_jax.checkpoints.released import sampling_params
 from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.models.vae import VAEConfig
 from show1_jax.parallel.mesh import make_mesh
-from show1_jax.parallel.programs import sample_size, text_size
-from show1_jax.stages.cascade import STAGES
+from show1_jax.parallel.programs import text_size
+from show1_jax.stages.cascade import STAGES, sample_size
 
 
 def products(jaxpr: Jaxpr) -> int:
@@ -41,9 +42,10 @@ def products(jaxpr: Jaxpr) -> int:
 def test_a_released_denoiser_computes_little_beside_its_products(stage):
     config = show1.get_config()
     unet = UNet(UNetConfig(**config[stage].unet), jnp.float32)
-    size = (1, *sample_size(config, stage, 1)[1:])
+    vae = VAEConfig(**config.translation.vae)
+    size = sample_size(config, stage, 1, vae)[1:-1]
     given = (
-        jax.ShapeDtypeStruct((*size, unet.config.in_channels), jnp.float32),
+        jax.ShapeDtypeStruct((1, *size, unet.config.in_channels), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, *text_size(config, stage)), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32) if unet.config.noise_level else None,

@@ -277,7 +277,8 @@ def test_windows_of_a_finished_clip_are_put_together_again(frames, window):
     key = clip_keys(jnp.zeros(1, jnp.uint32), "super_resolution")[0]
     given = (video, (2, 4), window, key, 50, COSINE)
     example = super_resolution.taken_apart(*given, keep_first_frame=frames > 1)
-    np.testing.assert_array_equal(super_resolution.put_together(example.clean, frames), video)
+    again = super_resolution.put_together(example.clean[None], frames)[0]
+    np.testing.assert_array_equal(again, video)
     assert example.noise_level.tolist() == [50] * len(example.clean)
     if frames > 1:  # each goes on from the frame that it shares with the one before
         np.testing.assert_array_equal(example.frames[:, 0], example.clean[:, 0])
@@ -296,13 +297,11 @@ def test_gaps_of_a_finished_clip_are_joined_again():
     np.testing.assert_array_equal(example.frames, interpolation.condition(video[None, ::2], 3))
 
 
-def test_noise_that_is_given_starts_every_clip():
-    given = jax.random.normal(jax.random.key(0), (2, 3, 4))
-    keys = clip_keys(jnp.arange(6), "x")
-    start = sampling.starting_noise(keys, (3, 4), given)
-    np.testing.assert_array_equal(start, jnp.concatenate([given] * 3))
-    drawn = sampling.starting_noise(keys, (3, 4))
-    np.testing.assert_array_equal(drawn, draw(keys, sampling.START, (3, 4)))
+def test_what_cannot_be_taken_apart_says_so():
+    with pytest.raises(InputError, match="one keyframe leaves no gap"):
+        interpolation.taken_apart(jnp.zeros((1, 2, 4, 3)), 3)
+    with pytest.raises(InputError, match="16x8 is no multiple of the keyframes' size, 5x4"):
+        super_resolution.shrink(jnp.zeros((1, 8, 16, 3)), 4, 5)
 
 
 def test_a_window_of_one_frame_cannot_continue():
