@@ -106,8 +106,8 @@ def get_config(stage: str = "") -> ConfigDict:
             "height": 10,
             "width": 16,
             "fps": 1.875,
-            "steps": 20,
-            "guidance": 3.0,
+            "steps": 10,
+            "guidance": 2.0,
         },
         "interpolation": {
             "unet": unet(in_channels=7, channels=(32, 64)),
@@ -185,8 +185,9 @@ def get_config(stage: str = "") -> ConfigDict:
             learning_rate=2e-3,
             objective=show1.objective(shift=8.0),
         ),
-        # Not initialised from the keyframes': a smaller network does.
-        "interpolation": training(max_noise_level=100),
+        # Not initialised from the keyframes': a smaller network does. Of noisier keyframes than
+        # there are it learns to trust none of them.
+        "interpolation": training(max_noise_level=8),
         "first_frame": training(max_noise_level=400),
         # Of a batch of two, faster learning unlearns what the first frame's network knew.
         "super_resolution": training(
