@@ -106,6 +106,9 @@ def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
         points = [(key[2], 100 * found[key]["all"]) for key in found if key[:2] == (kind, scale)]
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{kind}, guidance {scale:g}")
     axes.set(xlabel="steps", ylabel="all attributes right (%)", xscale="log", ylim=(0, 101))
+    numbers = sorted({steps for _, _, steps in found})
+    axes.set_xticks(numbers, labels=[str(number) for number in numbers])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     write_figure(path, figure)
