@@ -18,12 +18,14 @@ from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
 from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
+# The slow ones are those of which a whole stage's trajectory is walked by default.
 RECORDED = [
     "unet3d_base",
-    "unet3d_interp",
-    "unet3d_sr1",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("unet3d_interp", "unet3d_sr1", "unet3d_sr2")
+    ),
     "unet3d_latent",
-    "unet3d_sr2",
     "unet2d_if_sr",
 ]
 # Gradients of all six would take minutes to compile.
@@ -233,7 +235,7 @@ def test_gradient_reaches_every_parameter_of_an_image_network():
     assert reached(gradient) == gradient.keys() - {"text_pooling/to_k/bias"}
 
 
-@pytest.mark.parametrize("config", [PIXEL, LATENT], ids=["pixel", "latent"])
+@pytest.mark.parametrize("config", [PIXEL, pytest.param(LATENT, marks=pytest.mark.slow)])
 def test_inflation_with_zeros_leaves_the_image_network_as_it_was(config):
     params, inputs = random_params(config), random_inputs(config)
     flat = flatten_dict(params, sep="/")
@@ -269,6 +271,7 @@ def test_a_video_network_sees_all_frames():
     assert (change.max((0, 2, 3, 4)) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_clips_of_a_batch_do_not_see_each_other():
     params, inputs = random_params(SHORT), random_inputs(SHORT)
     net = network(SHORT)

@@ -114,6 +114,7 @@ def test_dropout_is_on_when_asked_and_does_not_depend_on_the_batch(text):
     assert np.abs(both - without).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_interpolation_does_not_depend_on_the_batch(text):
     denoiser, params = make(DPM, 2, in_channels=7)
     frames = jax.random.uniform(jax.random.key(0), (2, 3, 4, 6, 3), minval=-1)
@@ -125,6 +126,7 @@ def test_interpolation_does_not_depend_on_the_batch(text):
     np.testing.assert_allclose(both, alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_super_resolution_does_not_depend_on_the_batch(upscaler, text):
     denoiser, params = upscaler
     key = jax.random.key(0)

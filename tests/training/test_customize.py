@@ -95,8 +95,9 @@ def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, 
         assert {change[1].shape[0] for change in adapter.changes.values()} == {2}
 
 
-@pytest.mark.parametrize("motion", [False, True])
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("rank", "motion"), [(0, False), (2, True), pytest.param(0, True, marks=pytest.mark.slow)]
+)
 def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     settings = config.customize
     settings.update(steps=40, batch_size=8, log_every=40, learning_rate=1e-2, rank=rank)

@@ -38,7 +38,13 @@ def gradients(part, **train):
     return run(params, constants, made_up_batch(task, 4))
 
 
-@pytest.mark.parametrize("part", PARTS)
+# One of each kind by default: image or clip, pixel or latent, autoencoder.
+SLOW = ("image", "interpolation", "super_resolution")
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in PARTS]
+)
 def test_gradients_reach_every_parameter(part):
     dropout = {} if part == "vae" else {"dropout": True}
     loss, found = gradients(part, **dropout)
