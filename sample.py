@@ -69,13 +69,6 @@ def main() -> None:
         _invert(INVERT.value, checkpoint, seeds)
         return
     if FROM_NOISE.value:
-        from show1_jax.stages.inversion import load_noise
-
-        own = ("", load_noise(FROM_NOISE.value).stage)
-        if len(seeds or ()) > 1 or any(text.rpartition("=")[0] in own for text in STEPS.value):
-            raise InputError(
-                f"--from-noise decides the steps of {own[1]}, and is the same for all seeds"
-            )
         CONFIG.value.from_noise = str(FROM_NOISE.value)
     commands.join_hosts()
     generate(

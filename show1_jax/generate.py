@@ -17,6 +17,7 @@ from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
 from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
 
@@ -52,6 +53,8 @@ def generate(
     Raises:
       InputError: if anything given is wrong, or an item failed; the others are made.
     """
+    if config.from_noise:
+        _start_from_noise(config, seeds, overrides)
     folder = prepare(config, checkpoint, overrides)
     asked = [*prompts, *(_read_prompts(Path(prompts_file).expanduser()) if prompts_file else ())]
     cascade = Cascade(config, folder, stages, jax.local_devices())
@@ -80,6 +83,22 @@ def generate(
             + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
         )
     hosts.say(f"{len(items)} item(s) in {outputs.folder}: {', '.join(cascade.stages)}")
+
+
+def _start_from_noise(
+    config: ConfigDict, seeds: Sequence[int] | None, overrides: Mapping[str, Sequence[str]]
+) -> None:
+    """Unless it is asked for, the stage of the noise is not guided: that leads away from the clip.
+
+    Raises:
+      InputError: if the noise is damaged, or what it decides is asked for otherwise.
+    """
+    stage = load_noise(Path(config.from_noise).expanduser()).stage
+    if len(seeds or ()) > 1:
+        raise InputError("--from-noise is the same for all seeds: give one")
+    if any(text.rpartition("=")[0] in ("", stage) for text in overrides.get("steps", ())):
+        raise InputError(f"--from-noise decides the steps of {stage}: give those of others")
+    config[stage].guidance = 1.0
 
 
 def _folder_for(items: list[tuple[str, int]], out: Path | None) -> Outputs:

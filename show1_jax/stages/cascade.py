@@ -114,9 +114,13 @@ class Cascade:
             raise InputError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
         self.dtype = jnp.dtype(config.dtype)
         self.folders = find_stages(checkpoint)
+        self.noise = None
+        if config.from_noise:
+            self.noise = inversion.load_noise(Path(config.from_noise).expanduser())
         self.stages = self._choose(stages)
         self.vae = self._vae() if "translation" in self.stages else None
-        self.noise = self._noise() if config.from_noise else None
+        if self.noise is not None:
+            self._check_noise(self.noise)
         self.denoisers = {stage: self._denoiser(stage) for stage in self.stages}
         self.adapters = {stage: self._adapters(stage) for stage in self.stages}
         if config.batch_size < 1:
@@ -131,6 +135,8 @@ class Cascade:
         if stages is None:
             # Of translation, training makes the autoencoder long before the denoiser.
             there = [stage for stage in STAGES if stage in self.folders]
+            if self.noise is not None:  # what comes before it has no part in the result
+                there = [s for s in there if STAGES.index(s) >= STAGES.index(self.noise.stage)]
             there = [stage for stage in there if self.folders[stage].has("unet")] or there
             missing = [stage for stage in STAGES if stage not in there]
             if missing:
@@ -174,10 +180,8 @@ class Cascade:
         shapes = abstract_params(self.denoisers[stage].unet)
         return [(load_adapter(path, shapes), weight) for path, weight in parsed]
 
-    def _noise(self) -> inversion.Noise:
-        name = self.config.from_noise
-        found = inversion.load_noise(Path(name).expanduser())
-        stage = found.stage
+    def _check_noise(self, found: inversion.Noise) -> None:
+        name, stage = self.config.from_noise, found.stage
         if stage not in self.stages:
             raise InputError(f"{name} is noise of {stage}, which is not among the stages to run")
         vae = None if self.vae is None else self.vae.config
@@ -189,7 +193,6 @@ class Cascade:
                 f"{name} is noise of {stage} at other sizes than the config's: its parts, frames, "
                 f"height, width and channels are {found.noise.shape}, not {(pieces, *size)}"
             )
-        return found
 
     def noise_of(self, stage: str) -> inversion.Noise | None:
         """The noise of a clip that the stage starts from; None if it is not given one."""

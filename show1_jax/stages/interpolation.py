@@ -18,7 +18,6 @@ from show1_jax.stages.sampling import START, Conditions, Denoiser, Progress, cli
 from show1_jax.stages.training import Example
 
 STAGE = "interpolation"
-ONE_KEYFRAME = "one keyframe leaves no gap to interpolate; make at least 2"
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -34,7 +33,12 @@ def condition(keyframes: jax.Array, frames_per_gap: int) -> jax.Array:
 
     Returns:
       `(batch * (n - 1), frames_per_gap, height, width, 4)`: blend and mask.
+
+    Raises:
+      InputError: if there is only one keyframe.
     """
+    if keyframes.shape[1] < 2:
+        raise InputError("one keyframe leaves no gap to interpolate; make at least 2")
     before, after = keyframes[:, :-1, None], keyframes[:, 1:, None]
     weight = jnp.linspace(0, 1, frames_per_gap)[:, None, None, None]
     blend = rearrange(before * (1 - weight) + after * weight, "b g ... -> (b g) ...")
@@ -86,8 +90,6 @@ def sample(
       InputError: if there is only one keyframe.
     """
     batch, n = keyframes.shape[:2]
-    if n < 2:
-        raise InputError(ONE_KEYFRAME)
     frames = condition(keyframes, frames_per_gap)
     keys = jnp.repeat(clip_keys(seeds, STAGE), n - 1)
     conditions = Conditions(jnp.repeat(text, n - 1, axis=1), guidance, keys, frames)
@@ -107,10 +109,9 @@ def taken_apart(video: jax.Array, frames_per_gap: int) -> Example:
       InputError: if there is no gap.
     """
     step = frames_per_gap - 1
-    if len(video) <= step:
-        raise InputError(ONE_KEYFRAME)
+    frames = condition(video[None, ::step], frames_per_gap)
     gaps = [video[at : at + frames_per_gap] for at in range(0, len(video) - 1, step)]
-    return Example(jnp.stack(gaps), condition(video[None, ::step], frames_per_gap))
+    return Example(jnp.stack(gaps), frames)
 
 
 def example(
