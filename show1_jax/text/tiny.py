@@ -5,12 +5,13 @@
 writes CHECKPOINT/show-1-base/tokenizer and text_encoder. The encoder is never
 trained: its vocabulary is a few dozen words, and random embeddings in 64
 dimensions tell those apart as well as learned ones, while denoisers learn what
-they mean. Frozen, its embeddings are computed once, as T5-XXL's are.
+they mean. Frozen, its embeddings are computed once, as T5-XXL's are. All other
+words are one to it, and that one an article: what no caption has must not
+change what the words around it mean.
 """
 
 import io
 import json
-import string
 import sys
 from pathlib import Path
 
@@ -38,8 +39,6 @@ def tokenizer_files() -> dict[str, bytes]:
         vocab_size=256,
         hard_vocab_limit=False,
         user_defined_symbols=[f"\u2581{word}" for word in words],  # one token each
-        # So that other words fall apart into letters, not into one unknown token.
-        required_chars=string.ascii_letters + string.digits + string.punctuation,
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -71,6 +70,9 @@ def make(checkpoint: Path) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
     module = T5Encoder(T5Config(vocab_size=pieces.get_piece_size(), **SIZES))
     params = fresh_params(module, jax.random.key(0))
+    rows = params["token_embedding"]["embedding"]
+    article = rows[pieces.piece_to_id("\u2581the")]
+    params["token_embedding"]["embedding"] = rows.at[pieces.unk_id()].set(article)
     export_text_encoder(checkpoint, "keyframes", module, params, files)
 
 

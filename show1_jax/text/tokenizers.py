@@ -100,18 +100,28 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
         special[name] = pieces.piece_to_id(name)
         if pieces.id_to_piece(special[name]) != name:
             raise InputError(f"{path}: has no piece {name!r}, the {kind}_token of this tokenizer")
-    end, pad, _ = special.values()
+    end, pad, unknown = special.values()
     size, extra = pieces.get_piece_size(), int(config.get("extra_ids", 100))
     # T5's sentinels follow the vocabulary, the last one first.
     special |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     split = _splitter(special)
+    warned: set[str] = set()
 
     def encode(prompt: str) -> list[int]:
         ids: list[int] = []
         for text, name in split(prompt):
-            ids += pieces.encode(text)
+            found = pieces.encode(text)
+            if unknown in found:
+                warn(text)
+            ids += found
             ids += [special[name]] if name else []
         return ids
+
+    def warn(text: str) -> None:
+        for word in text.split():
+            if word not in warned and unknown in pieces.encode(word):
+                warned.add(word)
+                logging.warning("The text encoder knows no %r: to it that is any word.", word)
 
     def frame(ids: list[int]) -> list[int]:
         # A prompt that spells the end out has it already.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from absl import logging
 
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
@@ -34,13 +35,21 @@ def test_captions_that_differ_in_a_word_differ_in_their_embeddings(encoder):
     assert np.abs(one - other).max() > 0.1
 
 
-def test_other_words_fall_apart_into_letters(encoder):
-    tokens = encoder.tokenize(["zebras?"])
-    first, *letters, end = tokens.input_ids[0, : tokens.attention_mask.sum()]
-    unknown = 2  # the mark of a word's beginning, which is no piece of its own
-    assert (first, end) == (unknown, 1)
-    assert len(letters) == 7
-    assert unknown not in letters
+def test_other_words_are_read_as_an_article(encoder):
+    prompts = ["a circle moving in a zig-zag on a black background"]
+    prompts += [prompts[0].replace("zig-zag", word) for word in ("Loop", "the")]
+    assert (encoder.tokenize(prompts).attention_mask.sum(1) == 11).all()
+    zigzag, loop, the = np.asarray(encoder(prompts))
+    np.testing.assert_array_equal(zigzag, loop)
+    np.testing.assert_array_equal(zigzag, the)
+
+
+def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
+    messages = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: messages.append(text % args))
+    encoder.tokenize(["a green owl on a panda", "an owl moving up"])
+    assert [text for text in messages if "'owl'" in text] == messages[:1]
+    assert len(messages) == 3 and "'panda'" in messages[1] and "'an'" in messages[2]
 
 
 def test_it_is_the_same_whenever_it_is_made(tmp_path):
