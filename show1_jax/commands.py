@@ -2,6 +2,7 @@
 
 import logging as python_logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,9 @@ def run(main: Callable[[], None], default_config: Path) -> None:
       default_config: what `--config` is when it is not given.
     """
 
+    # Where the configs find each other, wherever the program is started.
+    sys.path.append(str(default_config.parents[1]))
+
     def parse(arguments: list[str]) -> Any:
         program, *rest = arguments
         if not any(text.split("=")[0] in ("-config", "--config") for text in rest):
@@ -111,10 +115,10 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             flags.FLAGS.config.is_locked  # noqa: B018
         # ml_collections reports unknown keys and wrong types with any of these.
         except FAILURES as error:
-            text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
+            text = _reason(error)
             if isinstance(error, KeyError | AttributeError):
                 key, _, hint = text.replace('"', "'").partition(" Did you mean ")
-                hint = f"; did you mean {hint}" if hint else ""
+                hint = f"; did you mean {hint.partition(' instead')[0]}?" if hint else ""
                 text = f"the config has no key {key.strip(chr(39))!r} there{hint}"
             sys.exit(f"error: {text}")
         return left
@@ -139,6 +143,14 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             _leave(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error of absl or ml_collections, which may quote others with tracebacks."""
+    text = str(error.args[0] if error.args else type(error).__name__).replace("\\n", "\n")
+    if "Traceback" in text or "Failed loading" in text:
+        text = re.sub(r"^[\w.]+Error: ", "", text.strip().splitlines()[-1])
+    return " ".join(text.replace("\\", "").split())
 
 
 def _leave(status: int) -> None:

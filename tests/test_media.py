@@ -111,3 +111,11 @@ def test_unwritable_paths(tmp_path, monkeypatch, write, name):
 def test_what_is_no_video_is_refused(tmp_path, frames, fps):
     with pytest.raises(InputError):
         media.write_mp4(tmp_path / "clip.mp4", frames, fps)
+
+
+def test_an_mp4_is_the_same_whenever_it_is_written(tmp_path):
+    """Small frames' were not."""
+    frames = np.random.default_rng(0).integers(0, 255, (29, 10, 16, 3), np.uint8)
+    for i in range(40):
+        media.write_mp4(tmp_path / f"{i}.mp4", frames, 7.5)
+    assert len({(tmp_path / f"{i}.mp4").read_bytes() for i in range(40)}) == 1

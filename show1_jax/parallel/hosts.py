@@ -156,29 +156,35 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 class Preemption:
-    """Notices SIGTERM, which clusters send before they take a machine away."""
+    """Notices SIGTERM, which clusters send before they take a machine away, and Ctrl-C.
+
+    A second Ctrl-C does not wait for the step and the checkpoint.
+    """
 
     # JAX stops at a later number than it has seen: over all runs of a program they only rise.
     _asked = itertools.count(1)
 
     def __init__(self) -> None:
         self._noticed = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         """Begins to listen."""
         # With several processes JAX listens, so that they all stop after the same step.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Leaves SIGTERM to whoever had it before."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """Leaves the signals to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
     def due(self) -> bool:
         """Whether to stop after this step; every process asks after each step."""

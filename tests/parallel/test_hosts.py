@@ -74,13 +74,17 @@ def test_several_processes_ask_about_steps_that_only_rise(monkeypatch):
     assert asked == sorted(set(asked))
 
 
-def test_sigterm_is_noticed_and_given_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_wish_to_end_is_noticed_and_given_back(number):
+    before = signal.getsignal(number)
     with hosts.Preemption() as preemption:
         assert not preemption.due()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert preemption.due()
-    assert signal.getsignal(signal.SIGTERM) is before
+        if number == signal.SIGINT:  # who insists does not wait
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 def start(devices, **arguments):

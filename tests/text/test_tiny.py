@@ -48,8 +48,7 @@ def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
     messages = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: messages.append(text % args))
     encoder.tokenize(["a green owl on a panda", "an owl moving up"])
-    assert [text for text in messages if "'owl'" in text] == messages[:1]
-    assert len(messages) == 3 and "'panda'" in messages[1] and "'an'" in messages[2]
+    assert [text.split("'")[1] for text in messages] == ["owl", "panda", "an"]
 
 
 def test_it_is_the_same_whenever_it_is_made(tmp_path):

@@ -1,0 +1,34 @@
+"""Programs say in one line what is wrong with their flags, wherever they are started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=tinny.py"], "[Errno 2] No such file or directory: 'tinny.py'"),
+        (
+            [f"--config={ROOT}/configs/customize.py:shew1"],
+            "there is no base 'shew1': take tiny or show1",
+        ),
+        (
+            ["--config.keyframs.steps=3"],
+            "the config has no key 'keyframs' there; did you mean 'keyframes'?",
+        ),
+        (
+            ["--config.keyframes.stepz=3"],
+            "the config has no key 'stepz' there; did you mean 'steps'?",
+        ),
+        (["--prompts=0"], "flag --prompts=0: 0 is not a positive integer"),
+    ],
+)
+def test_wrong_flags_are_named_in_one_line(flags, message, tmp_path):
+    program = [sys.executable, "-m", "show1_jax.evaluation"]
+    ended = subprocess.run([*program, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.stderr, ended.returncode) == (f"error: {message}\n", 1)
