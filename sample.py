@@ -59,6 +59,8 @@ def main() -> None:
         override(CONFIG.value, overrides)
         programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
         return
+    if JSON.value:
+        raise InputError("--json is for --aot")
     checkpoint = CHECKPOINT.value or CONFIG.value.get("checkpoint")
     if ADAPTER.value:
         CONFIG.value.keyframes.adapters = tuple(ADAPTER.value)
@@ -95,6 +97,8 @@ def _invert(clip: Path, checkpoint: str | None, seeds: list[int] | None) -> None
             "--invert takes one --prompt, --seed and stage of --stages, --adapter, --steps and "
             "--out alone"
         )
+    if any(text.rpartition("=")[0] not in ("", stages[0]) for text in STEPS.value):
+        raise InputError(f"--invert runs {stages[0]} alone: give its --steps")
     unset = f"{stages[0]}.steps" not in config_flags.get_override_values(flags.FLAGS["config"])
     steps = [*(["50"] if unset else []), *STEPS.value]
     out = OUT.value or DEFAULT_OUT

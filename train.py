@@ -47,6 +47,8 @@ def main() -> None:
 
         programs.predict_training(CONFIG.value, AOT.value, JSON.value)
         return
+    if JSON.value:
+        raise InputError("--json is for --aot")
     if customized:
         from show1_jax.training.customize import customize
 

@@ -82,7 +82,12 @@ def generate(
             f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
             + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
         )
-    hosts.say(f"{len(items)} item(s) in {outputs.folder}: {', '.join(cascade.stages)}")
+    made, stages = sum(hosts.gather(outputs.made)), cascade.stages
+    kept = len(items) * len(stages) - made
+    hosts.say(
+        f"{len(items)} item(s) in {outputs.folder}: {', '.join(stages)}; {made} result(s) made, "
+        f"{kept} there already; see {outputs.shown(0, stages[-1])}"
+    )
 
 
 def _start_from_noise(

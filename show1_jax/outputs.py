@@ -38,6 +38,7 @@ class Outputs:
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
+        self.made = 0
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
@@ -57,7 +58,7 @@ class Outputs:
         Raises:
           InputError: if it holds other items, or cannot be written.
         """
-        self.prompts, self.seeds, self.failures = prompts, seeds, []
+        self.prompts, self.seeds, self.failures, self.made = prompts, seeds, [], 0
         missing = []
         for item, own in enumerate(zip(prompts, seeds, strict=True)):
             if not self._metadata_path(item).is_file():
@@ -139,8 +140,14 @@ class Outputs:
                 _replace(self._exact(item, stage), lambda file: np.save(file, result))
             self._describe(item, {stage: settings})
             self._note(self._line(item, stage))
+            self.made += 1
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+    def shown(self, item: int, stage: str) -> Path:
+        """The video that a stage made, or the image."""
+        video = self._item(item) / f"{stage}.mp4"
+        return video if video.is_file() else video.with_suffix(".png")
 
     def write_manifest(self) -> None:
         """Writes the manifest anew, from what is there and what has failed.

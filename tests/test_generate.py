@@ -283,7 +283,10 @@ def test_other_prompts_go_beside_the_first_unless_told_where(tmp_path, monkeypat
     found = sorted(tmp_path.glob("*/*/keyframes.mp4"))
     assert [path.parts[-3] for path in found] == ["outputs", "outputs-2", "outputs-3"]
     assert (tmp_path / "outputs/000/metadata.json").stat().st_mtime_ns == before
-    assert "1 item(s) in outputs-3: keyframes" in capsys.readouterr().out
+    first, _, again, _ = capsys.readouterr().out.splitlines()
+    begin, made = "1 item(s) in outputs: keyframes;", "see outputs/000/keyframes.mp4"
+    assert first == f"{begin} 1 result(s) made, 0 there already; {made}"
+    assert again == f"{begin} 0 result(s) made, 1 there already; {made}"
 
 
 def test_seeds_make_a_video_of_each_prompt_each(made, tmp_path):
@@ -392,7 +395,7 @@ def sample_py(*arguments) -> subprocess.CompletedProcess:
 
 def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
     done = sample_py(
-        "--prompt=x", "--stages=keyframes", "--steps=1", f"--out={tmp_path}",
+        "--prompt=a red circle", "--stages=keyframes", "--steps=1", f"--out={tmp_path}",
         "--config.keyframes.frames=2", "--config.keyframes.height=8", "--config.keyframes.width=16",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Which solver, how many steps, how much guidance: keyframes of each, measured.
 
-    python -m show1_jax.evaluation.sweep --prompts 50 --steps 5,10,20,50 --guidance 3
+    python -m show1_jax.evaluation.sweep --prompts 50 --steps 5,10,20,50 --guidance 2
     python -m show1_jax.evaluation.sweep --prompts 50 --solvers ddim --steps 10 --guidance 1,2,4
 
 prints how often keyframes of held-out combinations show what was asked for, and
@@ -34,7 +34,7 @@ PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts and their noise.", 0, 2**32 - 1)
 SOLVERS = flags.DEFINE_list("solvers", ["dpm_solver", "ddim", "ddpm"], "The solvers to try.")
 STEPS = flags.DEFINE_list("steps", ["5", "10", "20", "50"], "The numbers of steps to try.")
-GUIDANCE = flags.DEFINE_list("guidance", ["3"], "The guidance scales to try.")
+GUIDANCE = flags.DEFINE_list("guidance", ["2"], "The guidance scales to try.")
 PLOT = commands.define_path("plot", "The picture to draw, such as sweep.png.")
 
 Shares = Mapping[str, float]

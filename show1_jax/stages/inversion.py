@@ -206,7 +206,8 @@ def load_noise(path: Path) -> Noise:
                 int(found["noise_level"]) if "noise_level" in found else None,
             )
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or error
+        # Of a file that is no archive, NumPy's reason would be how to load pickles.
+        reason = getattr(error, "strerror", None) or "give STAGE.noise.npz as it was written"
         raise InputError(
             f"{path} is no noise of sample.py --invert, or is damaged: {reason}"
         ) from None
