@@ -27,6 +27,7 @@ def get_config(base: str = "") -> ConfigDict:
     # Of the keyframes' training, the timesteps that decide how things move.
     objective = config.train.keyframes.objective
     objective.variance_weight = 0.0
+    objective.motion = "deviation"  # how the clip moves, not how it looks
     del config.train
     # One clip does not divide: its frames do.
     config.mesh = {"data": 1, "fsdp": 1, "frames": -1, "tensor": 1}
@@ -44,6 +45,8 @@ def get_config(base: str = "") -> ConfigDict:
         "clip_norm": 1.0,
         "ema_decay": 0.99,
         "caption_dropout": 0.1,
+        # Clips shown without their caption in other colors, for motion of what looks otherwise.
+        "recolor": 0.0,
         "objective": objective,
         "dtype": "bfloat16",
         "remat": "nothing_saveable",
@@ -51,7 +54,8 @@ def get_config(base: str = "") -> ConfigDict:
         "log_every": 50,
     }
     if base != "show1":
-        settings |= {"batch_size": 8, "learning_rate": 1e-3, "dtype": "float32", "remat": ""}
+        settings |= {"batch_size": 8, "learning_rate": 1e-3, "dtype": "float32"}
+        settings |= {"remat": "", "recolor": 0.6}
     config.customize = settings
     config.video, config.prompt, config.out = "", "", "adapter.safetensors"
     return config

@@ -123,7 +123,7 @@ def objective(**changes: Any) -> dict[str, Any]:
         "shift": 1.0,  # more than 1 for more of the noisy timesteps
         "min_snr": config_dict.placeholder(float),  # 5.0 is usual
         "variance_weight": 0.0,
-        "motion": False,  # of the noise's change between frames, not of the noise; see VMC
+        "motion": "",  # "vmc" or "deviation": of what differs between frames alone
     } | changes
 
 

@@ -1,6 +1,6 @@
 """What denoisers are trained to minimise: the error of their prediction, and of its variance.
 
-Or, to learn how a clip moves and not how it looks, of the change between frames alone.
+Or, to learn how a clip moves and not how it looks, of what differs between frames alone.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ from show1_jax.diffusion.schedule import (
 )
 from show1_jax.errors import InputError
 
+MOTIONS = ("", "vmc", "deviation")
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -37,7 +39,9 @@ class Objective:
       min_snr: gamma of the min-SNR weighting (arXiv 2303.09556); None for weights of one.
       variance_weight: lambda of the hybrid loss with a learned variance (arXiv
         2102.09672, equation 16; 0.001 there); 0 for networks that learn none.
-      motion: whether to train on `motion_loss` alone.
+      motion: "vmc" to train on `motion_loss` alone; "deviation" on what differs from the
+        mean over a clip's frames, so that what all frames share, its look, is not learnt
+        (as MotionDirector, arXiv 2310.08465, whose anchor is one frame); "" on everything.
     """
 
     schedule: NoiseSchedule
@@ -46,7 +50,7 @@ class Objective:
     shift: float = 1.0
     min_snr: float | None = None
     variance_weight: float = 0.0
-    motion: bool = False
+    motion: str = ""
 
     def __post_init__(self) -> None:
         """Refuses settings that do not exist."""
@@ -64,8 +68,11 @@ class Objective:
             raise InputError(f"min_snr is {self.min_snr}, but must be more than 0, or None")
         if not self.variance_weight >= 0:
             raise InputError(f"variance_weight is {self.variance_weight}, but must be 0 or more")
+        if self.motion not in MOTIONS:
+            known = ", ".join(repr(name) for name in MOTIONS)
+            raise InputError(f"motion is {self.motion!r}, not one of {known}")
         if self.motion and (self.min_snr is not None or self.variance_weight):
-            raise InputError("the motion loss has no min_snr and no variance_weight")
+            raise InputError("the losses of motion have no min_snr and no variance_weight")
 
 
 def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:
@@ -109,16 +116,21 @@ def diffusion_loss(
       `(batch,)` fp32.
 
     Raises:
-      InputError: if a variance is to be learned that the network does not give.
+      InputError: if a variance is to be learned that the network does not give, or
+        a motion from a clip of one frame.
     """
     output = output.astype(jnp.float32)
     prediction, variance = jnp.split(output, [clean.shape[-1]], axis=-1)
-    if objective.motion:
+    if objective.motion and clean.shape[1] < 2:
+        raise InputError("the losses of motion need clips of 2 frames at least")
+    if objective.motion == "vmc":
         return motion_loss(objective, prediction, noise, noisy, timesteps)
     alphas = objective.schedule.alphas_cumprod
     target = noise
     if objective.prediction == "v":
         target = velocity(alphas, clean, noise, timesteps)
+    if objective.motion == "deviation":
+        prediction, target = (x - x.mean(axis=1, keepdims=True) for x in (prediction, target))
     loss = _mean(jnp.square(prediction - target)) * jnp.asarray(weights(objective))[timesteps]
     if not objective.variance_weight:
         return loss
@@ -152,12 +164,7 @@ def motion_loss(
 
     Returns:
       `(batch,)`, the mean over the pairs.
-
-    Raises:
-      InputError: if there is only one frame.
     """
-    if noise.shape[1] < 2:
-        raise InputError("the motion loss needs clips of 2 frames at least")
     alpha_bar = jnp.asarray(objective.schedule.alphas_cumprod)[timesteps]
     shape = (-1,) + (1,) * (noise.ndim - 1)
     predicted = to_epsilon(prediction, noisy, alpha_bar.reshape(shape), objective.prediction)

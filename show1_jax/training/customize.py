@@ -5,6 +5,7 @@ attention), or low-rank changes of it, and kept as an adapter; see
 `configs/customize.py`.
 """
 
+import itertools
 import math
 import tempfile
 import time
@@ -140,16 +141,37 @@ def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tunin
     objective = Objective(solver.schedule, solver.prediction, **settings.objective)
 
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
-        keys = jax.random.split(key)
+        keys = jax.random.split(key, 4)
+        video, text = batch["video"], batch["text"]
+        changed = jax.random.bernoulli(keys[2], settings.recolor, (len(video), 1, 1))
+        video = jnp.where(changed[..., None, None], recolored(keys[3], video), video)
         # So that guidance, too, has the motion in both of its predictions.
-        text = drop_captions(keys[0], batch["text"], constants["empty"], settings.caption_dropout)
-        return noised(objective, keys[1], example(batch["video"]), text)
+        text = drop_captions(keys[0], text, constants["empty"], settings.caption_dropout)
+        text = jnp.where(changed, constants["empty"], text)
+        return noised(objective, keys[1], example(video), text)
 
     def loss(params: Any, prepared: Any) -> jax.Array:
         with nn.intercept_methods(apply_lora):
             return denoising_loss(unet, objective, False, params, prepared)
 
     return Tuning(prepare, loss, make_optimizer(settings))
+
+
+# Every way to put three channels into another order and to turn some of them to their negative.
+RECOLORINGS = np.array(
+    [
+        np.diag(signs)[list(order)]
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1.0, -1.0), repeat=3)
+    ],
+    np.float32,
+)
+
+
+def recolored(key: jax.Array, videos: jax.Array) -> jax.Array:
+    """Clips `(batch, frames, height, width, 3)` in other colors, each in its own."""
+    chosen = jax.random.choice(key, RECOLORINGS, (len(videos),))
+    return jnp.einsum("b...c,bcd->b...d", videos, chosen)
 
 
 def first_trained(params: Any, settings: ConfigDict) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "clip_norm": (1e-12, 1e12),
     "ema_decay": (0, 1),
     "caption_dropout": (0, 1),
+    "recolor": (0, 1),
     "max_noise_level": (1, 1000),
     "threads": (0, 1024),
     "kl_weight": (0, 1e3),

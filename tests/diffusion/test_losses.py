@@ -131,7 +131,7 @@ def test_weights_that_would_teach_the_opposite_are_refused(settings, message):
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_motion_is_what_changes_between_frames(prediction):
     schedule = NoiseSchedule("cosine")
-    objective = Objective(schedule, prediction, motion=True)
+    objective = Objective(schedule, prediction, motion="vmc")
     rng = np.random.default_rng(0)
     clean, noise = (rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32) for _ in range(2))
     timesteps = jnp.array([400, 700])
@@ -154,3 +154,26 @@ def test_motion_is_what_changes_between_frames(prediction):
     assert (abs(loss(others) - 1) < 0.3).all()
     with pytest.raises(InputError, match="2 frames"):
         diffusion_loss(objective, *(x[:, :1] for x in (noise, clean, noise, noisy)), timesteps)
+
+
+def test_what_all_frames_share_is_no_deviation():
+    schedule = NoiseSchedule("cosine")
+    objective = Objective(schedule, "v", motion="deviation")
+    rng = np.random.default_rng(0)
+    clean, noise, other = (rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32) for _ in range(3))
+    timesteps = jnp.array([400, 700])
+    noisy = add_noise(schedule.alphas_cumprod, clean, noise, timesteps)
+    target = velocity(schedule.alphas_cumprod, clean, noise, timesteps)
+
+    def loss(output):
+        return np.asarray(diffusion_loss(objective, output, clean, noise, noisy, timesteps))
+
+    still = rng.normal(size=(2, 1, 5, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(loss(target + still), 0, atol=1e-6)
+    deviation = other - other.mean(axis=1, keepdims=True)
+    expected = np.square(deviation).mean(axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(loss(target + other), expected, rtol=1e-4)
+    with pytest.raises(InputError, match="2 frames"):
+        diffusion_loss(objective, *(x[:, :1] for x in (noise, clean, noise, noisy)), timesteps)
+    with pytest.raises(InputError, match="motion is 'cosine', not one of '', 'vmc', 'deviation'"):
+        Objective(schedule, motion="cosine")

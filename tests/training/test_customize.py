@@ -25,7 +25,7 @@ from show1_jax.merge import merge
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.stages.cascade import Cascade
 from show1_jax.stages.sampling import advance
-from show1_jax.training.customize import customize, first_trained, make_tuning
+from show1_jax.training.customize import customize, first_trained, make_tuning, recolored
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.step import init_state
 from show1_jax.training.tasks import solver_config
@@ -73,9 +73,9 @@ def parameters(checkpoint):
 @pytest.mark.parametrize(
     ("choice", "rank", "motion"),
     [
-        ("temporal_attention", 0, False),
-        ("temporal_attention_qkv", 0, True),
-        ("temporal", 2, False),
+        ("temporal_attention", 0, "deviation"),
+        ("temporal_attention_qkv", 0, "vmc"),
+        ("temporal", 2, ""),
     ],
 )
 def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, motion):
@@ -96,12 +96,12 @@ def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, 
 
 
 @pytest.mark.parametrize(
-    ("rank", "motion"), [(0, False), (2, True), pytest.param(0, True, marks=pytest.mark.slow)]
+    ("rank", "motion"), [(0, ""), (2, "vmc"), pytest.param(0, "deviation", marks=pytest.mark.slow)]
 )
 def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     settings = config.customize
     settings.update(steps=40, batch_size=8, log_every=40, learning_rate=1e-2, rank=rank)
-    settings.update(trainable="temporal", caption_dropout=0.0)
+    settings.update(trainable="temporal", caption_dropout=0.0, recolor=0.0)
     settings.objective.motion = motion
     before = parameters(checkpoint)
     after = apply_adapters(before, [(load_adapter(customize(config), before), 1.0)])
@@ -115,6 +115,20 @@ def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     prepared = tuning.prepare(jax.random.key(7), {"empty": text[0]}, {"video": video, "text": text})
     first, last = (float(jax.jit(tuning.loss)(each, prepared).mean()) for each in (before, after))
     assert last < 0.9 * first
+
+
+def test_a_recolored_clip_is_what_it_was_in_other_channels():
+    videos = np.random.default_rng(0).uniform(-1, 1, (64, 2, 3, 4, 3)).astype(np.float32)
+    made = np.asarray(recolored(jax.random.key(0), jnp.asarray(videos)))
+    kinds = set()
+    for before, after in zip(videos, made, strict=True):
+        signed = {(i, s): s * before[..., i] for i in range(3) for s in (1, -1)}
+        kind = [
+            name for j in range(3) for name, own in signed.items() if (own == after[..., j]).all()
+        ]
+        assert sorted(i for i, _ in kind) == [0, 1, 2]
+        kinds.add(tuple(kind))
+    assert len(kinds) > 24  # of 48
 
 
 def test_what_is_frozen_has_no_state(config, checkpoint):
