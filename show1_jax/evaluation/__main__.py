@@ -4,8 +4,7 @@
 
 samples prompts whose combinations of attributes were held out of training, and
 prints for each stage how often its clips show the size, color, shape, direction
-and background that were asked for, measured from their pixels. Run it where
-`configs/` lies.
+and background that were asked for, measured from their pixels.
 """
 
 from pathlib import Path

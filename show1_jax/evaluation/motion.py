@@ -6,9 +6,9 @@
     python -m show1_jax.evaluation.motion --motion circle --adapter circle.safetensors
 
 The first draws one clip each of motions that moving shapes do not make; the
-last samples prompts of other shapes and colours with and without the adapter,
-and prints how far the paths of what they show are the taught one, and how often
-shape and colour are what was asked for. Run it where `configs/` lies.
+last samples prompts of other shapes and colours (`--backgrounds`: and backgrounds)
+with and without the adapter, and prints how far the paths of what they show are
+the taught one, and how often shape and colour are what was asked for.
 """
 
 import dataclasses
@@ -109,14 +109,15 @@ def correlation(path: np.ndarray, taught: np.ndarray) -> float:
     return float(((a * b).sum(axis=0) / np.maximum(lengths, 1e-12)).min())
 
 
-def draw(count: int, seed: int) -> list[Combination]:
-    """Combinations of other shapes and colours than the taught clip's."""
+def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:
+    """Combinations of other shapes and colours than the taught clip's, or backgrounds, too."""
     others = [
         each
         for each in combinations()
         if each.color != TAUGHT.color
         and each.shape != TAUGHT.shape
         and each.direction == TAUGHT.direction
+        and (each.background != TAUGHT.background) == backgrounds
     ]
     order = np.random.default_rng((seed, 3)).permutation(len(others))
     return [others[order[i % len(others)]] for i in range(count)]
@@ -142,6 +143,7 @@ def follow(
     seed: int,
     overrides: Mapping[str, Sequence[str]],
     sheet: Path,
+    backgrounds: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Samples keyframes with and without adapters, and prints how they follow a motion.
 
@@ -154,6 +156,7 @@ def follow(
       seed: decides them.
       overrides: for "steps" and "guidance".
       sheet: the PNG to write, of the last adapter's clips.
+      backgrounds: whether the prompts name other backgrounds than the taught clip's.
 
     Returns:
       By row, the median "path" correlation, and the accuracy of each attribute.
@@ -164,8 +167,9 @@ def follow(
     if motion not in MOTIONS:
         raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
     folder, stage = prepare(config, checkpoint, overrides), "keyframes"
-    wanted = draw(count, seed)
-    prompts = [words(each, motion, i % len(TEMPLATES)) for i, each in enumerate(wanted)]
+    wanted = draw(count, seed, backgrounds)
+    templates = np.random.default_rng((seed, 6)).integers(len(TEMPLATES), size=count)
+    prompts = [words(*each) for each in zip(wanted, [motion] * count, templates, strict=True)]
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
     loaded: list[tuple[Adapter, float]] = []
@@ -204,6 +208,9 @@ if __name__ == "__main__":
     PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
     SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts.", 0, 2**31)
     SHEET = commands.define_path("sheet", "The contact sheet (default: outputs/motion.png).")
+    BACKGROUNDS = flags.DEFINE_bool(
+        "backgrounds", False, "Ask for other backgrounds than the taught clip's."
+    )
 
     def main() -> None:
         """Makes one call of the flags."""
@@ -221,6 +228,7 @@ if __name__ == "__main__":
             SEED.value,
             {"steps": STEPS.value, "guidance": GUIDANCE.value},
             SHEET.value or Path("outputs") / "motion.png",
+            BACKGROUNDS.value,
         )
 
     commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

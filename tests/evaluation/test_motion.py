@@ -38,11 +38,13 @@ def test_likeness_does_not_depend_on_place_and_size_and_needs_half_of_the_frames
 
 
 def test_prompts_are_of_other_shapes_and_colours():
-    wanted = draw(50, 0)
-    assert len(set(wanted)) > 20
-    for each in wanted:
-        assert each.color != TAUGHT.color
-        assert each.shape != TAUGHT.shape
+    for backgrounds, count in ((False, 20), (True, 40)):
+        wanted = draw(50, 0, backgrounds)
+        assert len(set(wanted)) == count
+        for each in wanted:
+            assert each.color != TAUGHT.color
+            assert each.shape != TAUGHT.shape
+            assert (each.background == TAUGHT.background) is not backgrounds
     assert words(TAUGHT, "spiral") == "a small red circle moving in a spiral on a black background"
 
 
