@@ -24,7 +24,6 @@ def get_config(base: str = "") -> ConfigDict:
     if base and base not in BASES:
         raise ValueError(f"there is no base {base!r}: take {' or '.join(BASES)}")
     config = BASES[base or "tiny"].get_config()
-    # Of the keyframes' training, the timesteps that decide how things move.
     objective = config.train.keyframes.objective
     objective.variance_weight = 0.0
     objective.motion = "deviation"  # how the clip moves, not how it looks
@@ -56,6 +55,7 @@ def get_config(base: str = "") -> ConfigDict:
     if base != "show1":
         settings |= {"batch_size": 8, "learning_rate": 1e-3, "dtype": "float32"}
         settings |= {"remat": "", "recolor": 0.6}
+        objective.shift = 8.0  # the noisiest timesteps decide how things move
     config.customize = settings
     config.video, config.prompt, config.out = "", "", "adapter.safetensors"
     return config

@@ -5,7 +5,7 @@
 
 prints how often keyframes of held-out combinations show what was asked for, and
 draws it over the number of steps (extra "plot"). Every setting samples the same
-prompts from the same seeds. Run it where `configs/` lies.
+prompts from the same seeds.
 """
 
 import dataclasses
