@@ -206,7 +206,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        own = refused(str(error))
+        own = refused(str(error), parameters + optimizer)
         if own is None:
             raise
         none = ("flops", "bytes_accessed", "bound_by", "roofline_seconds", "predicted_mfu")
@@ -329,9 +329,13 @@ def kernel_flops(hlo: str) -> float:
     return total
 
 
-def refused(message: str) -> int | None:
-    """Bytes of a program that does not fit, as the compiler says; None if that is not it."""
-    match = re.search(r"Used ([\d.]+)([KMG]) of", message)
+def refused(message: str, arguments: int) -> int | None:
+    """Bytes of a program that does not fit, as the compiler says; None if that is not it.
+
+    It counts all that the program holds, or what it computes alone, beside its `arguments`.
+    """
+    match = re.search(r"(Used|HLO temporaries) \(?([\d.]+)([KMG])", message)
     if match is None:
         return None
-    return int(float(match[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]])
+    counted = int(float(match[2]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[3]])
+    return counted + (arguments if match[1] == "HLO temporaries" else 0)

@@ -158,7 +158,8 @@ def first_alone(name: str) -> Iterator[None]:
 class Preemption:
     """Notices SIGTERM, which clusters send before they take a machine away, and Ctrl-C.
 
-    A second Ctrl-C does not wait for the step and the checkpoint.
+    A second Ctrl-C does not wait for the step and the checkpoint. Where Ctrl-C is ignored, as
+    shells do for what they start in the background, it stays so.
     """
 
     # JAX stops at a later number than it has seen: over all runs of a program they only rise.
@@ -173,7 +174,8 @@ class Preemption:
         # With several processes JAX listens, so that they all stop after the same step.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._notice)
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -89,11 +89,14 @@ def test_what_is_no_topology_is_refused(name):
 
 
 def test_what_does_not_fit_is_read_from_the_compilers_refusal():
-    refusal = "Ran out of memory in memory space hbm. Used 24.31G of 15.75G hbm. Exceeded by 8.56G."
-    assert refused(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {refusal}") == int(
+    whole = "Ran out of memory in memory space hbm. Used 24.31G of 15.75G hbm. Exceeded by 8.56G."
+    assert refused(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {whole}", 7) == int(
         24.31 * 2**30
     )
-    assert refused("INTERNAL: something else") is None
+    part = "the total memory required for HLO temporaries (16.02G) exceeds available HBM (15.75G)."
+    found = refused(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {part}", 7)
+    assert found == int(16.02 * 2**30) + 7
+    assert refused("INTERNAL: something else", 7) is None
 
 
 def test_a_stage_of_several_programs_is_one_object_with_the_largest_peak():

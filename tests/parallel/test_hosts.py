@@ -74,6 +74,15 @@ def test_several_processes_ask_about_steps_that_only_rise(monkeypatch):
     assert asked == sorted(set(asked))
 
 
+@pytest.fixture
+def _interruptible():
+    """Whoever started the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_wish_to_end_is_noticed_and_given_back(number):
     before = signal.getsignal(number)
@@ -85,6 +94,15 @@ def test_the_wish_to_end_is_noticed_and_given_back(number):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_an_interrupt_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with hosts.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not preemption.due()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def start(devices, **arguments):

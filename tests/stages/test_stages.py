@@ -59,14 +59,6 @@ def make(solver: SolverConfig, steps: int, dropout: bool = False, **changes):
     return Denoiser(unet, make_solver(solver, steps), dropout), random_params(unet)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def text():
     return jax.random.normal(jax.random.key(7), (2, 2, 5, 8))

@@ -96,7 +96,12 @@ def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, 
 
 
 @pytest.mark.parametrize(
-    ("rank", "motion"), [(0, ""), (2, "vmc"), pytest.param(0, "deviation", marks=pytest.mark.slow)]
+    ("rank", "motion"),
+    [
+        (0, ""),
+        pytest.param(2, "vmc", marks=pytest.mark.slow),
+        pytest.param(0, "deviation", marks=pytest.mark.slow),
+    ],
 )
 def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     settings = config.customize

@@ -32,7 +32,10 @@ def run(module, params, *given):
 
 @pytest.mark.parametrize(
     ("part", "changes"),
-    [("keyframes", {}), ("translation", {"layers": (0,), "input_transformer_head_dim": 4})],
+    [
+        pytest.param("keyframes", {}, marks=pytest.mark.slow),
+        ("translation", {"layers": (0,), "input_transformer_head_dim": 4}),
+    ],
 )
 def test_a_video_network_starts_as_the_image_network_frame_by_frame(part, changes):
     video = unet(part, **changes)

@@ -63,7 +63,10 @@ def test_remat_changes_neither_loss_nor_gradients():
     compare(found, expected[1], np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("part", "train"), [("vae", {}), ("keyframes", {"dropout": True})])
+@pytest.mark.parametrize(
+    ("part", "train"),
+    [("vae", {}), pytest.param("keyframes", {"dropout": True}, marks=pytest.mark.slow)],
+)
 def test_a_batch_in_parts_is_the_same_step(part, train):
     loss, expected = gradients(part, **train)
     task, params, constants = small_task(part, **train)
