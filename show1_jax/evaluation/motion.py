@@ -32,6 +32,7 @@ from show1_jax.data.moving_shapes import (
 )
 from show1_jax.errors import InputError
 from show1_jax.evaluation.cascade import aspect, judge, sampled
+from show1_jax.evaluation.paths import likeness
 from show1_jax.evaluation.sheet import Row, contact_sheet
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import prepare
@@ -94,21 +95,6 @@ def words(combination: Combination, motion: str, template: int = 0) -> str:
     return caption(combination._replace(direction=MOTIONS[motion][0]), template)
 
 
-def correlation(path: np.ndarray, taught: np.ndarray) -> float:
-    """How far two paths `(frames, 2)` are one, wherever they lie and however large: -1 to 1.
-
-    The smaller of the correlations of x and of y, so that no straight line is
-    like a zigzag. Of the frames in which the shape is seen; 0 if that is fewer
-    than half of them.
-    """
-    seen = np.isfinite(path[:, 0])
-    if seen.sum() < len(path) / 2:
-        return 0.0
-    a, b = (x[seen] - x[seen].mean(axis=0) for x in (path, taught))
-    lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    return float(((a * b).sum(axis=0) / np.maximum(lengths, 1e-12)).min())
-
-
 def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:
     """Combinations of other shapes and colours than the taught clip's, or backgrounds, too."""
     others = [
@@ -159,7 +145,8 @@ def follow(
       backgrounds: whether the prompts name other backgrounds than the taught clip's.
 
     Returns:
-      By row, the median "path" correlation, and the accuracy of each attribute.
+      By row, the median correlations of the paths ("path"; "axes": the smaller of those of x and
+      y), and the accuracy of each attribute.
 
     Raises:
       InputError: if anything given is wrong.
@@ -181,21 +168,25 @@ def follow(
             measured = judge(results, count, aspect(config))[stage]
             videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
-        paths = [correlation(each.path, taught) for each in measured]
+        paths = [likeness(each.path, taught) for each in measured]
         shares = accuracy(stage, measured, wanted)
-        rows[adapter or "untuned"] = {"path": float(np.median(paths))} | {
-            name: shares[name] for name in LOOKS
-        }
-    print(f"{count} prompts of the motion {motion}: path correlation (median) and right in %\n")
-    print(table(rows, ["path", *LOOKS]))
+        joint, axes = (float(median) for median in np.median(paths, axis=0))
+        row = {"path": joint, "axes": axes} | {name: shares[name] for name in LOOKS}
+        rows[adapter or "untuned"] = row
+    print(f"{count} prompts of the motion {motion}: path correlation (median) and right, in %\n")
+    print(table(rows, ["path", "axes", *LOOKS]))
     print()
     for (own, _), text in zip(loaded, adapters, strict=True):
         numbers = sum(part.size for change in own.changes.values() for part in change)
         size = Path(own.source).stat().st_size / 2**20
         print(f"{text}: {numbers:,} numbers, {size:.2f} MiB")
     make_folder(sheet.parent)
-    shown = zip(videos, prompts, paths, strict=False)
-    write_png(sheet, contact_sheet([Row(v, p, c >= 0.9, f"path {c:.2f}") for v, p, c in shown]))
+    joints = [path.joint for path in paths]
+    shown = zip(videos, prompts, joints, strict=False)
+    write_png(
+        sheet,
+        contact_sheet([Row(v, p, c >= 0.9, f"path {c:.2f}") for v, p, c in shown]),
+    )
     return rows
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from show1_jax import commands
 from show1_jax.data.moving_shapes import ATTRIBUTES, Combination, random_scene, render
 from show1_jax.evaluation.cascade import aspect
+from show1_jax.evaluation.paths import likeness
 from show1_jax.evaluation.prompts import Item, draw
 from show1_jax.evaluation.shapes import Measurement, measure
 from show1_jax.evaluation.sheet import Row, contact_sheet
@@ -49,18 +50,6 @@ def pairs(count: int, seed: int) -> list[tuple[Item, Item]]:
         changed = item.combination._replace(**{look: others[rng.integers(len(others))]})
         found.append((item, item._replace(combination=changed)))
     return found
-
-
-def likeness(path: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two paths `(frames, 2)`, of x and y as one series: -1 to 1.
-
-    Of the frames in which both have a place; 0 if that is fewer than half of them.
-    """
-    seen = np.isfinite(path[:, 0]) & np.isfinite(other[:, 0])
-    if seen.sum() < len(path) / 2:
-        return 0.0
-    a, b = (x[seen] - x[seen].mean(axis=0) for x in (path, other))
-    return float((a * b).sum() / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
 
 
 def evaluate_stylization(
@@ -141,7 +130,7 @@ def _judged(
         name: getattr(after.combination, name) == getattr(wanted, name)
         for name in Combination._fields
     }
-    path = likeness(after.path, before.path)
+    path = likeness(after.path, before.path).joint
     rest = all(own for name, own in right.items() if name != look)
     return {"path": path, "followed": path >= 0.9, "look": right[look], "rest": rest}
 
