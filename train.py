@@ -4,7 +4,7 @@
     python train.py --config configs/show1.py:image --workdir runs/show1      # one part
 
     python train.py --config configs/customize.py --config.video=clip.mp4 \
-        --config.prompt="a red circle moving in a circle"                     # a motion from a clip
+        --config.prompt="what it shows"                                       # a motion from a clip
 
 A run that was interrupted goes on where it was: give the same command again.
 Each part ends up in WORKDIR/checkpoint, which `sample.py --checkpoint` reads.

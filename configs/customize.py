@@ -1,7 +1,8 @@
 """Teaches the keyframes of a checkpoint a motion from one clip, or several.
 
     python train.py --config configs/customize.py --config.video=clip.mp4 \
-        --config.prompt="a red circle moving in a loop" --config.out=circle.safetensors
+        --config.prompt="a small red circle moving in a loop on a black background" \
+        --config.out=circle.safetensors
     python sample.py --adapter circle.safetensors \
         --prompt "a large blue square moving in a loop on a black background"
 

@@ -5,7 +5,7 @@
 
 The first makes 29 frames of 144x80 in OUT/000/translation.mp4 by all five
 denoisers, in under a minute on two cores; of 200 held-out prompts 99 % are followed
-in everything (docs/tiny.md). The second trains them anew on moving shapes, in some 5
+in everything (docs/tiny.md). The second trains them anew on moving shapes, in some 5½
 hours; how good they get by that one command has not been measured.
 """
 

@@ -9,4 +9,4 @@ class InputError(ValueError):
 
 
 class Preempted(Exception):
-    """The program was told to end (SIGTERM) and has saved what it had; exit status 143."""
+    """The program was told to end (SIGTERM, Ctrl-C) and has saved what it had; exit status 143."""

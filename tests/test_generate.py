@@ -419,6 +419,8 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
         (["--invert=", "--from-noise="], "give a --prompt"),
         (["--from-noise=a.npz", "--prompt=x"], "a.npz is no noise"),
         (["--adapter=a.safetensors=1", "--prompt=x"], "there is no adapter a.safetensors"),
+        (["--json", "--prompt=x"], "--json"),
+        (["--invert=a.mp4", "--prompt=x", "--steps=interpolation=3"], "--steps"),
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):

@@ -72,7 +72,7 @@ class Objective:
             known = ", ".join(repr(name) for name in MOTIONS)
             raise InputError(f"motion is {self.motion!r}, not one of {known}")
         if self.motion and (self.min_snr is not None or self.variance_weight):
-            raise InputError("the losses of motion have no min_snr and no variance_weight")
+            raise InputError("the losses of motion take no min_snr and no variance_weight")
 
 
 def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:

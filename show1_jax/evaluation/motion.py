@@ -156,7 +156,7 @@ def follow(
     folder, stage = prepare(config, checkpoint, overrides), "keyframes"
     wanted = draw(count, seed, backgrounds)
     templates = np.random.default_rng((seed, 6)).integers(len(TEMPLATES), size=count)
-    prompts = [words(*each) for each in zip(wanted, [motion] * count, templates, strict=True)]
+    prompts = [words(one, motion, own) for one, own in zip(wanted, templates, strict=True)]
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
     loaded: list[tuple[Adapter, float]] = []

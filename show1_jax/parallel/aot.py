@@ -329,13 +329,16 @@ def kernel_flops(hlo: str) -> float:
     return total
 
 
+_TEMPORARIES = r"HLO temporaries \(([\d.]+)([KMG])\)"
+
+
 def refused(message: str, arguments: int) -> int | None:
     """Bytes of a program that does not fit, as the compiler says; None if that is not it.
 
-    It counts all that the program holds, or what it computes alone, beside its `arguments`.
+    It counts all that the program holds, or what it computes alone: then its
+    parameters and optimizer (`arguments`) are added, its batch is not.
     """
-    match = re.search(r"(Used|HLO temporaries) \(?([\d.]+)([KMG])", message)
-    if match is None:
-        return None
-    counted = int(float(match[2]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[3]])
-    return counted + (arguments if match[1] == "HLO temporaries" else 0)
+    for pattern, beside in ((r"Used ([\d.]+)([KMG]) of", 0), (_TEMPORARIES, arguments)):
+        if match := re.search(pattern, message):
+            return int(float(match[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]]) + beside
+    return None

@@ -158,8 +158,9 @@ def first_alone(name: str) -> Iterator[None]:
 class Preemption:
     """Notices SIGTERM, which clusters send before they take a machine away, and Ctrl-C.
 
-    A second Ctrl-C does not wait for the step and the checkpoint. Where Ctrl-C is ignored, as
-    shells do for what they start in the background, it stays so.
+    A second Ctrl-C does not wait for the step and the checkpoint, nor does the first of a program
+    of several processes. Where Ctrl-C is ignored, as shells do for what they start in the
+    background, it stays so.
     """
 
     # JAX stops at a later number than it has seen: over all runs of a program they only rise.
@@ -181,12 +182,14 @@ class Preemption:
     def __exit__(self, *_: Any) -> None:
         """Leaves the signals to whoever had them before."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # set by no Python code
+                signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
         if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
+            os.write(2, b"\nsaving after this step; Ctrl-C again stops at once\n")
+            signal.signal(number, self._before[number] or signal.default_int_handler)
 
     def due(self) -> bool:
         """Whether to stop after this step; every process asks after each step."""

@@ -7,7 +7,9 @@ trained: its vocabulary is a few dozen words, and random embeddings in 64
 dimensions tell those apart as well as learned ones, while denoisers learn what
 they mean. Frozen, its embeddings are computed once, as T5-XXL's are. All other
 words are one to it, and that one an article: what no caption has must not
-change what the words around it mean.
+change what the words around it mean. (Of "bluebird" the beginning is known, and
+the rest an article.) The embedded checkpoint's is of an earlier, larger
+vocabulary, of which it kept the rows: made anew, the comma has another.
 """
 
 import io

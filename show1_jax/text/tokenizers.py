@@ -6,6 +6,7 @@ differently, CLIP's lacks the repair of broken Unicode (ftfy) before it. So T5's
 file is read by SentencePiece itself, and CLIP's text is repaired here.
 """
 
+import functools
 import json
 import os
 import re
@@ -105,29 +106,29 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
     # T5's sentinels follow the vocabulary, the last one first.
     special |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     split = _splitter(special)
-    warned: set[str] = set()
 
     def encode(prompt: str) -> list[int]:
         ids: list[int] = []
         for text, name in split(prompt):
             found = pieces.encode(text)
             if unknown in found:
-                warn(text)
+                for word in re.findall(r"\w+", text):
+                    if unknown in pieces.encode(word):
+                        _warn_once(word)
             ids += found
             ids += [special[name]] if name else []
         return ids
-
-    def warn(text: str) -> None:
-        for word in text.split():
-            if word not in warned and unknown in pieces.encode(word):
-                warned.add(word)
-                logging.warning("The text encoder knows no %r: to it that is any word.", word)
 
     def frame(ids: list[int]) -> list[int]:
         # A prompt that spells the end out has it already.
         return ids if ids[-1:] == [end] else [*ids, end]
 
     return Tokenizer(encode, frame, pad, length)
+
+
+@functools.cache
+def _warn_once(word: str) -> None:
+    logging.warning("The text encoder reads %r as an unknown word.", word)
 
 
 def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:

@@ -169,9 +169,9 @@ RECOLORINGS = np.array(
 
 
 def recolored(key: jax.Array, videos: jax.Array) -> jax.Array:
-    """Clips `(batch, frames, height, width, 3)` in other colors, each in its own."""
+    """Clips `(batch, frames, height, width, 3)`, each in one of 48 ways; one leaves it as it is."""
     chosen = jax.random.choice(key, RECOLORINGS, (len(videos),))
-    return jnp.einsum("b...c,bcd->b...d", videos, chosen)
+    return jnp.einsum("b...c,bcd->b...d", videos, chosen, precision="highest")
 
 
 def first_trained(params: Any, settings: ConfigDict) -> tuple[Any, Any]:

@@ -68,7 +68,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     Raises:
       InputError: if a setting is wrong, something cannot be read or written, or
         a loss is not finite.
-      Preempted: if SIGTERM came; a checkpoint of the last step is complete.
+      Preempted: if SIGTERM or Ctrl-C came; a checkpoint of the last step is complete.
     """
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
@@ -89,6 +89,8 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
                     f"{part} does not fit the device's memory: raise train.{part}.accumulate{remat}"
                 ) from error
         hosts.say(f"{part} is trained: {run.target}")
+        if run.told_to_end and part != parts[-1]:
+            raise Preempted(f"{part} was the last for now: the same command goes on")
 
 
 class Run:
@@ -133,6 +135,7 @@ class Run:
 
     def train(self) -> None:
         """Trains to the end, from wherever the run was."""
+        self.told_to_end = False
         with contextlib.closing(self.folder), contextlib.closing(self.batches):
             target = jax.eval_shape(self._start)
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
@@ -149,6 +152,7 @@ class Run:
                 metrics = Metrics(self.folder.folder, int(state.step), hosts.first())
                 with contextlib.closing(metrics), hosts.Preemption() as preemption:
                     state = self._loop(state, metrics, preemption)
+                    self.told_to_end = preemption.due()  # too late to stop before the end
             params = merge(averaged(state.optimizer), state.frozen)
             if jax.process_count() > 1:
                 params = hosts.fetch(params)

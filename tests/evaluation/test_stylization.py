@@ -1,24 +1,48 @@
 """Clips that are given another look, and whether they keep their path."""
 
+import numpy as np
+
 from configs import tiny
-from show1_jax.data.moving_shapes import held_out
+from show1_jax.data.moving_shapes import caption, held_out
+from show1_jax.evaluation.motion import MOTIONS, TAUGHT
 from show1_jax.evaluation.prompts import difference
-from show1_jax.evaluation.stylization import LOOKS, evaluate_stylization, pairs
+from show1_jax.evaluation.shapes import measure
+from show1_jax.evaluation.stylization import (
+    CONTROL,
+    LOOKS,
+    evaluate_stylization,
+    pairs,
+    taught_pairs,
+)
 
 
 def test_each_pair_differs_in_one_look():
     made = pairs(50, seed=0)
     assert pairs(5, seed=0) == made[:5]
-    for index, (old, new) in enumerate(made):
-        assert held_out(old.combination)
-        assert difference(old.combination, new.combination) == [LOOKS[index % 3]]
+    for index, pair in enumerate(made):
+        assert difference(pair.old, pair.new) == [LOOKS[index % 3]] == [pair.look]
+        assert MOTIONS[pair.motion][0] in pair.prompt(pair.new)
 
 
-def test_restyled_clips_keep_their_path(tmp_path, monkeypatch, capsys):
+def test_straight_clips_are_told_their_path_and_taught_ones_have_the_look_that_was_taught():
+    for pair in pairs(6, seed=0, motions=["straight"]):
+        assert held_out(pair.old)
+        assert pair.prompt(pair.old) == caption(pair.old, pair.template)
+        path = measure(pair.clip(np.random.default_rng(0), (8, 40, 64))).path
+        assert np.linalg.norm(path[-1] - path[0]) > 0.1
+    taught = taught_pairs("zigzag")
+    assert {pair.look for pair in taught} == set(LOOKS)
+    assert {pair.old for pair in taught} == {TAUGHT}
+    assert len({pair.new for pair in taught}) == len(taught) == 9
+
+
+def test_restyled_clips_keep_their_path_and_others_do_not_have_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("show1_jax.evaluation.stylization.STEPS", 10)
-    rows = evaluate_stylization(tiny.get_config(), str(tiny.CHECKPOINT), 3, 0, tmp_path / "s.png")
-    assert list(rows) == ["all", *LOOKS]
+    both, sheet = pairs(4, 0), tmp_path / "s.png"
+    rows = evaluate_stylization(tiny.get_config(), str(tiny.CHECKPOINT), both, 0, sheet)
+    assert list(rows) == ["all", *LOOKS, CONTROL]
     assert rows["all"]["path"] > 0.9
-    assert rows["all"]["look"] > 0.5
+    assert rows["all"]["rest"] > 0.5
+    assert rows[CONTROL]["path"] < 0.6
     assert "background" in capsys.readouterr().out
-    assert (tmp_path / "s.png").is_file()
+    assert sheet.is_file()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from absl import logging
 
+from configs.tiny import CHECKPOINT
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
-from show1_jax.text import tiny
+from show1_jax.text import tiny, tokenizers
 from show1_jax.text.encoding import load_encoder
 
 
@@ -35,7 +36,10 @@ def test_captions_that_differ_in_a_word_differ_in_their_embeddings(encoder):
     assert np.abs(one - other).max() > 0.1
 
 
-def test_other_words_are_read_as_an_article(encoder):
+@pytest.mark.parametrize("embedded", [False, True])
+def test_other_words_are_read_as_an_article(encoder, embedded):
+    if embedded:
+        encoder = load_encoder(find_stages(CHECKPOINT)["keyframes"], "float32")
     prompts = ["a circle moving in a zig-zag on a black background"]
     prompts += [prompts[0].replace("zig-zag", word) for word in ("Loop", "the")]
     assert (encoder.tokenize(prompts).attention_mask.sum(1) == 11).all()
@@ -46,12 +50,13 @@ def test_other_words_are_read_as_an_article(encoder):
 
 def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
     messages = []
+    tokenizers._warn_once.cache_clear()
     monkeypatch.setattr(logging, "warning", lambda text, *args: messages.append(text % args))
-    encoder.tokenize(["a green owl on a panda", "an owl moving up"])
+    encoder.tokenize(["a green owl on a panda, left.", "an owl moving up"])
     assert [text.split("'")[1] for text in messages] == ["owl", "panda", "an"]
 
 
-def test_it_is_the_same_whenever_it_is_made(tmp_path):
+def test_it_is_the_same_whenever_it_is_made():
     assert tiny.tokenizer_files() == tiny.tokenizer_files()
 
 

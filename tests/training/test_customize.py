@@ -14,11 +14,13 @@ from show1_jax.checkpoints.export import export_copy, export_network, export_sch
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
-from show1_jax.data.moving_shapes import render
+from show1_jax.data.moving_shapes import DURATION, render
 from show1_jax.errors import InputError
+from show1_jax.evaluation import motion
 from show1_jax.evaluation.arrays import Arrays
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.evaluation.motion import TAUGHT, Taught, follow
+from show1_jax.evaluation.shapes import Measurement
 from show1_jax.invert import invert_clip
 from show1_jax.media import write_mp4
 from show1_jax.merge import merge
@@ -98,9 +100,9 @@ def test_only_what_was_chosen_changes(config, checkpoint, capsys, choice, rank, 
 @pytest.mark.parametrize(
     ("rank", "motion"),
     [
-        (0, ""),
+        (0, "deviation"),
         pytest.param(2, "vmc", marks=pytest.mark.slow),
-        pytest.param(0, "deviation", marks=pytest.mark.slow),
+        pytest.param(0, "", marks=pytest.mark.slow),
     ],
 )
 def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
@@ -120,6 +122,28 @@ def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     prepared = tuning.prepare(jax.random.key(7), {"empty": text[0]}, {"video": video, "text": text})
     first, last = (float(jax.jit(tuning.loss)(each, prepared).mean()) for each in (before, after))
     assert last < 0.9 * first
+
+
+def test_a_recolored_clip_has_no_caption(config, checkpoint):
+    folder, size = find_stages(checkpoint)["keyframes"], 64
+    unet = folder.module("unet", jnp.float32)
+    video = jnp.ones((size, 3, 4, 6, 3)) * jnp.array([0.1, 0.5, -0.9])
+    text = jnp.ones((size, 24, unet.config.text_dim))
+    shares = []
+    for share in (0.0, 0.5, 1.0):
+        config.customize.update(recolor=share, caption_dropout=0.0)
+        tuning = make_tuning(config.customize, unet, folder.solver())
+        prepared = tuning.prepare(
+            jax.random.key(0), {"empty": 0 * text[0]}, {"video": video, "text": text}
+        )
+        told = np.asarray(prepared.text).any((1, 2))
+        same = np.isclose(prepared.example.clean, video, atol=1e-6).all((1, 2, 3, 4))
+        assert same[told].all()
+        shares.append(1 - told.mean())
+        assert (same & ~told).sum() <= 0.2 * size
+    assert shares[0] == 0
+    assert 0.3 < shares[1] < 0.7
+    assert shares[2] == 1
 
 
 def test_a_recolored_clip_is_what_it_was_in_other_channels():
@@ -210,12 +234,27 @@ def test_clips_with_and_without_an_adapter_are_measured(config, checkpoint, tmp_
     )
     assert list(rows) == ["untuned", *adapters]
     for row in rows.values():
-        assert list(row) == ["path", "size", "color", "shape", "background"]
-        assert all(-1 <= value <= 1 for value in row.values())
+        assert list(row) == ["path", "axes", "size", "color", "shape", "background"]
+        assert row["axes"] <= row["path"]
     printed = capsys.readouterr().out
     assert f"{path}=0.5" in printed
     assert "numbers, " in printed
     assert (tmp_path / "new" / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("backgrounds", [False, True])
+def test_what_follows_the_taught_path_is_counted(checkpoint, tmp_path, monkeypatch, backgrounds):
+    settings = small_config("keyframes")
+    path = Taught(TAUGHT, "spiral").centroid(np.linspace(0, DURATION, 3))
+    shown = motion.draw(3, 0, backgrounds)
+    shown[2] = shown[2]._replace(color="red")
+    measured = [Measurement(one, own) for one, own in zip(shown, (path, path, -path), strict=True)]
+    monkeypatch.setattr(motion, "judge", lambda *_: {"keyframes": measured})
+    given = (settings, str(checkpoint), "spiral", [], 3, 0, {}, tmp_path / "sheet.png", backgrounds)
+    row = follow(*given)["untuned"]
+    assert row == pytest.approx(
+        {"path": 1, "axes": 1, "size": 1, "color": 2 / 3, "shape": 1, "background": 1}
+    )
 
 
 def test_bad_input_is_one_line(config, clip, tmp_path):

@@ -173,6 +173,29 @@ def test_sigterm_ends_in_a_complete_checkpoint(train, straight, tmp_path, monkey
     assert_same(saved(tmp_path), saved(straight))
 
 
+def test_told_to_end_in_its_last_step_a_part_is_the_last(train, tmp_path, monkeypatch):
+    write, begun = Metrics.write, []
+
+    class FirstPart(loop.Run):
+        """The autoencoder, whichever part is asked for."""
+
+        def __init__(self, config, part, workdir):
+            begun.append(part)
+            super().__init__(config, "vae", workdir)
+
+    def write_and_end(self, step, numbers):
+        write(self, step, numbers)
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Metrics, "write", write_and_end)
+    monkeypatch.setattr(loop, "Run", FirstPart)
+    with pytest.raises(Preempted, match="vae was the last for now: the same command goes on"):
+        train(tmp_path, sections={"stage": ""})
+    assert begun == ["vae"]
+    assert (tmp_path / "checkpoint").is_dir()
+
+
 def test_only_settings_that_a_part_depends_on_are_its_own(train, begun):
     other = {"super_resolution": {"window": 5}, "keyframes": {"height": 8}}
     train(begun, sections=other | {"translation": {"vae_frames": 1}})
