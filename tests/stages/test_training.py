@@ -119,7 +119,7 @@ def test_the_loss_reaches_every_parameter(unet):
     assert total(params, jax.random.key(9)) != value
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("dropout", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_of_a_clip_does_not_depend_on_the_batch_it_is_in(unet, dropout):
     unet, params = unet
     prepared = noised(OBJECTIVE, KEY, keyframes.example(VIDEO), TEXT)

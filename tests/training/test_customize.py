@@ -75,7 +75,7 @@ def parameters(checkpoint):
 @pytest.mark.parametrize(
     ("choice", "rank", "motion"),
     [
-        ("temporal_attention", 0, "deviation"),
+        pytest.param("temporal_attention", 0, "deviation", marks=pytest.mark.slow),
         ("temporal_attention_qkv", 0, "vmc"),
         ("temporal", 2, ""),
     ],
@@ -176,6 +176,7 @@ def test_what_is_frozen_has_no_state(config, checkpoint):
         assert sum(leaf.size for leaf in kept) == 3 * size
 
 
+@pytest.mark.slow
 def test_every_clip_is_learnt_from(config, checkpoint, clip, tmp_path):
     other = tmp_path / "zigzag.mp4"
     write_mp4(other, render(Taught(TAUGHT, "zigzag"), 9, 32, 48), 7.5)

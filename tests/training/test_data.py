@@ -36,17 +36,17 @@ def validation_names(train):
 
 def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tmp_path, caplog):
     folder = shutil.copytree(clips, tmp_path / "clips")
-    config = small_config("keyframes", tmp_path / "data", dataset=str(folder))
+    config = small_config("first_frame", tmp_path / "data", dataset=str(folder))
     config.checkpoint = str(checkpoint)
     kept = validation_names(
-        small_config("keyframes", tmp_path / "all", dataset=str(clips)).train.keyframes
+        small_config("first_frame", tmp_path / "all", dataset=str(clips)).train.first_frame
     )
     for path in sorted(folder.glob("*.mp4"))[::2]:
         if path.name not in kept:
             path.write_bytes(path.read_bytes()[:-1000])
     loop.train(config, tmp_path / "run")
     assert re.search(r"clip \d+.mp4 is skipped: it does not decode", caplog.text)
-    log = (tmp_path / "run" / "keyframes" / "metrics.jsonl").read_text()
+    log = (tmp_path / "run" / "first_frame" / "metrics.jsonl").read_text()
     losses = [json.loads(line).get("loss", 0) for line in log.splitlines()]
     assert np.isfinite(losses).all()
     assert len(losses) == 3

@@ -212,6 +212,7 @@ def test_an_interrupted_run_with_worker_processes(train, tmp_path):
     assert_same(saved(tmp_path)[0], saved(tmp_path / "straight")[0])
 
 
+@pytest.mark.slow
 def test_another_autoencoder_is_not_put_there_in_silence(train, begun, straight, capsys):
     pipeline = begun / "checkpoint" / "show-1-sr2"
     shutil.copytree(straight / "checkpoint", begun / "checkpoint", dirs_exist_ok=True)
