@@ -37,7 +37,7 @@ def test_straight_clips_are_told_their_path_and_taught_ones_have_the_look_that_w
     assert len({pair.new for pair in taught}) == len(taught) == 9
 
 
-@pytest.mark.usefixtures("_compile_quickly")
+@pytest.mark.slow
 def test_restyled_clips_keep_their_path_and_others_do_not_have_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("show1_jax.evaluation.stylization.STEPS", 10)
     both, sheet = pairs(4, 0), tmp_path / "s.png"
