@@ -222,7 +222,6 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
             f"{part} is sampled at noise_level {config[part].noise_level}, which it would never "
             f"see: make train.{part}.max_noise_level larger"
         )
-    level = jnp.int32(config[part].noise_level)
     clip = part == super_resolution.STAGE
     frames = section.window if clip else 1
 
@@ -235,6 +234,7 @@ def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None
         params: Any, constants: Any, text: Any, seeds: Any, guidance: Any, video: Any
     ) -> jax.Array:
         small = super_resolution.shrink(video, *small_size)
+        level = jnp.int32(config[part].noise_level)
         given = (denoiser, params, text, seeds, guidance)
         if clip:
             return super_resolution.sample(*given, small, video[:, 0], frames, level, schedule)

@@ -21,8 +21,10 @@ from show1_jax.parallel.aot import (
     topology,
 )
 from show1_jax.parallel.mesh import AXES, make_mesh
-from show1_jax.parallel.programs import chunks
+from show1_jax.parallel.programs import chunks, training_program
+from show1_jax.training.tasks import PARTS
 from tests.parallel.test_sharding import ROOT
+from tests.training.small import small_config
 
 HLO = """
   %all-reduce.1 = f32[3,64]{1,0} all-reduce(%dot), channel_id=1, replica_groups={{0,1}}
@@ -86,6 +88,13 @@ def test_attention_kernels_are_counted():
 def test_what_is_no_topology_is_refused(name):
     with pytest.raises(InputError, match="give a topology such as v5e:4x4 of v5e, v5p, v6e"):
         topology(name)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_training_is_traced_without_computing_on_chips_that_are_not_there(part):
+    config = small_config(part)
+    with jax.set_mesh(make_mesh(config.mesh)), jax.transfer_guard("disallow_explicit"):
+        assert training_program(config, part).lower().as_text()
 
 
 def test_what_does_not_fit_is_read_from_the_compilers_refusal():
