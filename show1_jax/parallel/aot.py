@@ -149,7 +149,8 @@ def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 ADVICE = {
-    "step": "raise mesh.fsdp or accumulate, make batch_size smaller, or set remat=nothing_saveable",
+    "step": "raise mesh.fsdp or accumulate, make batch_size smaller, set remat=nothing_saveable, "
+    "or spread each clip with mesh.frames",
     "sample": "make batch_size smaller, or raise mesh.fsdp or mesh.tensor",
 }
 HEADER = (
