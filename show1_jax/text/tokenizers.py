@@ -112,8 +112,8 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
         for text, name in split(prompt):
             found = pieces.encode(text)
             if unknown in found:
-                for word in re.findall(r"\w+", text):
-                    if unknown in pieces.encode(word):
+                for word in (each.strip(".,;:!?") for each in text.split()):
+                    if re.search(r"\w", word) and unknown in pieces.encode(word):
                         _warn_once(word)
             ids += found
             ids += [special[name]] if name else []
