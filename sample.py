@@ -65,8 +65,6 @@ def main() -> None:
     if ADAPTER.value:
         CONFIG.value.keyframes.adapters = tuple(ADAPTER.value)
     seeds = None if SEEDS.value is None else parse_seeds(SEEDS.value)
-    if ADAPTER.value and STAGES.value and "keyframes" not in STAGES.value:
-        raise InputError("--adapter is for the keyframes: name them in --stages")
     if INVERT.value:
         _invert(INVERT.value, checkpoint, seeds)
         return

@@ -150,6 +150,7 @@ def _reason(error: Exception) -> str:
     text = str(error.args[0] if error.args else type(error).__name__).replace("\\n", "\n")
     if "Traceback" in text or "Failed loading" in text:
         text = re.sub(r"^[\w.]+Error: ", "", text.strip().splitlines()[-1])
+    text = re.sub(r"^\s*\[Errno 2\] .*: ", "there is no file ", text)
     return " ".join(text.replace("\\", "").split())
 
 

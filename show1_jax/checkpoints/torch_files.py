@@ -143,7 +143,7 @@ def _safetensors_header(file: Path) -> dict[str, Stored]:
     try:
         return {key: _safetensors_entry(file, start, key, entry) for key, entry in header.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+        raise InputError(f"{file} is no safetensors file, or a damaged one: {error}") from None
 
 
 def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
@@ -160,7 +160,9 @@ def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
             raise ValueError("the header is no object")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{file} is not a whole safetensors file: {reason}") from None
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            reason = "the header is not JSON"
+        raise InputError(f"{file} is no safetensors file, or a damaged one: {reason}") from None
     return 8 + length, header
 
 
@@ -239,7 +241,9 @@ def read_metadata(file: Path) -> dict[str, str]:
     """
     metadata = _safetensors_json(file)[1].get("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise InputError(f"{file} is not a whole safetensors file: its metadata is no object")
+        raise InputError(
+            f"{file} is no safetensors file, or a damaged one: the metadata is no object"
+        )
     return metadata
 
 

@@ -160,10 +160,12 @@ def follow(
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
     loaded: list[tuple[Adapter, float]] = []
-    for adapter in ("", *adapters):
+    cascades: dict[str, Cascade] = {}
+    for adapter in ("", *adapters):  # all of them are read before anything is sampled
         config[stage].adapters = (adapter,) if adapter else ()
-        cascade = Cascade(config, folder, [stage])
-        loaded += cascade.adapters[stage]
+        cascades[adapter] = Cascade(config, folder, [stage])
+        loaded += cascades[adapter].adapters[stage]
+    for adapter, cascade in cascades.items():
         with sampled(cascade, prompts, seeds) as results:
             measured = judge(results, count, aspect(config))[stage]
             videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]

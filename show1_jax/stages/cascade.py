@@ -134,11 +134,11 @@ class Cascade:
     def _choose(self, stages: Sequence[str] | None) -> list[str]:
         if stages is None:
             # Of translation, training makes the autoencoder long before the denoiser.
-            there = [stage for stage in STAGES if stage in self.folders]
-            if self.noise is not None:  # what comes before it has no part in the result
-                there = [s for s in there if STAGES.index(s) >= STAGES.index(self.noise.stage)]
+            # What comes before the stage that is given noise has no part in the result.
+            useful = STAGES if self.noise is None else STAGES[STAGES.index(self.noise.stage) :]
+            there = [stage for stage in useful if stage in self.folders]
             there = [stage for stage in there if self.folders[stage].has("unet")] or there
-            missing = [stage for stage in STAGES if stage not in there]
+            missing = [stage for stage in useful if stage not in there]
             if missing:
                 logging.warning("The checkpoint has no %s: left out.", ", ".join(missing))
             stages = there
@@ -147,6 +147,10 @@ class Cascade:
                 raise InputError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
             if stage not in self.folders:
                 raise InputError(f"the checkpoint has no {stage}, only {', '.join(self.folders)}")
+        if self.config.keyframes.get("adapters") and "keyframes" not in stages:
+            raise InputError(
+                "adapters are for the keyframes, which are not among the stages to run"
+            )
         return [stage for stage in STAGES if stage in stages]
 
     def _denoiser(self, stage: str) -> Denoiser:

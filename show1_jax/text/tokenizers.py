@@ -6,7 +6,6 @@ differently, CLIP's lacks the repair of broken Unicode (ftfy) before it. So T5's
 file is read by SentencePiece itself, and CLIP's text is repaired here.
 """
 
-import functools
 import json
 import os
 import re
@@ -112,9 +111,12 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
         for text, name in split(prompt):
             found = pieces.encode(text)
             if unknown in found:
-                for word in (each.strip(".,;:!?") for each in text.split()):
-                    if re.search(r"\w", word) and unknown in pieces.encode(word):
-                        _warn_once(word)
+                words = (each.strip(".,;:!?") for each in text.split())
+                _warn_once(
+                    each
+                    for each in words
+                    if re.search(r"\w", each) and unknown in pieces.encode(each)
+                )
             ids += found
             ids += [special[name]] if name else []
         return ids
@@ -126,9 +128,15 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
     return Tokenizer(encode, frame, pad, length)
 
 
-@functools.cache
-def _warn_once(word: str) -> None:
-    logging.warning("The text encoder reads %r as an unknown word.", word)
+_WARNED: set[str] = set()
+
+
+def _warn_once(unknown: Iterable[str]) -> None:
+    words = [word for word in dict.fromkeys(unknown) if word not in _WARNED]
+    if words:
+        _WARNED.update(words)
+        listed = ", ".join(map(repr, words))
+        logging.warning("Words that the text encoder does not know: %s.", listed)
 
 
 def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
