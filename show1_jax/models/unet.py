@@ -5,6 +5,7 @@ The five denoisers of the cascade are five `UNetConfig`s of this one class
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from show1_jax.models.layers import (
     sinusoidal_embedding,
 )
 from show1_jax.models.temporal import TemporalConv, TemporalTransformer
-from show1_jax.parallel.sharding import spread
+from show1_jax.parallel.sharding import gathered, spread
 
 HeadReading = Literal["width", "number"]
 
@@ -264,13 +265,14 @@ class UNet(nn.Module):
         text = text.astype(self.dtype)
         time = self._embed(timesteps, text, noise_level)
         if config.text_projection_dim is not None:
-            text = nn.Dense(config.text_projection_dim, name="text_projection", **types)(text)
+            projection = self._whole(nn.Dense)
+            text = projection(config.text_projection_dim, name="text_projection", **types)(text)
 
-        level_class = Level
+        level_class = self._whole(Level)
         if self.remat is not None:
             policy = getattr(jax.checkpoint_policies, self.remat)
             # Of its arguments, counted from self, `train` alone is not an array.
-            level_class = nn.remat(Level, static_argnums=(5,), policy=policy)
+            level_class = nn.remat(level_class, static_argnums=(5,), policy=policy)
 
         def level(name: str, i: int, head_dim: int, **settings: Any) -> Level:
             return level_class(
@@ -306,6 +308,12 @@ class UNet(nn.Module):
         x = activation(config.activation)(x)
         return conv3x3(config.out_channels, "conv_out", jnp.float32, self.param_dtype)(x)
 
+    def _whole(self, module: type[Any]) -> type[Any]:
+        """The class with its parameters gathered where it is called; see `gathered`."""
+        if self.is_initializing():
+            return module
+        return nn.map_variables(module, "params", functools.partial(gathered, dtype=self.dtype))
+
     def _embed(
         self, timesteps: jax.Array, text: jax.Array, noise_level: jax.Array | None
     ) -> jax.Array:
@@ -323,7 +331,7 @@ class UNet(nn.Module):
         if noise_level is not None:
             time = time + embed("noise_level_embedding", noise_level)
         if config.text_pooling_heads is not None:
-            time = time + TextPooling(
+            time = time + self._whole(TextPooling)(
                 config.time_embed_dim, config.text_pooling_heads, name="text_pooling", **types
             )(text)
         if config.time_embedding_activation is not None:

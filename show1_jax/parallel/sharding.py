@@ -10,6 +10,7 @@ Without a mesh everything lies on the default device.
 """
 
 import contextvars
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from jax.sharding import (
     Sharding,
     SingleDeviceSharding,
 )
+from jax.typing import DTypeLike
 
 from show1_jax.parallel.mesh import BATCH, batch_parts, is_shared
 
@@ -77,6 +79,44 @@ def shardings(tree: Any) -> Any:
         return NamedSharding(mesh, parameter_spec(mesh, name, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def gathered(params: Any, dtype: DTypeLike) -> Any:
+    """A layer's parameters for its products: whole along `fsdp`, those that were split in `dtype`.
+
+    Left to itself, the compiler gathers activations instead where it takes them
+    for smaller, and those of all clips are not. The gradients are summed to where
+    their parameters lie.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        split = parameter_spec(mesh, name, leaf.shape)
+        if "fsdp" not in split:
+            return leaf
+        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
+        return _gather(leaf.astype(dtype), split, whole)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf: jax.Array, split: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gather_forward(leaf: jax.Array, split: Any, whole: Any) -> tuple[jax.Array, None]:
+    return _gather(leaf, split, whole), None
+
+
+def _gather_backward(split: Any, whole: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def placed(tree: Any) -> Any:
