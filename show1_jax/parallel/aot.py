@@ -275,15 +275,28 @@ _SENT: dict[str, Callable[[int], float]] = {
 def collectives(hlo: str, chips: int) -> dict[str, dict[str, int]]:
     """How many collectives of each kind a compiled program has, and the bytes a chip sends.
 
-    One whose start and end are apart counts once.
+    One whose start and end are apart, or that is done piece by piece in the
+    computations that hide it, counts once.
 
     Args:
       hlo: the program's text.
       chips: how many run it.
     """
     found: dict[str, dict[str, int]] = {}
-    pattern = rf"= (\(?[^=]*?\)?) ({'|'.join(_SENT)})(-start)?\((.*)"
-    for shapes, kind, start, rest in re.findall(pattern, re.sub(r"/\*.*?\*/", "", hlo)):
+    pattern = re.compile(rf"= (\(?[^=]*?\)?) ({'|'.join(_SENT)})(-start)?\((.*)")
+    seen: set[tuple[str, ...]] = set()
+    computation = ""
+    for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
+        if line[:1] in "%E":  # ENTRY
+            computation = line
+        match = pattern.search(line)
+        if match is None:
+            continue
+        shapes, kind, start, rest = match.groups()
+        if chain := _CHAIN.search(rest):
+            if chain.groups() in seen:
+                continue
+            seen.add(chain.groups())
         sizes = [
             _ITEM_BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
             for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
@@ -293,14 +306,29 @@ def collectives(hlo: str, chips: int) -> dict[str, dict[str, int]]:
             sizes = sizes[len(sizes) // 2 :]
         elif start and kind == "collective-permute":
             sizes = sizes[1:2]
+        together = _together(rest, chips)
+        sent = sum(sizes) * _SENT[kind](together)
+        # TPUs' compiler fuses an all-reduce with what takes a share of it, and then sends that.
+        if computation.startswith("%all-reduce-scatter"):
+            kind, sent = "reduce-scatter", sum(sizes) * (together - 1) / together
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
-        entry["bytes"] += round(sum(sizes) * _SENT[kind](_together(rest, chips)))
+        entry["bytes"] += round(sent)
     return found
 
 
+# What all pieces of one collective have in common.
+_CHAIN = re.compile(r"channel_id=(\d+).*chain_id=\"(\d+)\"")
+
+
 def _together(attributes: str, chips: int) -> int:
-    """How many chips a collective is between, by its groups: {{0,1},{2,3}} or [2,2]<=[4]."""
+    """How many chips a collective is between, by its groups.
+
+    They are written {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'a'}.
+    """
+    if match := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", attributes):
+        sides = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+        return math.prod(int(sides[axis]) for axis in match[2].split(","))
     match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
     if match is None:
         return chips

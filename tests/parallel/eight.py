@@ -2,6 +2,7 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' keyframes translation
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight gathered
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight attention
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
 
@@ -28,6 +29,7 @@ from show1_jax.models import dot_product
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.mesh import make_mesh
+from show1_jax.parallel.programs import training_program
 from show1_jax.stages.sampling import apply
 from show1_jax.training import loop
 from show1_jax.training.run import RunFolder
@@ -88,6 +90,22 @@ def exchanged():
     found = set(re.findall(r"all-to-all|all-gather|collective-permute", program.as_text()))
     assert found == {"all-to-all"}, found
     print(*found)
+
+
+def gathered():
+    """What devices send each other for a step whose parameters are split."""
+    config = small_config("keyframes", batch_size=BATCH, dropout=True)
+    config.train.keyframes.remat = "nothing_saveable"
+    with jax.set_mesh(make_mesh({"fsdp": 8})):
+        program = training_program(config, "keyframes")
+        text = program.lower().compile().as_text()
+    pattern = r" \(?\w+\[([\d,]+)\][^=]* (?:all-gather|all-to-all|collective-permute)\("
+    found = {tuple(map(int, sides.split(","))) for sides in re.findall(pattern, text)}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(program.parameters)}
+    vectors = BATCH * config.keyframes.unet.time_embed_dim * 2  # one for each clip may be sent
+    others = {shape for shape in found - shapes if math.prod(shape) > vectors}
+    assert not others, others
+    print(f"{len(found & shapes)} shapes of parameters gathered")
 
 
 def attention():
@@ -176,4 +194,5 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
-    {f.__name__: f for f in (same, exchanged, attention, resumed)}[sys.argv[1]](*sys.argv[2:])
+    functions = (same, exchanged, gathered, attention, resumed)
+    {f.__name__: f for f in functions}[sys.argv[1]](*sys.argv[2:])

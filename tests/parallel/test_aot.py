@@ -47,6 +47,23 @@ def test_collectives_are_counted_once_with_the_bytes_that_a_chip_sends():
     }
 
 
+def test_a_collective_in_pieces_counts_once_and_a_fused_one_as_what_it_is():
+    """As TPUs' compiler writes them."""
+    groups = "replica_groups=mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'a','b'}"
+    hlo = "".join(
+        f"%fused_{i} (p: f32[4]) -> f32[8] {{\n  %ag.{i} = f32[8]{{0}} all-gather(%p), "
+        f'channel_id={channel}, {groups}, frontend_attributes={{chain_id="{chain}"}}\n}}\n'
+        for i, (channel, chain) in enumerate([(1, 1), (1, 1), (1, 2), (2, 1), (1, 1)])
+    )
+    hlo += "%all-reduce-scatter.1 (p: f32[8]) -> f32[1] {\n  %ar.1 = f32[8]{0} all-reduce(%p)\n}\n"
+    hlo += "ENTRY %main (p: f32[8]) -> f32[8] {\n  %ar.2 = f32[8]{0} all-reduce(%p)\n}\n"
+    assert collectives(hlo, 8) == {
+        "all-gather": {"count": 3, "bytes": 3 * 8 * 4 // 2},
+        "reduce-scatter": {"count": 1, "bytes": 8 * 4 * 7 // 8},
+        "all-reduce": {"count": 1, "bytes": 2 * 8 * 4 * 7 // 8},
+    }
+
+
 def test_bytes_per_chip_are_those_of_its_share():
     mesh = AbstractMesh((2, 4, 1, 1), AXES)
     spec = PartitionSpec(None, "fsdp")

@@ -63,6 +63,10 @@ def test_frames_are_exchanged_and_never_gathered():
     assert "all-to-all" in on_eight_devices("exchanged")
 
 
+def test_parameters_are_gathered_and_activations_never():
+    assert "shapes of parameters gathered" in on_eight_devices("gathered")
+
+
 def test_attention_is_the_same_on_eight_devices():
     assert on_eight_devices("attention", quickly=True).count("equal") == 3
 
