@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.models.attention import TransformerBlock
 from show1_jax.models.layers import GroupNorm, dtypes
-from show1_jax.parallel.frames import Pixels, to_pixels
+from show1_jax.parallel.frames import to_pixels
 from show1_jax.parallel.mesh import target
 from show1_jax.parallel.sharding import clips_of_device
 
@@ -74,19 +74,19 @@ class FrameConv(nn.Module):
         return frame_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-class Dropout(nn.Module):
-    """Dropout that does not depend on which device has which pixels."""
+DROPPED = 102  # of 1,024: 10 %
 
-    rate: float
 
-    @nn.compact
-    def __call__(self, x: jax.Array, pixels: Pixels) -> jax.Array:
-        """`(batch, frames, h, w, c)` to the same shape."""
-        key = self.make_rng("dropout")
-        keep = pixels.part(
-            lambda shape: jax.random.bernoulli(key, 1 - self.rate, shape), x.shape[-1]
-        )
-        return jnp.where(keep, x / (1 - self.rate), 0)
+def dropout_masks(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Three masks of what dropout keeps, of one draw: uint8, one in each of the last three bits."""
+    bits = jax.random.bits(key, shape)
+    kept = [((bits >> 10 * i) % 1024 >= DROPPED).astype(jnp.uint8) << i for i in range(3)]
+    return kept[0] | kept[1] | kept[2]
+
+
+def dropout(x: jax.Array, masks: jax.Array, which: int) -> jax.Array:
+    """`x` where the mask `which` (0, 1 or 2) keeps it, scaled up, and else zero."""
+    return jnp.where(masks >> which & 1, x * (1024 / (1024 - DROPPED)), 0)
 
 
 class TemporalConv(nn.Module):
@@ -102,12 +102,18 @@ class TemporalConv(nn.Module):
         channels = x.shape[-1]
         x, pixels = to_pixels(x)
         h = x
+        if train:
+            key = self.make_rng("dropout")
+            # Drawn for whole clips: they do not depend on which device has which pixels.
+            masks = pixels.part(lambda shape: dropout_masks(key, shape), channels)
+            # Else the compiler would draw them again, in long programs, wherever they are used.
+            masks = jax.lax.optimization_barrier(masks)
         for i in (1, 2, 3, 4):
             # 32 groups whatever the model's setting, over the whole clip, and always SiLU.
             norm = GroupNorm(32, 1e-5, name=f"norm{i}", **types)
             h = nn.silu(norm(h, pixels.mean))
             if i > 1 and train:
-                h = Dropout(0.1, name=f"dropout{i}")(h, pixels)
+                h = dropout(h, masks, i - 2)
             h = FrameConv(channels, zero_init=i == 4, name=f"conv{i}", **types)(h)
         return pixels.to_frames(x + h)
 

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.tables import UNET as TABLE
 from show1_jax.errors import InputError
+from show1_jax.models.temporal import dropout, dropout_masks
 from show1_jax.models.unet import UNet, UNetConfig
 from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
@@ -305,6 +306,17 @@ def test_bfloat16_is_close():
     out = network(SHORT, jnp.bfloat16)(params, *inputs)
     assert out.dtype == jnp.float32
     assert_close(out, network(SHORT)(params, *inputs), 1e-1)
+
+
+def test_dropout_draws_three_masks_of_ten_percent():
+    masks = dropout_masks(jax.random.key(0), (400, 1000))
+    x = jnp.full(masks.shape, 2.0)
+    kept = [np.asarray(dropout(x, masks, which)) for which in range(3)]
+    for one in kept:
+        assert set(np.unique(one)) == {0, np.float32(2 * 1024 / 922)}
+        assert (one == 0).mean() == pytest.approx(0.1, abs=2e-3)
+    # Independent of each other.
+    assert np.logical_and.reduce([one == 0 for one in kept]).mean() == pytest.approx(1e-3, abs=2e-4)
 
 
 def test_dropout_is_for_training():
