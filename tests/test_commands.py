@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config=tinny.py"], "[Errno 2] No such file or directory: 'tinny.py'"),
+        (["--config=tinny.py"], "there is no file 'tinny.py'"),
         (
             [f"--config={ROOT}/configs/customize.py:shew1"],
             "there is no base 'shew1': take tiny or show1",
