@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import target
@@ -13,8 +14,10 @@ from show1_jax.parallel.sharding import over_heads
 Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 
 # Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
-# frame would else need gigabytes of them.
+# frame would else need gigabytes of them. On CPUs so many that their caches hold
+# them, which takes a third of the time.
 LOGIT_BYTES = 2**29
+CACHED_LOGIT_BYTES = 2**23
 
 # Of fewer keys the logits are small, and XLA fuses around them.
 LEAST_KEYS = 512
@@ -82,18 +85,39 @@ def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     batch, queries, heads, _ = query.shape
-    if 4 * batch * heads * queries * key.shape[1] <= LOGIT_BYTES:
+    most = CACHED_LOGIT_BYTES if target()[0] == "cpu" else LOGIT_BYTES
+    if 4 * batch * heads * queries * key.shape[1] <= most:
         return jax.nn.dot_product_attention(query, key, value)
-    return over_heads(_in_rows, query, key, value)
+    return over_heads(functools.partial(_in_pieces, most), query, key, value)
 
 
-def _in_rows(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """A few of the batch at a time."""
-    _, queries, heads, _ = query.shape
-    rows = max(1, LOGIT_BYTES // (4 * heads * queries * key.shape[1]))
-    return jax.lax.map(
-        lambda row: jax.nn.dot_product_attention(*row), (query, key, value), batch_size=rows
-    )
+def _in_pieces(most: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Some heads at a time or, if one has more than `most` bytes of logits, some of its queries."""
+    batch, queries, _, width = query.shape
+    blocks = -(-4 * queries * key.shape[1] // most)
+    block = -(-queries // blocks)
+    rows = max(1, most // (4 * block * key.shape[1]))
+    padded = jnp.pad(query, ((0, 0), (0, blocks * block - queries), (0, 0), (0, 0)))
+    by_block = rearrange(padded, "b (n q) h d -> (b h) n q d", n=blocks)
+    key, value = (rearrange(x, "b k h d -> (b h) k d") for x in (key, value))
+
+    def head(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        blocks, key, value = arrays
+
+        def part(query: jax.Array) -> jax.Array:
+            logits = jnp.matmul(query, key.T, preferred_element_type=jnp.float32) * width**-0.5
+            largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+            weights = jnp.exp(logits - largest)
+            total = weights.sum(axis=-1, keepdims=True)
+            product = jnp.matmul(
+                weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+            )
+            return (product / total).astype(query.dtype)
+
+        return jax.lax.map(part, blocks)
+
+    made = jax.lax.map(head, (by_block, key, value), batch_size=rows)
+    return rearrange(made, "(b h) n q d -> b (n q) h d", b=batch)[:, :queries]
 
 
 def _elementwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

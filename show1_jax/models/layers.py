@@ -4,6 +4,7 @@ Arrays are channels last with any number of leading axes, `(..., height, width,
 channels)`: a clip is just an image with one more leading axis.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from show1_jax.errors import InputError
+from show1_jax.parallel.mesh import target
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -38,8 +40,12 @@ def activation(name: str) -> Activation:
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """GELU with the error function (Hendrycks and Gimpel, eq. 2), not its tanh approximation."""
-    return nn.gelu(x, approximate=False)
+    """GELU with the error function (Hendrycks and Gimpel, eq. 2), not its tanh approximation.
+
+    Flax's, of the complementary function, takes six times as long on CPUs.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -93,6 +99,27 @@ def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerN
     )
 
 
+# Images of no more positions, all together, XLA multiplies faster than it convolves on CPUs:
+# twice as fast at 180, as fast at 640.
+FEW_POSITIONS = 512
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, on CPUs of small images as a product over neighbours."""
+    batch, height, width, _ = x.shape
+    few = batch * height * width <= FEW_POSITIONS
+    if target()[0] != "cpu" or not few or tuple(strides) != (1, 1):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    neighbours = [
+        padded[:, i : i + height, j : j + width]
+        for i, j in itertools.product(*map(range, kernel.shape[:2]))
+    ]
+    return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
 def conv3x3(
     channels: int, name: str, dtype: DTypeLike, param_dtype: DTypeLike, stride: int = 1
 ) -> nn.Conv:
@@ -104,6 +131,7 @@ def conv3x3(
         padding=1,
         dtype=dtype,
         param_dtype=param_dtype,
+        conv_general_dilated=_convolve,
         name=name,
     )
 

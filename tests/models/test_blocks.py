@@ -11,7 +11,7 @@ import pytest
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.tables import ADDED_KV_ATTENTION, RESNET, TEMPORAL_CONV, TRANSFORMER
 from show1_jax.checkpoints.tables import UNET as UNET_TABLE
-from show1_jax.models import temporal
+from show1_jax.models import layers, temporal
 from show1_jax.models.attention import (
     AddedKVAttention,
     SpatialTransformer,
@@ -224,3 +224,25 @@ def test_attention_blocks_in_bfloat16_are_close(name, block, rows):
     )
     assert out.dtype == jnp.bfloat16
     assert_close(out, last(case.outputs["out"], 1), 5e-2)
+
+
+def test_small_images_are_convolved_as_by_a_product():
+    def convolved(most: int) -> tuple[jax.Array, dict]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "FEW_POSITIONS", most)
+            value, gradient = jax.value_and_grad(lambda p: jnp.sin(conv.apply(p, x)).sum())(params)
+            assert ("conv_general_dilated" in str(jax.make_jaxpr(conv.apply)(params, x))) == (
+                not most
+            )
+        return value, gradient["params"]
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 5, 6), np.float32)
+    conv = layers.conv3x3(7, "conv", jnp.float32, jnp.float32)
+    params = jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32), conv.init(jax.random.key(0), x)
+    )
+    (product, of_product), (other, of_other) = convolved(2 * 3 * 4 * 5), convolved(0)
+    assert_close(product, other, 1e-5)
+    for name in ("kernel", "bias"):
+        assert_close(of_product[name], of_other[name], 1e-5)

@@ -34,8 +34,8 @@ def test_attention_is_a_softmax_over_keys():
     assert_close(attention(query, key, value), expected, 1e-6)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 4])
-def test_attention_in_chunks_is_the_same(rows, monkeypatch):
+@pytest.mark.parametrize("logits", [9, 4 * 9, 6 * 9, 3 * 6 * 9])
+def test_attention_in_pieces_is_the_same(logits, monkeypatch):
     inputs = attention_inputs(5)
 
     def loops() -> bool:
@@ -44,8 +44,8 @@ def test_attention_in_chunks_is_the_same(rows, monkeypatch):
 
     assert not loops()
     whole, whole_gradient = attention(*inputs), gradients(*inputs)
-    # Room for the logits of so many rows; there is always room for one.
-    monkeypatch.setattr(dot_product, "LOGIT_BYTES", rows * 4 * 2 * 6 * 9)
+    # Room for one of six queries, for four, for one of ten heads, for three.
+    monkeypatch.setattr(dot_product, "CACHED_LOGIT_BYTES", 4 * logits)
     assert loops()
     assert_close(attention(*inputs), whole, 1e-6)
     for chunked, expected in zip(gradients(*inputs), whole_gradient, strict=True):
