@@ -44,9 +44,15 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     assert isinstance(unet, UNet)
     params = load_params(folder.folder / "unet" / PARAMS)
     parsed = [parse_adapter(text) for text in adapters]
-    changed = apply_adapters(
-        params, [(load_adapter(path, params), weight) for path, weight in parsed]
-    )
+    loaded = [(load_adapter(path, params), weight) for path, weight in parsed]
+    changed = apply_adapters(params, loaded)
+    for adapter, _ in loaded:
+        if adapter.timesteps is not None:
+            first, end = adapter.timesteps
+            print(
+                f"{adapter.source} is for timesteps {first} to {end - 1}; merged, it holds at all",
+                file=sys.stderr,
+            )
     partial = merged.with_name(f".{merged.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -31,6 +31,7 @@ PREFIXES = ("unet.", "base_model.model.")
 PEFT = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 BASE = "base"
 DIGEST = "digest"  # of the tensors
+TIMESTEPS = "timesteps"
 # How many axes PyTorch's arrays of a layout have.
 AXES = {DENSE: (2,), CONV: (4,), CONV_FRAMES: (5,), SAME: (1, 2)}
 UNSUPPORTED = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
@@ -46,12 +47,19 @@ class Adapter:
       base: the `base_fingerprint` of the network it was made for; "" if unknown.
       source: what to call it in messages.
       about: what else its file says of it.
+      timesteps: the first and one past the last at which it changes anything;
+        None for all.
     """
 
     changes: Mapping[str, tuple[np.ndarray, ...]]
     base: str = ""
     source: str = "the adapter"
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    timesteps: tuple[int, int] | None = None
+
+    def holds(self, timestep: int) -> bool:
+        """Whether it changes anything at a timestep."""
+        return self.timesteps is None or self.timesteps[0] <= timestep < self.timesteps[1]
 
 
 def base_fingerprint(params: Any) -> str:
@@ -72,6 +80,8 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
     ranks = {len(change[1]) for change in adapter.changes.values() if len(change) == 2}
     tensors = list(_tensors(adapter))
     metadata = {**adapter.about, BASE: adapter.base, DIGEST: _digest(tensors)}
+    if adapter.timesteps is not None:
+        metadata[TIMESTEPS] = json.dumps(adapter.timesteps)
     if ranks:
         modules = [
             key.removesuffix(FACTORS[0]).removeprefix(PREFIXES[0])
@@ -157,10 +167,20 @@ def load_adapter(path: Path, params: Any) -> Adapter:
         changes[name] = change
     if not changes:
         raise InputError(f"{path} changes nothing: it holds no tensor")
-    about = {
-        key: value for key, value in metadata.items() if key not in (BASE, DIGEST, PEFT, "format")
-    }
-    return Adapter(changes, metadata.get(BASE, ""), str(path), about)
+    ours = (BASE, DIGEST, TIMESTEPS, PEFT, "format")
+    about = {key: value for key, value in metadata.items() if key not in ours}
+    return Adapter(changes, metadata.get(BASE, ""), str(path), about, _timesteps(metadata, path))
+
+
+def _timesteps(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:
+    if TIMESTEPS not in metadata:
+        return None
+    try:
+        first, end = json.loads(metadata[TIMESTEPS])
+        return int(first), int(end)
+    except (ValueError, TypeError):
+        text = metadata[TIMESTEPS]
+        raise InputError(f"{path}: its timesteps are {text!r}, not two numbers") from None
 
 
 def _place(key: str, path: Path) -> tuple[str, int, Layout]:

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.adapters import (
     Adapter,
-    apply_adapters,
     load_adapter,
     parse_adapter,
 )
@@ -357,7 +356,7 @@ class Cascade:
         """The parameters of a stage's "unet", with its adapters, and of its "vae" if it has one."""
         folder = self.folders[stage]
         unet = folder.params("unet", self.denoisers[stage].unet, self.dtype)
-        params = {"unet": apply_adapters(unet, self.adapters[stage])}
+        params = {"unet": keyframes.adapted(unet, self.adapters[stage])}
         if self.vae is not None and stage == "translation":
             params["vae"] = folder.params("vae", self.vae, self.dtype)
         return params

@@ -30,6 +30,7 @@ from show1_jax.stages.sampling import (
     Progress,
     clip_keys,
     in_parts,
+    params_at,
     predict,
     run,
 )
@@ -99,7 +100,7 @@ def invert(
 
     Args:
       denoiser: from `inverter`.
-      params: the network's parameters.
+      params: the network's parameters, or `ByTimestep`.
       clean: `(batch, frames, height, width, channels)`.
       conditions: what the network is told.
       progress: told how many steps are done.
@@ -111,7 +112,8 @@ def invert(
     steps = denoiser.solver.num_steps - first_step
     sample = jnp.asarray(clean, jnp.float32)
     for done, step in enumerate(reversed(range(first_step, steps + first_step)), start=1):
-        sample = _back(denoiser, params, sample, jnp.int32(step), conditions)
+        own = params_at(params, int(denoiser.solver.timesteps[step]))
+        sample = _back(denoiser, own, sample, jnp.int32(step), conditions)
         if progress is not None:
             progress(done, steps)
     return sample
@@ -150,7 +152,7 @@ def sample(
 
     Args:
       denoiser: from `from_noise` or `inverter`.
-      params: the network's parameters.
+      params: the network's parameters, or `ByTimestep`.
       text: `(2, batch, tokens, width)` embeddings, negative prompts first.
       seeds: `(batch,)`, of dropout.
       guidance: guidance scale.

@@ -68,6 +68,25 @@ class Denoiser:
     guided: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class ByTimestep:
+    """A network's parameters where they are not the same at all timesteps.
+
+    Attributes:
+      parts: the first timestep of each and its parameters, which hold up to the
+        next one's first; ascending, from 0 on. What they share is in memory once.
+    """
+
+    parts: tuple[tuple[int, Any], ...]
+
+
+def params_at(params: Any, timestep: int) -> Any:
+    """The parameters at a timestep, of a tree for all of them or of `ByTimestep`."""
+    if not isinstance(params, ByTimestep):
+        return params
+    return [own for first, own in params.parts if first <= timestep][-1]
+
+
 class Conditions(NamedTuple):
     """What the denoiser is told about each clip, besides the time.
 
@@ -223,7 +242,7 @@ def run(
 
     Args:
       denoiser: network and solver.
-      params: the network's parameters.
+      params: the network's parameters, or `ByTimestep`.
       start: `(batch, frames, height, width, channels)`, noised to the first step.
       conditions: what the network is told.
       progress: told after each segment.
@@ -238,9 +257,13 @@ def run(
     segment = max(1, (steps - first_step) // 20)
     if progress is not None:
         progress(0, steps - first_step)
-    for begin in range(first_step, steps, segment):
-        end = min(begin + segment, steps)
-        state = advance(denoiser, params, state, conditions, jnp.int32(begin), jnp.int32(end))
+    timesteps, begin = denoiser.solver.timesteps.tolist(), first_step
+    while begin < steps:
+        own, end = params_at(params, timesteps[begin]), begin + 1
+        while end < min(begin + segment, steps) and params_at(params, timesteps[end]) is own:
+            end += 1
+        state = advance(denoiser, own, state, conditions, jnp.int32(begin), jnp.int32(end))
+        begin = end
         if progress is not None:
             jax.block_until_ready(state)
             progress(end - first_step, steps - first_step)

@@ -108,7 +108,14 @@ def customize(config: ConfigDict) -> Path:
         "prompts": " | ".join(prompts),
         "steps": str(settings.steps),
     }
-    adapter = Adapter(changes(before, jax.tree.map(np.asarray, trained)), base, about=about)
+    every = (0, folder.solver().schedule.train_steps)
+    timesteps = tuple(settings.objective.timesteps)
+    adapter = Adapter(
+        changes(before, jax.tree.map(np.asarray, trained)),
+        base,
+        about=about,
+        timesteps=None if timesteps == every else timesteps,
+    )
     save_adapter(out, adapter)
     count = sum(part.size for change in adapter.changes.values() for part in change)
     print(f"{out}: {count:,} numbers, {out.stat().st_size / 2**20:.2f} MiB")

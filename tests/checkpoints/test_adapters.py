@@ -32,7 +32,10 @@ def lora(params, choice="temporal", rank=2, seed=0):
     new = new_lora(params, choice, rank, jax.random.key(0))
     rng = np.random.default_rng(seed)
     filled = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), new)
-    return Adapter(changes(new, filled), base_fingerprint(params), about={"prompt": "a circle"})
+    about = {"prompt": "a circle"}
+    return Adapter(
+        changes(new, filled), base_fingerprint(params), about=about, timesteps=(150, 1000)
+    )
 
 
 def whole(params, choice="temporal_attention"):
@@ -49,6 +52,7 @@ def test_files_hold_all_of_an_adapter(params, tmp_path, make):
     save_adapter(path, adapter)
     found = load_adapter(path, params)
     assert (found.base, found.about, found.source) == (adapter.base, adapter.about, str(path))
+    assert found.timesteps == adapter.timesteps
     assert found.changes.keys() == adapter.changes.keys()
     for name, change in adapter.changes.items():
         for one, other in zip(found.changes[name], change, strict=True):
@@ -141,6 +145,10 @@ HALF = "unet.mid_block.temp_attentions.0.proj_in.lora_A.weight"
             "not finite",
         ),
         (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"!!"), "is damaged"),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b"[150, 1000]", b"[150; 1000]")),
+            "not two numbers",
+        ),
     ],
 )
 def test_files_that_are_no_adapter_are_refused(params, tmp_path, spoil, message):

@@ -14,7 +14,15 @@ from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.stages import interpolation, keyframes, sampling, super_resolution, translation
-from show1_jax.stages.sampling import Denoiser, advance, clip_keys, draw
+from show1_jax.stages.sampling import (
+    START,
+    ByTimestep,
+    Conditions,
+    Denoiser,
+    advance,
+    clip_keys,
+    draw,
+)
 from tests.conftest import golden
 
 pytestmark = pytest.mark.usefixtures("_compile_quickly")
@@ -235,6 +243,26 @@ def test_progress_counts_every_step(base, text):
         denoiser, params, text, SEEDS, GUIDANCE, (3, 4, 6), lambda *done: seen.append(done)
     )
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_parameters_by_timestep(base, text):
+    denoiser, params = base
+    other = jax.tree.map(lambda leaf: 1.1 * leaf, params)
+    compiled, timesteps = advance._cache_size(), denoiser.solver.timesteps
+
+    def sample(params):
+        return keyframes.sample(denoiser, params, text, SEEDS, GUIDANCE, (3, 4, 6))
+
+    same = ByTimestep(((0, params), (500, params)))
+    np.testing.assert_array_equal(sample(same), sample(params))
+    noisy = ByTimestep(((0, params), (int(timesteps[1]), other)))
+    keys = clip_keys(SEEDS, "keyframes")
+    state = denoiser.solver.init(draw(keys, START, (3, 4, 6, 3)))
+    for step, own in enumerate((other, other, params, params)):
+        conditions = Conditions(text, GUIDANCE, keys)
+        state = advance(denoiser, own, state, conditions, jnp.int32(step), jnp.int32(step + 1))
+    np.testing.assert_array_equal(sample(noisy), state.sample)
+    assert advance._cache_size() <= compiled + 1
 
 
 def test_keys_tell_seeds_and_stages_apart():

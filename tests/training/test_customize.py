@@ -64,6 +64,7 @@ def config(checkpoint, clip, tmp_path):
     config.customize.update(steps=3, batch_size=2, log_every=1, warmup_steps=0)
     # Which would change parameters that nothing was learnt about.
     config.customize.weight_decay = 0.0
+    config.customize.objective.timesteps = (0, 1000)
     return config
 
 
@@ -213,9 +214,24 @@ def test_an_adapter_while_sampling(config, checkpoint, tmp_path):
     assert (clips[0] != clips[1]).any()
 
 
-def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path):
+def test_an_adapter_holds_at_the_timesteps_that_it_was_trained_for(config, checkpoint):
+    config.customize.objective.timesteps = (150, 900)
+    section = small_config("keyframes")
+    section.keyframes.adapters = (str(customize(config)),)
+    before = by_path(parameters(checkpoint))
+    parts = Cascade(section, checkpoint, ["keyframes"]).params("keyframes")["unet"].parts
+    assert [first for first, _ in parts] == [0, 150, 900]
+    for first, params in parts:
+        changed = {name for name, leaf in by_path(params).items() if (leaf != before[name]).any()}
+        assert all("temporal_attention" in name for name in changed)
+        assert bool(changed) == (first == 150)
+
+
+def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path, capsys):
+    config.customize.objective.timesteps = (150, 1000)
     path, merged = customize(config), tmp_path / "merged"
     merge(checkpoint, merged, [f"{path}=0.5"])
+    assert "is for timesteps 150 to 999; merged, it holds at all" in capsys.readouterr().err
     with pytest.raises(InputError, match="made for another checkpoint"):
         merge(merged, tmp_path / "twice", [str(path)])
     before = parameters(checkpoint)
