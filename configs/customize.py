@@ -56,8 +56,7 @@ def get_config(base: str = "") -> ConfigDict:
         "log_every": 50,
     }
     if base != "show1":
-        # Of so small a network all of temporal attention (1e-3 then) forgets more of the shapes.
-        settings |= {"rank": 4, "learning_rate": 5e-3}
+        settings |= {"rank": 16, "learning_rate": 5e-3}
         settings |= {"batch_size": 8, "dtype": "float32", "remat": "", "recolor": 0.6}
         objective.shift = 8.0  # the noisiest timesteps decide how things move
         # The last step of ten is left to the network as it was: it knows more shapes than the clip.
