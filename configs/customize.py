@@ -59,7 +59,8 @@ def get_config(base: str = "") -> ConfigDict:
         settings |= {"rank": 16, "learning_rate": 5e-3}
         settings |= {"batch_size": 8, "dtype": "float32", "remat": "", "recolor": 0.6}
         objective.shift = 8.0  # the noisiest timesteps decide how things move
-        # The last step of ten is left to the network as it was: it knows more shapes than the clip.
+        # Below, which is the last of the default ten steps, the network is left as it was: it
+        # knows more shapes than the clip.
         objective.timesteps = (150, 1000)
     config.customize = settings
     config.video, config.prompt, config.out = "", "", "adapter.safetensors"

@@ -2,8 +2,9 @@
 
     python -m show1_jax.merge CHECKPOINT MERGED ADAPTER.safetensors[=WEIGHT] ...
 
-MERGED is CHECKPOINT with what the adapters change added to its keyframe denoiser,
-in the dtype that it is stored in; `show1_jax.convert --to-torch` takes it back to PyTorch.
+MERGED is CHECKPOINT with what the adapters change added to its keyframe denoiser, at all
+timesteps, in the dtype that it is stored in; `show1_jax.convert --to-torch` takes it back to
+PyTorch.
 """
 
 import argparse
@@ -46,13 +47,6 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     parsed = [parse_adapter(text) for text in adapters]
     loaded = [(load_adapter(path, params), weight) for path, weight in parsed]
     changed = apply_adapters(params, loaded)
-    for adapter, _ in loaded:
-        if adapter.timesteps is not None:
-            first, end = adapter.timesteps
-            print(
-                f"{adapter.source} is for timesteps {first} to {end - 1}; merged, it holds at all",
-                file=sys.stderr,
-            )
     partial = merged.with_name(f".{merged.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,6 +62,14 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
         raise InputError(f"{merged} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for adapter, _ in loaded:
+        if adapter.timesteps is not None:
+            first, end = adapter.timesteps
+            print(
+                f"{adapter.source} is for timesteps {first} to {end - 1}; merged, it changes all "
+                "timesteps, which --adapter does not",
+                file=sys.stderr,
+            )
 
 
 def main() -> None:

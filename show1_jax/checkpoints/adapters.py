@@ -9,6 +9,7 @@ bf16; diffusers has no such files. What it was made for and from stands in the m
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,12 @@ def load_adapter(path: Path, params: Any) -> Adapter:
 def _timesteps(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:
     if TIMESTEPS not in metadata:
         return None
-    try:
-        first, end = json.loads(metadata[TIMESTEPS])
-        return int(first), int(end)
-    except (ValueError, TypeError):
+    match = re.fullmatch(r"\[(\d+), ?(\d+)\]", metadata[TIMESTEPS])
+    first, end = map(int, match.groups()) if match else (0, 0)
+    if first >= end:
         text = metadata[TIMESTEPS]
-        raise InputError(f"{path}: its timesteps are {text!r}, not two numbers") from None
+        raise InputError(f"{path}: its timesteps are {text}, not the first and one past the last")
+    return first, end
 
 
 def _place(key: str, path: Path) -> tuple[str, int, Layout]:

@@ -11,6 +11,7 @@ with and without the adapter, and prints how far the paths of what they show are
 the taught one, and how often shape and colour are what was asked for.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -162,8 +163,9 @@ def follow(
     loaded: list[tuple[Adapter, float]] = []
     cascades: dict[str, Cascade] = {}
     for adapter in ("", *adapters):  # all of them are read before anything is sampled
-        config[stage].adapters = (adapter,) if adapter else ()
-        cascades[adapter] = Cascade(config, folder, [stage])
+        own = copy.deepcopy(config)
+        own[stage].adapters = (adapter,) if adapter else ()
+        cascades[adapter] = Cascade(own, folder, [stage])
         loaded += cascades[adapter].adapters[stage]
     for adapter, cascade in cascades.items():
         with sampled(cascade, prompts, seeds) as results:

@@ -14,14 +14,15 @@ from show1_jax.parallel.sharding import over_heads
 Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 
 # Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
-# frame would else need gigabytes of them. On CPUs so many that their caches hold
-# them, which takes a third of the time.
+# frame would else need gigabytes of them. On CPUs, of sequences that are not short, so
+# many that their caches hold them, which takes a third of the time.
 LOGIT_BYTES = 2**29
 CACHED_LOGIT_BYTES = 2**23
 
 # Of fewer keys the logits are small, and XLA fuses around them.
 LEAST_KEYS = 512
-# Of fewer than the lanes of a TPU's registers, most of what lies in them would be padding.
+# Of fewer than the lanes of a TPU's registers, most of what lies in them would be padding;
+# of CPUs' loops over them, most would be overhead.
 FEW_KEYS = 32
 
 LANES = 128  # lengths that the TPU's kernel takes are multiples of it
@@ -85,7 +86,8 @@ def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     batch, queries, heads, _ = query.shape
-    most = CACHED_LOGIT_BYTES if target()[0] == "cpu" else LOGIT_BYTES
+    cached = target()[0] == "cpu" and key.shape[1] > FEW_KEYS
+    most = CACHED_LOGIT_BYTES if cached else LOGIT_BYTES
     if 4 * batch * heads * queries * key.shape[1] <= most:
         return jax.nn.dot_product_attention(query, key, value)
     return over_heads(functools.partial(_in_pieces, most), query, key, value)

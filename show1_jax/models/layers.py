@@ -33,19 +33,36 @@ def activation(name: str) -> Activation:
     Raises:
       InputError: if the name is neither "gelu" nor "silu".
     """
-    known = {"gelu": exact_gelu, "silu": nn.silu, "swish": nn.silu}
+    known: dict[str, Activation] = {"gelu": exact_gelu, "silu": nn.silu, "swish": nn.silu}
     if name not in known:
         raise InputError(f"activation {name!r} is not one of {', '.join(known)}")
     return known[name]
 
 
+@jax.custom_jvp
 def exact_gelu(x: jax.Array) -> jax.Array:
     """GELU with the error function (Hendrycks and Gimpel, eq. 2), not its tanh approximation.
 
     Flax's, of the complementary function, takes six times as long on CPUs.
     """
     wide = x.astype(jnp.float32)
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@exact_gelu.defjvp
+def _exact_gelu_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """One array is kept for the backward pass, in the dtype of `x`."""
+    (x,), (tangent,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
+    slope = (_normal_cdf(wide) + wide * density).astype(x.dtype)
+    return exact_gelu(x), slope * tangent
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
 
 
 class GroupNorm(nn.Module):
@@ -99,17 +116,18 @@ def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerN
     )
 
 
-# Images of no more positions, all together, XLA multiplies faster than it convolves on CPUs:
-# twice as fast at 180, as fast at 640.
+# Images of few positions, all together, and many channels XLA multiplies faster than it convolves
+# on CPUs: 1,280 channels twice as fast at 160 to 360 positions; 960 as fast at 640.
 FEW_POSITIONS = 512
+MANY_CHANNELS = 256
 
 
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, on CPUs of small images as a product over neighbours."""
-    batch, height, width, _ = x.shape
-    few = batch * height * width <= FEW_POSITIONS
+    batch, height, width = x.shape[:-1]
+    few = batch * height * width <= FEW_POSITIONS and x.shape[-1] >= MANY_CHANNELS
     if target()[0] != "cpu" or not few or tuple(strides) != (1, 1):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))

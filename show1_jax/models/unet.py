@@ -282,9 +282,11 @@ class UNet(nn.Module):
 
         x = conv3x3(channels[0], "conv_in", **types)(spread(sample.astype(self.dtype)))
         if config.input_transformer_head_dim is not None:
-            x = TemporalTransformer(
+            transformer = self._whole(TemporalTransformer)
+            x = transformer(
                 8, config.input_transformer_head_dim, 32, name="input_transformer", **types
             )(x)
+            x = spread(x)
         skips = [x]
         for i in levels:
             x, outputs = level(

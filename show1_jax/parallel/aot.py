@@ -326,9 +326,9 @@ def _together(attributes: str, chips: int) -> int:
 
     They are written {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'a'}.
     """
-    if match := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", attributes):
+    if match := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{('\w+'(?:, ?'\w+')*)\}", attributes):
         sides = dict(re.findall(r"('\w+')=(\d+)", match[1]))
-        return math.prod(int(sides[axis]) for axis in match[2].split(","))
+        return math.prod(int(sides.get(axis.strip(), 1)) for axis in match[2].split(","))
     match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
     if match is None:
         return chips

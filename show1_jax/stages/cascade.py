@@ -105,7 +105,8 @@ class Cascade:
           devices: to lay out as `config.mesh` says; None for all.
 
         Raises:
-          InputError: if a stage is unknown or not there, or a size does not fit.
+          InputError: if a stage is unknown or not there, a size does not fit, or there
+            are adapters though the keyframes are not run.
         """
         self.config = config
         self.checkpoint = checkpoint

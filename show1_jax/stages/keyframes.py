@@ -74,9 +74,11 @@ def adapted(params: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
     Raises:
       InputError: if one was made for another network.
     """
-    bounds = {bound for adapter, _ in adapters for bound in adapter.timesteps or ()}
-    parts = tuple(
-        (first, apply_adapters(params, [pair for pair in adapters if pair[0].holds(first)]))
-        for first in sorted({0} | bounds)
-    )
-    return ByTimestep(parts) if bounds else parts[0][1]
+    bounds = {0} | {bound for adapter, _ in adapters for bound in adapter.timesteps or ()}
+    parts, trees = [], {}
+    for first in sorted(bounds):
+        held = tuple(i for i, (adapter, _) in enumerate(adapters) if adapter.holds(first))
+        if held not in trees:
+            trees[held] = apply_adapters(params, [adapters[i] for i in held])
+        parts.append((first, trees[held]))
+    return ByTimestep(tuple(parts)) if len(parts) > 1 else parts[0][1]

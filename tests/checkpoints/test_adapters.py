@@ -146,8 +146,14 @@ HALF = "unet.mid_block.temp_attentions.0.proj_in.lora_A.weight"
         ),
         (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"!!"), "is damaged"),
         (
-            lambda path: path.write_bytes(path.read_bytes().replace(b"[150, 1000]", b"[150; 1000]")),
-            "not two numbers",
+            lambda path: path.write_bytes(path.read_bytes().replace(b"[150, 1", b"[150; 1")),
+            "not the first and one past the last",
+        ),
+        (
+            lambda path: path.write_bytes(
+                path.read_bytes().replace(b"[150, 1000]", b"[150, 0100]")
+            ),
+            "not the first and one past the last",
         ),
     ],
 )

@@ -38,8 +38,9 @@ def folder(tmp_path_factory):
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
     )
     randomise(torch, (p for p in net.parameters() if p.ndim > 1))
-    net.save_pretrained(tmp_path_factory.mktemp("net") / "unet")
-    return tmp_path_factory.getbasetemp() / "net0" / "unet"
+    folder = tmp_path_factory.mktemp("net") / "unet"
+    net.save_pretrained(folder)
+    return folder
 
 
 def randomise(torch, parameters):

@@ -230,6 +230,7 @@ def test_small_images_are_convolved_as_by_a_product():
     def convolved(most: int) -> tuple[jax.Array, dict]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers, "FEW_POSITIONS", most)
+            patch.setattr(layers, "MANY_CHANNELS", 6)
             value, gradient = jax.value_and_grad(lambda p: jnp.sin(conv.apply(p, x)).sum())(params)
             assert ("conv_general_dilated" in str(jax.make_jaxpr(conv.apply)(params, x))) == (
                 not most

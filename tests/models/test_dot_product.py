@@ -46,7 +46,12 @@ def test_attention_in_pieces_is_the_same(logits, monkeypatch):
     whole, whole_gradient = attention(*inputs), gradients(*inputs)
     # Room for one of six queries, for four, for one of ten heads, for three.
     monkeypatch.setattr(dot_product, "CACHED_LOGIT_BYTES", 4 * logits)
+    assert not loops()  # over so few keys
+    monkeypatch.setattr(dot_product, "FEW_KEYS", 8)
     assert loops()
+    half = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    assert attention(*half).dtype == jnp.bfloat16
+    assert_close(attention(*half).astype(jnp.float32), whole, 2e-2)
     assert_close(attention(*inputs), whole, 1e-6)
     for chunked, expected in zip(gradients(*inputs), whole_gradient, strict=True):
         assert_close(chunked, expected, 1e-6)

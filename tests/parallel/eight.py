@@ -104,6 +104,7 @@ def gathered():
     shapes = {leaf.shape for leaf in jax.tree.leaves(program.parameters)}
     vectors = BATCH * config.keyframes.unet.time_embed_dim * 2  # one for each clip may be sent
     others = {shape for shape in found - shapes if math.prod(shape) > vectors}
+    assert found & shapes
     assert not others, others
     print(f"{len(found & shapes)} shapes of parameters gathered")
 

@@ -231,7 +231,7 @@ def test_an_adapter_is_put_into_a_checkpoint(config, checkpoint, tmp_path, capsy
     config.customize.objective.timesteps = (150, 1000)
     path, merged = customize(config), tmp_path / "merged"
     merge(checkpoint, merged, [f"{path}=0.5"])
-    assert "is for timesteps 150 to 999; merged, it holds at all" in capsys.readouterr().err
+    assert "is for timesteps 150 to 999; merged, it changes all" in capsys.readouterr().err
     with pytest.raises(InputError, match="made for another checkpoint"):
         merge(merged, tmp_path / "twice", [str(path)])
     before = parameters(checkpoint)
