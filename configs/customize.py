@@ -6,7 +6,7 @@
     python sample.py --adapter circle.safetensors \
         --prompt "a large blue square moving in a loop on a black background"
 
-The first takes 400 steps of 8 of the tiny cascade, some 3 minutes on two cores.
+The first takes 400 steps of 8 of the tiny cascade, 7 to 10 minutes on one core.
 Prompts of other colors and shapes on the clip's background then mostly move as
 it does (docs/motion.md). `configs/customize.py:show1` is for the released
 cascade: give --config.checkpoint. Several clips: --config.video="a.mp4|b.mp4",

@@ -100,7 +100,8 @@ def customize(config: ConfigDict) -> Path:
         # Of factors nothing is to be subtracted. The others' memory is given away while training.
         before = {} if settings.rank else split(params, settings.trainable)[0]
         before = jax.tree.map(np.asarray, before)
-        tuning = make_tuning(settings, unet, folder.solver())
+        solver = folder.solver()
+        tuning = make_tuning(settings, unet, solver)
         trained = _train(settings, tuning, params, batches, {"empty": put_array(texts[-1])})
     about = {
         "stage": STAGE,
@@ -108,8 +109,7 @@ def customize(config: ConfigDict) -> Path:
         "prompts": " | ".join(prompts),
         "steps": str(settings.steps),
     }
-    every = (0, folder.solver().schedule.train_steps)
-    timesteps = tuple(settings.objective.timesteps)
+    every, timesteps = (0, solver.schedule.train_steps), tuple(settings.objective.timesteps)
     adapter = Adapter(
         changes(before, jax.tree.map(np.asarray, trained)),
         base,

@@ -1,5 +1,6 @@
 """The blocks of the networks against recordings of their PyTorch counterparts."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -224,6 +225,16 @@ def test_attention_blocks_in_bfloat16_are_close(name, block, rows):
     )
     assert out.dtype == jnp.bfloat16
     assert_close(out, last(case.outputs["out"], 1), 5e-2)
+
+
+def test_gelu_and_its_derivative_are_those_of_the_error_function():
+    x = jnp.linspace(-6, 6, 101)
+    expected = functools.partial(nn.gelu, approximate=False)
+    assert_close(exact_gelu(x), expected(x), 1e-6)
+    assert_close(jax.vmap(jax.grad(exact_gelu))(x), jax.vmap(jax.grad(expected))(x), 1e-6)
+    half = x.astype(jnp.bfloat16)
+    slope = jax.vmap(jax.grad(exact_gelu))(half)
+    assert (exact_gelu(half).dtype, slope.dtype) == (half.dtype, half.dtype)
 
 
 def test_small_images_are_convolved_as_by_a_product():
