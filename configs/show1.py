@@ -81,8 +81,9 @@ def training(**changes: Any) -> dict[str, Any]:
         "init": "",  # a part, or a folder with config.json and params/; "" for random parameters
         "trainable": "all",  # or temporal, temporal_attention, temporal_attention_qkv
         "steps": 100_000,
-        "batch_size": 64,
-        "accumulate": 1,  # parts of a batch, one after the other
+        # On fewer chips than clips raise accumulate: parts of a batch, one after the other.
+        "batch_size": 256,
+        "accumulate": 1,
         "learning_rate": 1e-4,
         "warmup_steps": 1000,
         "weight_decay": 0.01,
@@ -267,14 +268,13 @@ def get_config(stage: str = "") -> ConfigDict:
                     kl_weight=1e-6,
                     gradient_weight=1.0,
                     squared_weight=4.0,
-                    accumulate=16,
                 ),
                 "image": denoising(batch_size=512, dropout=False),
                 "keyframes": denoising(init="image"),
                 "interpolation": denoising(init="keyframes", max_noise_level=200),
                 # Upscalers learn every noise level that they may be told of.
                 "first_frame": denoising(max_noise_level=1000),
-                "super_resolution": denoising(max_noise_level=1000, accumulate=16),
+                "super_resolution": denoising(max_noise_level=1000),
                 # The expert of timesteps 0 to 900.
                 "translation": denoising(frames=8, objective=objective(timesteps=(0, 900))),
             },

@@ -26,6 +26,7 @@ import jax
 
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.sharding import fsdp_hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,8 @@ def predict(
     with jax.set_mesh(mesh):
         reports = []
         for program in programs(batch_parts(mesh)):
+            if hint := fsdp_hint(program.parameters):
+                print(f"{program.stage}: {hint}", file=sys.stderr, flush=True)
             reports.append(compile_report(program, chip, name, len(devices)))
             if not as_json:
                 print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)

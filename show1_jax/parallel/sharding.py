@@ -39,6 +39,7 @@ TENSOR = (
     (r"\bconv[24]/kernel", -2),
 )
 LEAST_SPLIT = 2**16  # elements; to gather less costs more than it saves
+WORTH_SAYING = 0.05  # of the parameters
 
 # Whether the clips of a batch are mapped over, and so spread already, where a layer is called.
 _CLIPS_SPREAD: contextvars.ContextVar[bool] = contextvars.ContextVar("clips", default=False)
@@ -79,6 +80,33 @@ def shardings(tree: Any) -> Any:
         return NamedSharding(mesh, parameter_spec(mesh, name, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def fsdp_hint(params: Any) -> str:
+    """Which size of `fsdp` splits what the mesh's leaves whole; "" if little is or none does.
+
+    Args:
+      params: arrays or `jax.ShapeDtypeStruct`s.
+    """
+    mesh = jax.sharding.get_mesh()
+    fsdp = 1 if mesh.empty else mesh.shape["fsdp"]
+    sizes = [leaf.shape for leaf in jax.tree.leaves(params)]
+
+    def whole(count: int) -> float:
+        """The share of parameters that are large enough but have no side to split so often."""
+        left = [math.prod(s) for s in sizes if not any(side % count == 0 for side in s)]
+        return sum(n for n in left if n >= LEAST_SPLIT) / max(1, sum(map(math.prod, sizes)))
+
+    share = whole(fsdp)
+    if share < WORTH_SAYING:
+        return ""
+    better = next(n for n in range(fsdp, 0, -1) if not fsdp % n and whole(n) < WORTH_SAYING)
+    if better == 1:
+        return ""
+    return (
+        f"fsdp leaves {share:.0%} of the parameters whole on every device, as none of their sides "
+        f"divides by {fsdp}: mesh.fsdp={better} splits them, with the other devices along data"
+    )
 
 
 def gathered(params: Any, dtype: DTypeLike) -> Any:

@@ -26,7 +26,14 @@ from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import hosts
 from show1_jax.parallel.mesh import batch_parts, make_mesh
-from show1_jax.parallel.sharding import own_rows, put_array, put_batch, put_rows, shardings
+from show1_jax.parallel.sharding import (
+    fsdp_hint,
+    own_rows,
+    put_array,
+    put_batch,
+    put_rows,
+    shardings,
+)
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, new_paths, start_from
@@ -140,6 +147,8 @@ class Run:
             target = jax.eval_shape(self._start)
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
             hosts.say(f"{self.part}: {count:,} parameters, {self.settings.steps:,} steps")
+            if hint := fsdp_hint((target.trained, target.frozen)):
+                hosts.say(f"{self.part}: {hint}")
             restored = self.folder.restore(target)
             if restored is None:
                 state = self._first_state()

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from show1_jax.parallel.mesh import AXES
-from show1_jax.parallel.sharding import parameter_spec
+from show1_jax.parallel.sharding import fsdp_hint, parameter_spec
 from show1_jax.training.tasks import PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,27 @@ ROOT = Path(__file__).parents[2]
 def test_the_table(path, shape, spec):
     mesh = AbstractMesh((2, 4, 1, 2), AXES)
     assert parameter_spec(mesh, path, shape) == PartitionSpec(*spec)
+
+
+def test_a_size_of_fsdp_that_splits_little_is_said_with_one_that_splits_more(monkeypatch):
+    params = {
+        "wide": jax.ShapeDtypeStruct((3, 1280, 1280), jnp.float32),
+        "narrow": jax.ShapeDtypeStruct((3, 640, 640), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((333,), jnp.float32),
+    }
+
+    def hint(fsdp, params):
+        mesh = AbstractMesh((1, fsdp, 1, 1), AXES)
+        monkeypatch.setattr(jax.sharding, "get_mesh", lambda: mesh)
+        return fsdp_hint(params)
+
+    found = hint(256, params)
+    assert "leaves 20% of the parameters whole" in found
+    assert "none of their sides divides by 256: mesh.fsdp=128 splits them" in found
+    assert hint(128, params) == hint(1, params) == ""
+    odd = {"odd": jax.ShapeDtypeStruct((1001, 1001), jnp.float32)}
+    assert hint(8, odd) == ""
+    assert hint(8, {"bias": params["bias"]}) == ""
 
 
 def on_eight_devices(*arguments, quickly=False):
