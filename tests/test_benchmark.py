@@ -46,7 +46,11 @@ def test_pytorch_makes_the_same(name, capsys):
     ("arguments", "message"),
     [
         (["sound"], "there is no 'sound' to measure; take t5, clip, keyframes"),
-        (["keyframes", "--torch"], "there is no 'keyframes' to measure; take translation"),
+        pytest.param(
+            ["keyframes", "--torch"],
+            "there is no 'keyframes' to measure; take translation",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(arguments, message):

@@ -344,20 +344,20 @@ _KERNEL = re.compile(
     rf"%splash_mha_({'|'.join(_PRODUCTS)})\S* = .*? custom-call\(.*?"
     r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
-_FOUR_SIDES = r"\w+\[(\d+(?:,\d+){3})\]"
+_REALS = r"(?:bf16|f32)\[(\d+(?:,\d+){2,})\]"
 
 
 def kernel_flops(hlo: str) -> float:
     """FLOPs of attention kernels, which the compiler takes for none; padding included.
 
-    Their first two operands of four sides are the queries and the keys,
-    `(batch, heads, length, width)`.
+    Their first two operands of real numbers are the queries and the keys,
+    `(batch, …, heads, length, width)`: mapped over clips and frames, they have five sides.
     """
     total = 0.0
     for kind, operands in _KERNEL.findall(hlo):
-        shapes = re.findall(_FOUR_SIDES, operands)[:2]
+        shapes = re.findall(_REALS, operands)[:2]
         queries, keys = ([int(side) for side in shape.split(",")] for shape in shapes)
-        total += 2 * _PRODUCTS[kind] * math.prod(queries) * keys[2]
+        total += 2 * _PRODUCTS[kind] * math.prod(queries) * keys[-2]
     return total
 
 

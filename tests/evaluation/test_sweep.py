@@ -82,6 +82,7 @@ def test_unknown_solvers_are_refused(painter):
         sweep.sweep(tiny.get_config(), "x", 1, 0, ["euler"], [5], [1.0])
 
 
+@pytest.mark.slow  # other programs end by the same function
 def test_the_command_line():
     command = [sys.executable, "-m", "show1_jax.evaluation.sweep", "--steps=few"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

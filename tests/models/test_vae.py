@@ -1,5 +1,7 @@
 """The autoencoder against recordings of diffusers' AutoencoderKL."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,11 @@ from safetensors.numpy import load_file
 
 from show1_jax.models.vae import VAE, VAEConfig
 from tests.conftest import GOLDENS, assert_close, loaded, network_folder
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply(model: VAE, params, x, method: str):
+    return model.apply({"params": params}, x, method=method)
 
 
 def last(x: np.ndarray) -> np.ndarray:
@@ -39,10 +46,10 @@ def test_encodes_and_decodes_as_recorded(config, params, case):
     inputs, outputs = case
     model = VAE(config)
     image = last(inputs["image"])
-    mean, logvar = model.apply({"params": params}, image, method="encode")
+    mean, logvar = apply(model, params, image, "encode")
     assert_close(mean, last(outputs["mean"]), 2e-5, "mean")
     assert_close(logvar, last(outputs["logvar"]), 2e-5, "logvar")
-    decoded = model.apply({"params": params}, last(inputs["latents"]), method="decode")
+    decoded = apply(model, params, last(inputs["latents"]), "decode")
     assert_close(decoded, last(outputs["decoded"]), 2e-5, "decoded")
 
 
@@ -50,9 +57,9 @@ def test_takes_clips_frame_by_frame(config, params, case):
     inputs, outputs = case
     model = VAE(config)
     clip = last(inputs["image"])[None]
-    mean, _ = model.apply({"params": params}, clip, method="encode")
+    mean, _ = apply(model, params, clip, "encode")
     assert_close(mean, last(outputs["mean"])[None], 2e-5)
-    decoded = model.apply({"params": params}, last(inputs["latents"])[None], method="decode")
+    decoded = apply(model, params, last(inputs["latents"])[None], "decode")
     assert_close(decoded, last(outputs["decoded"])[None], 2e-5)
 
 
@@ -63,7 +70,7 @@ def test_clamps_the_log_variance(config, params, case):
         "kernel": wide["quant_conv"]["kernel"],
         "bias": jnp.concatenate([jnp.zeros(4), jnp.full(2, -1e3), jnp.full(2, 1e3)]),
     }
-    _, logvar = VAE(config).apply({"params": wide}, last(inputs["image"]), method="encode")
+    _, logvar = apply(VAE(config), wide, last(inputs["image"]), "encode")
     np.testing.assert_array_equal(logvar[..., :2], -30.0)
     np.testing.assert_array_equal(logvar[..., 2:], 20.0)
 
@@ -74,15 +81,15 @@ def test_half_precision_parameters_compute_as_if_cast(config, half, params, case
     image = last(inputs["image"])
     model = VAE(config)
     np.testing.assert_array_equal(
-        model.apply({"params": half}, image), model.apply({"params": params}, image)
+        apply(model, half, image, "encode")[0], apply(model, params, image, "encode")[0]
     )
 
 
 def test_bfloat16_is_close(config, params, case):
     inputs, outputs = case
     model = VAE(config, dtype=jnp.bfloat16)
-    mean, logvar = model.apply({"params": params}, last(inputs["image"]), method="encode")
+    mean, logvar = apply(model, params, last(inputs["image"]), "encode")
     assert mean.dtype == logvar.dtype == jnp.float32
     assert_close(mean, last(outputs["mean"]), 5e-2)
-    decoded = model.apply({"params": params}, last(inputs["latents"]), method="decode")
+    decoded = apply(model, params, last(inputs["latents"]), "decode")
     assert_close(decoded, last(outputs["decoded"]), 5e-2)

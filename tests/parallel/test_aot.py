@@ -99,6 +99,9 @@ def test_attention_kernels_are_counted():
     hlo += "  %use = f32[1] get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=0\n"
     assert kernel_flops(hlo) == (2 + 3 + 4) * 2 * 6 * 10 * 768 * 896 * 64
     assert kernel_flops(HLO) == 0
+    # In training clips are mapped over, and the operands have a side more.
+    mapped = hlo.replace("[6,10,", "[2,3,10,")
+    assert kernel_flops(mapped) == kernel_flops(hlo)
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100:8", "v5e:4x-4"])

@@ -87,7 +87,7 @@ def test_frames_are_exchanged_and_never_gathered():
 
 
 def test_parameters_are_gathered_and_activations_never():
-    assert "shapes of parameters gathered" in on_eight_devices("gathered")
+    assert "shapes of parameters gathered" in on_eight_devices("gathered", quickly=True)
 
 
 def test_attention_is_the_same_on_eight_devices():

@@ -34,6 +34,7 @@ def validation_names(train):
     return {record["name"].decode() for record in records}
 
 
+@pytest.mark.slow  # the pipeline's tests skip broken files, too
 def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tmp_path, caplog):
     folder = shutil.copytree(clips, tmp_path / "clips")
     config = small_config("first_frame", tmp_path / "data", dataset=str(folder))
