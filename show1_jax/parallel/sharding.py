@@ -90,22 +90,30 @@ def fsdp_hint(params: Any) -> str:
     """
     mesh = jax.sharding.get_mesh()
     fsdp = 1 if mesh.empty else mesh.shape["fsdp"]
-    sizes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
-    def whole(count: int) -> float:
+    def whole(size: int) -> float:
         """The share of parameters that are large enough but have no side to split so often."""
-        left = [math.prod(s) for s in sizes if not any(side % count == 0 for side in s)]
-        return sum(n for n in left if n >= LEAST_SPLIT) / max(1, sum(map(math.prod, sizes)))
+        sides = tuple((mesh.shape | {"fsdp": size}).values())
+        other = AbstractMesh(sides, mesh.axis_names)
+        left = (
+            math.prod(shape)
+            for path, shape in shapes.items()
+            if "fsdp" not in parameter_spec(other, path, shape)
+        )
+        return sum(n for n in left if n >= LEAST_SPLIT) / sum(map(math.prod, shapes.values()))
 
-    share = whole(fsdp)
-    if share < WORTH_SAYING:
+    if fsdp == 1 or (share := whole(fsdp)) < WORTH_SAYING:
         return ""
-    better = next(n for n in range(fsdp, 0, -1) if not fsdp % n and whole(n) < WORTH_SAYING)
-    if better == 1:
+    better = [n for n in range(2, fsdp) if not fsdp % n and whole(n) < WORTH_SAYING]
+    if not better:
         return ""
     return (
         f"fsdp leaves {share:.0%} of the parameters whole on every device, as none of their sides "
-        f"divides by {fsdp}: mesh.fsdp={better} splits them, with the other devices along data"
+        f"divides by {fsdp}: mesh.fsdp={better[-1]} splits them, with the other devices along data"
     )
 
 

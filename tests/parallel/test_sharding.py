@@ -60,6 +60,11 @@ def test_a_size_of_fsdp_that_splits_little_is_said_with_one_that_splits_more(mon
     assert "leaves 20% of the parameters whole" in found
     assert "none of their sides divides by 256: mesh.fsdp=128 splits them" in found
     assert hint(128, params) == hint(1, params) == ""
+    # What `tensor` splits along the only side that divides is not split again.
+    mesh = AbstractMesh((1, 256, 1, 2), AXES)
+    monkeypatch.setattr(jax.sharding, "get_mesh", lambda: mesh)
+    side = {"to_q": {"kernel": jax.ShapeDtypeStruct((640, 1280), jnp.float32)}}
+    assert "leaves 100% of the parameters whole" in fsdp_hint(side)
     odd = {"odd": jax.ShapeDtypeStruct((1001, 1001), jnp.float32)}
     assert hint(8, odd) == ""
     assert hint(8, {"bias": params["bias"]}) == ""
