@@ -108,7 +108,7 @@ def denoising(**changes: Any) -> dict[str, Any]:
     """What the denoisers' trainings have besides."""
     return (
         training(
-            remat="nothing_saveable",  # what a level keeps for the backward pass; "" for all
+            remat="nothing_saveable",  # what a layer keeps for the backward pass; "" for all
             dropout=True,
             caption_dropout=0.1,
             objective=objective(variance_weight=0.001),

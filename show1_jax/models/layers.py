@@ -139,10 +139,15 @@ def _convolve(
 
 
 def conv3x3(
-    channels: int, name: str, dtype: DTypeLike, param_dtype: DTypeLike, stride: int = 1
+    channels: int,
+    name: str,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    stride: int = 1,
+    kind: type[nn.Conv] = nn.Conv,
 ) -> nn.Conv:
     """A 3x3 convolution over each image, zero-padded by one pixel on every side."""
-    return nn.Conv(
+    return kind(
         channels,
         (3, 3),
         strides=stride,
@@ -215,9 +220,16 @@ class ResnetBlock(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
-        """Maps `(batch, ..., h, w, c)` and `(batch, d)` to `(batch, ..., h', w', channels)`."""
+    def __call__(
+        self, x: jax.Array, time: jax.Array | None = None, skip: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps `(batch, ..., h, w, c)` and `(batch, d)` to `(batch, ..., h', w', channels)`.
+
+        `skip` is put beside the channels of `x`, in here so that nobody keeps both together.
+        """
         types = dtypes(self)
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
         h = GroupNorm(self.groups, self.eps, name="norm1", **types)(x)
         h = self.activation(h)
         if self.resample is not None:

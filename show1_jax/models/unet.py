@@ -127,6 +127,26 @@ def split_into_heads(channels: int, head_dim: int, reading: HeadReading) -> tupl
     return channels // head_dim, head_dim
 
 
+def block_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = ()) -> type[Any]:
+    """A layer's class, its parameters `gathered` and its insides recomputed as `parent.remat` says.
+
+    Both layer by layer: gathered together, or recomputed together, many layers'
+    would be in memory at once.
+
+    Args:
+      parent: the module that calls it, with `dtype` and `remat`.
+      kind: the class.
+      static_argnums: of its arguments, counted from self, those that are not arrays.
+    """
+    if parent.is_initializing():
+        return kind
+    kind = nn.map_variables(kind, "params", functools.partial(gathered, dtype=parent.dtype))
+    if parent.remat is None:
+        return kind
+    policy = getattr(jax.checkpoint_policies, parent.remat)
+    return nn.remat(kind, static_argnums=static_argnums, policy=policy)
+
+
 class Level(nn.Module):
     """What happens at one resolution: ResNet blocks, attention, their temporal halves.
 
@@ -143,6 +163,7 @@ class Level(nn.Module):
     middle: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    remat: str | None = None
 
     @nn.compact
     def __call__(
@@ -156,14 +177,12 @@ class Level(nn.Module):
         """Returns the level's output and all outputs on the way, coarsest last."""
         outputs = []
         if self.middle:
-            x = self._resnet(x, time, 0, train)
+            x = self._resnet(x, None, time, 0, train)
         for i in range(self.layers):
             if self.middle:
-                x = self._resnet(self._attend(x, text, i), time, i + 1, train)
+                x = self._resnet(self._attend(x, text, i), None, time, i + 1, train)
                 continue
-            if skips is not None:
-                x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
-            x = self._resnet(x, time, i, train)
+            x = self._resnet(x, skips[-1 - i] if skips is not None else None, time, i, train)
             if self.attention:
                 x = self._attend(x, text, i)
             outputs.append(x)
@@ -174,7 +193,7 @@ class Level(nn.Module):
 
     def _resnet_block(self, name: str, resample: Literal["down", "up"] | None) -> ResnetBlock:
         config = self.config
-        return ResnetBlock(
+        return block_class(self, ResnetBlock)(
             self.channels,
             config.norm_groups,
             config.norm_eps,
@@ -187,21 +206,26 @@ class Level(nn.Module):
             **dtypes(self),
         )
 
-    def _resnet(self, x: jax.Array, time: jax.Array, i: int, train: bool) -> jax.Array:
-        x = spread(self._resnet_block(f"resnet_{i}", None)(x, time))
+    def _resnet(
+        self, x: jax.Array, skip: jax.Array | None, time: jax.Array, i: int, train: bool
+    ) -> jax.Array:
+        x = spread(self._resnet_block(f"resnet_{i}", None)(x, time, skip))
         if self.config.temporal:
-            x = spread(TemporalConv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
+            conv = block_class(self, TemporalConv, static_argnums=(2,))
+            x = spread(conv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
         return x
 
     def _attend(self, x: jax.Array, text: jax.Array, i: int) -> jax.Array:
         config = self.config
-        spatial = AddedKVAttention if config.space == "pixel" else SpatialTransformer
+        spatial = block_class(
+            self, AddedKVAttention if config.space == "pixel" else SpatialTransformer
+        )
         heads = split_into_heads(self.channels, self.head_dim, config.spatial_heads)
         x = spatial(*heads, config.norm_groups, name=f"attention_{i}", **dtypes(self))(x, text)
         x = spread(x)
         if config.temporal:
             heads = split_into_heads(self.channels, self.head_dim, config.temporal_heads)
-            x = TemporalTransformer(
+            x = block_class(self, TemporalTransformer)(
                 *heads, config.norm_groups, name=f"temporal_attention_{i}", **dtypes(self)
             )(x)
         return spread(x)
@@ -210,9 +234,9 @@ class Level(nn.Module):
         name = f"{self.resample}sample"
         if self.config.space == "pixel":
             return self._resnet_block(name, self.resample)(x, time)
-        if self.resample == "down":
-            return conv3x3(self.channels, name, stride=2, **dtypes(self))(x)
-        return conv3x3(self.channels, name, **dtypes(self))(double(x))
+        stride, x = (2, x) if self.resample == "down" else (1, double(x))
+        kind = block_class(self, nn.Conv)
+        return conv3x3(self.channels, name, stride=stride, kind=kind, **dtypes(self))(x)
 
 
 class UNet(nn.Module):
@@ -222,7 +246,7 @@ class UNet(nn.Module):
       config: which denoiser.
       dtype: what it computes in.
       param_dtype: what its parameters are kept in.
-      remat: in training, what each level keeps for the backward pass instead of
+      remat: in training, what each layer keeps for the backward pass instead of
         everything: the name of one of `jax.checkpoint_policies`, such as
         "nothing_saveable". Changes memory and time alone.
     """
@@ -265,24 +289,18 @@ class UNet(nn.Module):
         text = text.astype(self.dtype)
         time = self._embed(timesteps, text, noise_level)
         if config.text_projection_dim is not None:
-            projection = self._whole(nn.Dense)
+            projection = block_class(self, nn.Dense)
             text = projection(config.text_projection_dim, name="text_projection", **types)(text)
 
-        level_class = self._whole(Level)
-        if self.remat is not None:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            # Of its arguments, counted from self, `train` alone is not an array.
-            level_class = nn.remat(level_class, static_argnums=(5,), policy=policy)
-
         def level(name: str, i: int, head_dim: int, **settings: Any) -> Level:
-            return level_class(
+            return Level(
                 config, channels[i], attention=config.attention[i], head_dim=head_dim,
-                name=name, **types, **settings,
+                remat=self.remat, name=name, **types, **settings,
             )  # fmt: skip
 
         x = conv3x3(channels[0], "conv_in", **types)(spread(sample.astype(self.dtype)))
         if config.input_transformer_head_dim is not None:
-            transformer = self._whole(TemporalTransformer)
+            transformer = block_class(self, TemporalTransformer)
             x = transformer(
                 8, config.input_transformer_head_dim, 32, name="input_transformer", **types
             )(x)
@@ -310,12 +328,6 @@ class UNet(nn.Module):
         x = activation(config.activation)(x)
         return conv3x3(config.out_channels, "conv_out", jnp.float32, self.param_dtype)(x)
 
-    def _whole(self, module: type[Any]) -> type[Any]:
-        """The class with its parameters gathered where it is called; see `gathered`."""
-        if self.is_initializing():
-            return module
-        return nn.map_variables(module, "params", functools.partial(gathered, dtype=self.dtype))
-
     def _embed(
         self, timesteps: jax.Array, text: jax.Array, noise_level: jax.Array | None
     ) -> jax.Array:
@@ -333,7 +345,7 @@ class UNet(nn.Module):
         if noise_level is not None:
             time = time + embed("noise_level_embedding", noise_level)
         if config.text_pooling_heads is not None:
-            time = time + self._whole(TextPooling)(
+            time = time + block_class(self, TextPooling)(
                 config.time_embed_dim, config.text_pooling_heads, name="text_pooling", **types
             )(text)
         if config.time_embedding_activation is not None:

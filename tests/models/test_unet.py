@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AbstractMesh
 
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.tables import UNET as TABLE
 from show1_jax.errors import InputError
 from show1_jax.models.temporal import dropout, dropout_masks
 from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.parallel import sharding
 from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
 # The slow ones are those of which a whole stage's trajectory is walked by default.
@@ -304,6 +306,38 @@ def test_bfloat16_is_close():
     out = network(SHORT, jnp.bfloat16)(params, *inputs)
     assert out.dtype == jnp.float32
     assert_close(out, network(SHORT)(params, *inputs), 1e-1)
+
+
+def kept_for_backward(config: UNetConfig, remat: str | None, mesh: AbstractMesh) -> list[Any]:
+    """Shapes of what the backward pass of a step in bf16 needs, the parameters among them."""
+    module, params = UNet(config, jnp.bfloat16, remat=remat), abstract_params(UNet(config))
+    rngs = {"dropout": jax.random.key(0)}
+
+    def backward(params, inputs):
+        def run(params):
+            return module.apply({"params": params}, *inputs, train=True, rngs=rngs)
+
+        return jax.vjp(run, params)[1]
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.tree.leaves(jax.eval_shape(backward, params, random_inputs(config)))
+
+
+@pytest.mark.parametrize("config", [PIXEL, LATENT])
+def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 0)
+    mesh = AbstractMesh((1, 2, 1, 1), ("data", "fsdp", "frames", "tensor"))
+    of_params = {leaf.shape for leaf in jax.tree.leaves(abstract_params(UNet(config)))}
+    size = {
+        remat: sum(leaf.size for leaf in kept_for_backward(config, remat, mesh))
+        - sum(leaf.size for leaf in jax.tree.leaves(abstract_params(UNet(config))))
+        for remat in (None, "nothing_saveable")
+    }
+    assert size["nothing_saveable"] < size[None] / 8
+    kept = kept_for_backward(config, "nothing_saveable", mesh)
+    # Neither parameters as gathered, nor a layer's input together with its skip connection.
+    assert not [leaf for leaf in kept if leaf.dtype == jnp.bfloat16 and leaf.shape in of_params]
+    assert max(leaf.shape[-1] for leaf in kept if leaf.ndim == 5) == max(config.channels)
 
 
 def test_dropout_draws_three_masks_of_ten_percent():
