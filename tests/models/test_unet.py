@@ -29,8 +29,6 @@ RECORDED = [
         for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet2d_if_sr")
     ),
 ]
-# Gradients of all six would take minutes to compile.
-WITH_GRADIENT = "unet3d_latent"
 
 OUR_NAMES = [
     ("class_embedding", "noise_level_embedding"),
@@ -119,13 +117,9 @@ class Run(NamedTuple):
     case: Golden
     sample: np.ndarray
     intermediates: dict[str, Any]
-    gradient: dict[str, np.ndarray] | None
 
 
-@functools.cache
-def run(name: str) -> Run:
-    case = golden(name)
-    module, params = loaded(network_folder(name))
+def recorded_inputs(case: Golden) -> list[np.ndarray]:
     inputs = [
         channels_last(case.inputs["sample"]),
         case.inputs["timestep"],
@@ -133,23 +127,16 @@ def run(name: str) -> Run:
     ]
     if "class_labels" in case.inputs:
         inputs.append(case.inputs["class_labels"])
-    expected = channels_last(case.outputs["sample"])
-    weights = np.random.default_rng(0).standard_normal(expected.shape, np.float32)
+    return inputs
 
-    def loss(params, *inputs):
-        out, state = module.apply({"params": params}, *inputs, capture_intermediates=True)
-        return (out * weights).sum(), (out, state["intermediates"])
 
-    gradient = None
-    if name == WITH_GRADIENT:
-        params = jax.tree.map(lambda v: v.astype(jnp.float32), params)
-        (_, (out, state)), gradient = compiled(jax.value_and_grad(loss, has_aux=True))(
-            params, *inputs
-        )
-        gradient = {k: np.asarray(v) for k, v in flatten_dict(gradient, sep="/").items()}
-    else:
-        _, (out, state) = compiled(loss)(params, *inputs)
-    return Run(case, np.asarray(out), flatten_dict(state, sep="/"), gradient)
+@functools.cache
+def run(name: str) -> Run:
+    case = golden(name)
+    module, params = loaded(network_folder(name))
+    call = compiled(functools.partial(module.apply, capture_intermediates=True))
+    out, state = call({"params": params}, *recorded_inputs(case))
+    return Run(case, np.asarray(out), flatten_dict(state["intermediates"], sep="/"))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -179,12 +166,23 @@ def reached(gradient: dict[str, np.ndarray]) -> set[str]:
     return {path for path, value in gradient.items() if np.abs(value).max() > 1e-5}
 
 
+@pytest.mark.slow
 def test_gradient_reaches_what_the_recording_says():
-    result = run(WITH_GRADIENT)
+    case = golden("unet3d_latent")
+    module, params = loaded(network_folder("unet3d_latent"))
+    params = jax.tree.map(lambda v: v.astype(jnp.float32), params)
+    inputs = recorded_inputs(case)
+    shape = channels_last(case.outputs["sample"]).shape
+    weights = np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def loss(params):
+        return (module.apply({"params": params}, *inputs) * weights).sum()
+
+    gradient = flatten_dict(compiled(jax.grad(loss))(params), sep="/")
     # One channel a group: the norm takes away what these biases add.
-    without = {TABLE.to_ours(key)[0] for key in result.case.meta["parameters_without_effect"]}
+    without = {TABLE.to_ours(key)[0] for key in case.meta["parameters_without_effect"]}
     assert without
-    assert reached(result.gradient) == result.gradient.keys() - without
+    assert reached(gradient) == gradient.keys() - without
 
 
 # --- behaviour, on small networks --------------------------------------------
@@ -323,20 +321,19 @@ def kept_for_backward(config: UNetConfig, remat: str | None, mesh: AbstractMesh)
         return jax.tree.leaves(jax.eval_shape(backward, params, random_inputs(config)))
 
 
-@pytest.mark.parametrize("config", [PIXEL, LATENT])
+@pytest.mark.parametrize("config", [SHORT, pytest.param(LATENT, marks=pytest.mark.slow)])
 def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
     monkeypatch.setattr(sharding, "LEAST_SPLIT", 0)
     mesh = AbstractMesh((1, 2, 1, 1), ("data", "fsdp", "frames", "tensor"))
-    of_params = {leaf.shape for leaf in jax.tree.leaves(abstract_params(UNet(config)))}
-    size = {
-        remat: sum(leaf.size for leaf in kept_for_backward(config, remat, mesh))
-        - sum(leaf.size for leaf in jax.tree.leaves(abstract_params(UNet(config))))
-        for remat in (None, "nothing_saveable")
-    }
-    assert size["nothing_saveable"] < size[None] / 8
-    kept = kept_for_backward(config, "nothing_saveable", mesh)
+    params = jax.tree.leaves(abstract_params(UNet(config)))
+    everything, kept = (
+        kept_for_backward(config, remat, mesh) for remat in (None, "nothing_saveable")
+    )
+    own = sum(leaf.size for leaf in params)
+    assert sum(leaf.size for leaf in kept) - own < (sum(leaf.size for leaf in everything) - own) / 8
     # Neither parameters as gathered, nor a layer's input together with its skip connection.
-    assert not [leaf for leaf in kept if leaf.dtype == jnp.bfloat16 and leaf.shape in of_params]
+    shapes = {leaf.shape for leaf in params}
+    assert not [leaf for leaf in kept if leaf.dtype == jnp.bfloat16 and leaf.shape in shapes]
     assert max(leaf.shape[-1] for leaf in kept if leaf.ndim == 5) == max(config.channels)
 
 

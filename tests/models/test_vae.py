@@ -75,6 +75,7 @@ def test_clamps_the_log_variance(config, params, case):
     np.testing.assert_array_equal(logvar[..., 2:], 20.0)
 
 
+@pytest.mark.slow  # as of the U-Net, by default
 def test_half_precision_parameters_compute_as_if_cast(config, half, params, case):
     assert {v.dtype for v in jax.tree.leaves(half)} == {np.dtype(np.float16)}
     inputs, _ = case

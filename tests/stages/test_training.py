@@ -105,6 +105,7 @@ def loss(unet, dropout, params, key):
     return denoising_loss(unet, OBJECTIVE, dropout, params, prepared)
 
 
+@pytest.mark.slow  # as of the small networks of training, by default
 def test_the_loss_reaches_every_parameter(unet):
     unet, params = unet
     total = jax.jit(lambda params, key: loss(unet, True, params, key).mean())
