@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 # faster and no longer let one choose, a quarter of it. Before JAX is first asked for a device.
 if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11):
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
 
 GOLDENS = Path(__file__).parent / "goldens"
 RELEASE = Path(__file__).parent / "release"

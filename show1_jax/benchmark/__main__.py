@@ -7,7 +7,7 @@
 
 A stage's name is one guided denoising step, `t5` and `clip` a batch of texts,
 `translation.encode` and `.decode` the autoencoder on the clips of a batch,
-`train.PART` a step of training. With --torch (extra `bench`) the same network
+`train.PART` a step of training on --batch clips. With --torch (extra `bench`) the same network
 from PyTorch's libraries, with the same parameters and inputs, alternates with ours.
 """
 
@@ -61,14 +61,17 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=default)
     parser.add_argument("--dtype", choices=DTYPES, help="default: the config's")
     parser.add_argument("--calls", type=int, default=3, help="of each (default: 3)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="clips of a training step on each device (default: 1)"
+    )
     parser.add_argument("--profile", type=Path, help="write a trace there (XProf, Perfetto)")
     parser.add_argument("--torch", action="store_true", help="compare with PyTorch")
     parser.add_argument("--frames", type=int, default=2, help="with --torch: of a clip")
     args = parser.parse_args()
     try:
         config = load_config(args.config)
-        if args.calls < 1 or args.frames < 1:
-            raise InputError("--calls and --frames must be at least 1")
+        if min(args.calls, args.frames, args.batch) < 1:
+            raise InputError("--calls, --frames and --batch must be at least 1")
         if args.dtype:
             config.dtype = args.dtype
             for part in PARTS:
@@ -83,7 +86,7 @@ def main() -> None:
         if args.torch:
             side_by_side.compare(config, chosen[0], args.calls, args.frames)
         else:
-            ours.measure(config, chosen[0], args.calls, args.profile)
+            ours.measure(config, chosen[0], args.calls, args.batch, args.profile)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -1,6 +1,7 @@
 """The programs that `sample.py` and `train.py` run, each on made-up arrays."""
 
 import contextlib
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from show1_jax.training.metrics import peak_memory
 TRAIN = "train."
 
 
-def measure(config: ConfigDict, name: str, calls: int, profile: Path | None = None) -> None:
+def measure(
+    config: ConfigDict, name: str, calls: int, batch: int = 1, profile: Path | None = None
+) -> None:
     """Compiles a program, runs it, and prints what that took.
 
     Args:
       config: as in `configs/show1.py`.
       name: a stage, an encoder, "translation.encode", "translation.decode" or "train.PART".
       calls: how often it is run.
+      batch: clips of a training step, for each part that the mesh splits it into.
       profile: where to write a trace of the calls.
 
     Raises:
@@ -34,7 +38,7 @@ def measure(config: ConfigDict, name: str, calls: int, profile: Path | None = No
     use_compilation_cache()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        program = _program(config, name, batch_parts(mesh))
+        program = _program(config, name, batch_parts(mesh), batch)
         lowered = program.lower()
         begin = time.perf_counter()
         compiled = lowered.compile()
@@ -53,18 +57,21 @@ def measure(config: ConfigDict, name: str, calls: int, profile: Path | None = No
                 begin = time.perf_counter()
                 jax.block_until_ready(compiled(*given))
                 seconds.append(time.perf_counter() - begin)
+    label = f"{name} of {batch} clips a device" if name.startswith(TRAIN) else name
     count = sum(leaf.size for leaf in jax.tree.leaves(program.parameters))
     print(
-        f"{name}: {count:,} parameters, {min(seconds):.3f} s (median {np.median(seconds):.3f}, "
+        f"{label}: {count:,} parameters, {min(seconds):.3f} s (median {np.median(seconds):.3f}, "
         f"most {max(seconds):.3f}, of {calls}), compiled in {compiling:.1f} s, "
         f"peak {peak_memory() / 2**30:.2f} GiB, {jax.devices()[0].device_kind}",
         flush=True,
     )
 
 
-def _program(config: ConfigDict, name: str, parts: int) -> Program:
+def _program(config: ConfigDict, name: str, parts: int, batch: int) -> Program:
     if name.startswith(TRAIN):
-        return training_program(config, name.removeprefix(TRAIN))
+        part, config = name.removeprefix(TRAIN), copy.deepcopy(config)
+        config.train[part].update(batch_size=parts * batch, accumulate=1)
+        return training_program(config, part)
     stage, _, which = name.partition(".")
     programs = list(sampling_programs(config, stage, parts))
     return next(each for each in programs if not which or each.name == which)

@@ -127,7 +127,7 @@ def split_into_heads(channels: int, head_dim: int, reading: HeadReading) -> tupl
     return channels // head_dim, head_dim
 
 
-def block_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = ()) -> type[Any]:
+def layer_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = ()) -> type[Any]:
     """A layer's class, its parameters `gathered` and its insides recomputed as `parent.remat` says.
 
     Both layer by layer: gathered together, or recomputed together, many layers'
@@ -177,12 +177,12 @@ class Level(nn.Module):
         """Returns the level's output and all outputs on the way, coarsest last."""
         outputs = []
         if self.middle:
-            x = self._resnet(x, None, time, 0, train)
+            x = self._resnet(x, time, 0, train)
         for i in range(self.layers):
             if self.middle:
-                x = self._resnet(self._attend(x, text, i), None, time, i + 1, train)
+                x = self._resnet(self._attend(x, text, i), time, i + 1, train)
                 continue
-            x = self._resnet(x, skips[-1 - i] if skips is not None else None, time, i, train)
+            x = self._resnet(x, time, i, train, skips[-1 - i] if skips is not None else None)
             if self.attention:
                 x = self._attend(x, text, i)
             outputs.append(x)
@@ -193,7 +193,7 @@ class Level(nn.Module):
 
     def _resnet_block(self, name: str, resample: Literal["down", "up"] | None) -> ResnetBlock:
         config = self.config
-        return block_class(self, ResnetBlock)(
+        return layer_class(self, ResnetBlock)(
             self.channels,
             config.norm_groups,
             config.norm_eps,
@@ -207,17 +207,17 @@ class Level(nn.Module):
         )
 
     def _resnet(
-        self, x: jax.Array, skip: jax.Array | None, time: jax.Array, i: int, train: bool
+        self, x: jax.Array, time: jax.Array, i: int, train: bool, skip: jax.Array | None = None
     ) -> jax.Array:
         x = spread(self._resnet_block(f"resnet_{i}", None)(x, time, skip))
         if self.config.temporal:
-            conv = block_class(self, TemporalConv, static_argnums=(2,))
+            conv = layer_class(self, TemporalConv, static_argnums=(2,))
             x = spread(conv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
         return x
 
     def _attend(self, x: jax.Array, text: jax.Array, i: int) -> jax.Array:
         config = self.config
-        spatial = block_class(
+        spatial = layer_class(
             self, AddedKVAttention if config.space == "pixel" else SpatialTransformer
         )
         heads = split_into_heads(self.channels, self.head_dim, config.spatial_heads)
@@ -225,7 +225,7 @@ class Level(nn.Module):
         x = spread(x)
         if config.temporal:
             heads = split_into_heads(self.channels, self.head_dim, config.temporal_heads)
-            x = block_class(self, TemporalTransformer)(
+            x = layer_class(self, TemporalTransformer)(
                 *heads, config.norm_groups, name=f"temporal_attention_{i}", **dtypes(self)
             )(x)
         return spread(x)
@@ -235,7 +235,7 @@ class Level(nn.Module):
         if self.config.space == "pixel":
             return self._resnet_block(name, self.resample)(x, time)
         stride, x = (2, x) if self.resample == "down" else (1, double(x))
-        kind = block_class(self, nn.Conv)
+        kind = layer_class(self, nn.Conv)
         return conv3x3(self.channels, name, stride=stride, kind=kind, **dtypes(self))(x)
 
 
@@ -289,7 +289,7 @@ class UNet(nn.Module):
         text = text.astype(self.dtype)
         time = self._embed(timesteps, text, noise_level)
         if config.text_projection_dim is not None:
-            projection = block_class(self, nn.Dense)
+            projection = layer_class(self, nn.Dense)
             text = projection(config.text_projection_dim, name="text_projection", **types)(text)
 
         def level(name: str, i: int, head_dim: int, **settings: Any) -> Level:
@@ -300,7 +300,7 @@ class UNet(nn.Module):
 
         x = conv3x3(channels[0], "conv_in", **types)(spread(sample.astype(self.dtype)))
         if config.input_transformer_head_dim is not None:
-            transformer = block_class(self, TemporalTransformer)
+            transformer = layer_class(self, TemporalTransformer)
             x = transformer(
                 8, config.input_transformer_head_dim, 32, name="input_transformer", **types
             )(x)
@@ -345,7 +345,7 @@ class UNet(nn.Module):
         if noise_level is not None:
             time = time + embed("noise_level_embedding", noise_level)
         if config.text_pooling_heads is not None:
-            time = time + block_class(self, TextPooling)(
+            time = time + layer_class(self, TextPooling)(
                 config.time_embed_dim, config.text_pooling_heads, name="text_pooling", **types
             )(text)
         if config.time_embedding_activation is not None:

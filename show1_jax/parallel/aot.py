@@ -31,7 +31,7 @@ from show1_jax.parallel.sharding import fsdp_hint
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip: bytes of memory, and bytes or FLOPs (bf16) a second at the peak."""
+    """Of one chip: bytes of memory for programs, and bytes or FLOPs (bf16) a second at the peak."""
 
     memory: float
     flops: float
@@ -39,11 +39,12 @@ class Chip:
     network: float
 
 
-# cloud.google.com/tpu/docs, "System architecture"; the network's of all links of a chip.
+# cloud.google.com/tpu/docs, "System architecture"; the network's of all links of a chip. Of the
+# memory, what the compiler says is available.
 CHIPS = {
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
+    "v5e": Chip(15.75 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.73 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.24 * 2**30, 918e12, 1640e9, 448e9),
 }
 SIDES = {"v5e": 2, "v5p": 3, "v6e": 2}  # of a topology
 
@@ -118,16 +119,19 @@ def predict(
     """
     chip, devices = topology(name)
     mesh = make_mesh(sizes, devices)
-    with jax.set_mesh(mesh):
-        reports = []
-        for program in programs(batch_parts(mesh)):
-            if hint := fsdp_hint(program.parameters):
-                print(f"{program.stage}: {hint}", file=sys.stderr, flush=True)
-            reports.append(compile_report(program, chip, name, len(devices)))
-            if not as_json:
-                print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
-    if as_json:
-        print(json.dumps(by_stage(reports), indent=2))
+    reports: list[dict[str, Any]] = []
+    try:
+        with jax.set_mesh(mesh):
+            for program in programs(batch_parts(mesh)):
+                if hint := fsdp_hint(program.parameters):
+                    print(f"{program.stage}: {hint}", file=sys.stderr, flush=True)
+                reports.append(compile_report(program, chip, name, len(devices)))
+                if not as_json:
+                    print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
+    finally:
+        # What took an hour to find is told although the next one failed, or was interrupted.
+        if as_json and reports:
+            print(json.dumps(by_stage(reports), indent=2))
     for report in reports:
         if not report["fits"]:
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
@@ -207,12 +211,17 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         "optimizer_bytes_per_chip": optimizer,
         "hbm_bytes_per_chip": chip.memory,
     }
-    try:
-        compiled = program.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        own = refused(str(error), parameters + optimizer)
-        if own is None:
-            raise
+    compiled, own = None, parameters + optimizer
+    # Not compiled for an hour where these alone are too many.
+    if own + beside <= chip.memory:
+        try:
+            compiled = program.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            found = refused(str(error), own)
+            if found is None:
+                raise
+            own = found
+    if compiled is None:
         none = ("flops", "bytes_accessed", "bound_by", "roofline_seconds", "predicted_mfu")
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:

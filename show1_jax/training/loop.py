@@ -91,9 +91,11 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                remat = ", or set remat to nothing_saveable" if "remat" in run.settings else ""
+                kept = run.settings.get("remat", "nothing_saveable")
+                remat = "" if kept == "nothing_saveable" else ", or set remat to nothing_saveable"
                 raise InputError(
-                    f"{part} does not fit the device's memory: raise train.{part}.accumulate{remat}"
+                    f"{part} does not fit the device's memory: raise train.{part}.accumulate, or "
+                    f"mesh.fsdp on several devices{remat}"
                 ) from error
         hosts.say(f"{part} is trained: {run.target}")
         if run.told_to_end and part != parts[-1]:

@@ -321,11 +321,21 @@ def kept_for_backward(config: UNetConfig, remat: str | None, mesh: AbstractMesh)
         return jax.tree.leaves(jax.eval_shape(backward, params, random_inputs(config)))
 
 
-@pytest.mark.parametrize("config", [SHORT, pytest.param(LATENT, marks=pytest.mark.slow)])
+# Of two levels, so that they are resampled.
+LATENTS = dataclasses.replace(
+    LATENT, channels=(32, 32), layers=(1, 1), attention=(True, True), attention_head_dim=(2, 2)
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SHORT, *(pytest.param(config, marks=pytest.mark.slow) for config in (PIXEL, LATENTS))],
+)
 def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
     monkeypatch.setattr(sharding, "LEAST_SPLIT", 0)
     mesh = AbstractMesh((1, 2, 1, 1), ("data", "fsdp", "frames", "tensor"))
-    params = jax.tree.leaves(abstract_params(UNet(config)))
+    flat = flatten_dict(abstract_params(UNet(config)), sep="/")
+    params = flat.values()
     everything, kept = (
         kept_for_backward(config, remat, mesh) for remat in (None, "nothing_saveable")
     )
@@ -334,7 +344,11 @@ def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
     # Neither parameters as gathered, nor a layer's input together with its skip connection.
     shapes = {leaf.shape for leaf in params}
     assert not [leaf for leaf in kept if leaf.dtype == jnp.bfloat16 and leaf.shape in shapes]
-    assert max(leaf.shape[-1] for leaf in kept if leaf.ndim == 5) == max(config.channels)
+    inputs = [leaf for leaf in kept if leaf.ndim == 5]
+    assert max(leaf.shape[-1] for leaf in inputs) == max(config.channels)
+    # What goes into each layer: of levels that are recomputed as one, fewer.
+    layers = set(re.findall(r"^(?:down_\d|mid|up_\d)/\w+_\d/", "\n".join(flat), re.MULTILINE))
+    assert len(inputs) >= len(layers)
 
 
 def test_dropout_draws_three_masks_of_ten_percent():

@@ -12,11 +12,16 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from show1_jax.errors import InputError
+from show1_jax.parallel import aot
 from show1_jax.parallel.aot import (
+    CHIPS,
+    Program,
     by_stage,
     bytes_per_chip,
     collectives,
+    compile_report,
     kernel_flops,
+    line,
     refused,
     topology,
 )
@@ -99,9 +104,51 @@ def test_attention_kernels_are_counted():
     hlo += "  %use = f32[1] get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=0\n"
     assert kernel_flops(hlo) == (2 + 3 + 4) * 2 * 6 * 10 * 768 * 896 * 64
     assert kernel_flops(HLO) == 0
-    # In training clips are mapped over, and the operands have a side more.
-    mapped = hlo.replace("[6,10,", "[2,3,10,")
-    assert kernel_flops(mapped) == kernel_flops(hlo)
+
+
+def test_attention_kernels_of_mapped_clips_are_counted():
+    """As the compiler writes them in a training of 12 clips for v5e:16x16."""
+    real = (
+        "  %splash_mha_fwd_segmented_residuals.14 = (bf16[12,8,10,640,64]{4,3,2,1,0:T(8,128)(2,1)},"
+        " f32[12,8,10,640,128]{4,3,2,1,0:T(8,128)}) custom-call(%constant.10185.clone.data_next_ref"
+        ", %constant.10187.clone.block_mask_ref, %bitcast.180.q_ref, %fusion.2575.k_ref, "
+        "%fusion.2577.v_ref, /*index=5*/%broadcast_in_dim.6344.q_segment_ids_ref, "
+        '%broadcast_in_dim.6345.kv_segment_ids_ref), custom_call_target="tpu_custom_call", '
+        "operand_layout_constraints={s8[1,1,1]{2,1,0}, s8[1,1,1]{2,1,0}, "
+        "bf16[12,8,10,640,64]{4,3,2,1,0}, bf16[12,8,10,768,64]{4,3,2,1,0}, "
+        "bf16[12,8,10,768,64]{4,3,2,1,0}, s32[640,128]{1,0}, s32[8,768]{1,0}}, "
+        "frontend_attributes={}\n"
+    )
+    assert kernel_flops(real) == 2 * 2 * 12 * 8 * 10 * 640 * 768 * 64
+
+
+def unfit(lower):
+    """A program whose parameters alone are more than a v5e's memory."""
+    whole = NamedSharding(AbstractMesh((1, 1, 1, 1), AXES), PartitionSpec())
+    params = jax.ShapeDtypeStruct((2**33,), jnp.float32, sharding=whole)
+    return Program("keyframes", "step", lower, params)
+
+
+def test_parameters_that_do_not_fit_are_told_without_compiling():
+    def lower():
+        pytest.fail("it was compiled")
+
+    report = compile_report(unfit(lower), CHIPS["v5e"], "v5e:1", 1)
+    assert not report["fits"]
+    assert report["peak_bytes_per_chip"] == 2**35
+    assert "does not fit" in line(report)
+
+
+def test_what_was_found_is_told_although_the_next_program_fails(monkeypatch, capsys):
+    def programs(split):
+        yield unfit(None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aot, "topology", lambda name: (CHIPS["v5e"], jax.devices()[:1]))
+    with pytest.raises(KeyboardInterrupt):
+        aot.predict(programs, {}, "v5e:1", as_json=True)
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["stage"] == "keyframes"
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100:8", "v5e:4x-4"])
