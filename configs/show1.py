@@ -138,11 +138,12 @@ def get_config(stage: str = "") -> ConfigDict:
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
             # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's
             # training has 12 to 26 GiB of parameters and optimizer, which fsdp shares out.
-            "mesh": (
-                {"data": 1, "fsdp": -1, "frames": 1, "tensor": 1}
-                if stage
-                else {"data": -1, "fsdp": 1, "frames": 1, "tensor": 1}
-            ),
+            "mesh": {
+                "data": 1 if stage else -1,
+                "fsdp": -1 if stage else 1,
+                "frames": 1,
+                "tensor": 1,
+            },
             "text": {
                 "t5": {
                     "vocab_size": 32128,
