@@ -21,8 +21,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-# Compiling takes most of the suite's time, and these emitters, which XLA's later releases made
-# faster and no longer let one choose, a quarter of it. Before JAX is first asked for a device.
+# Compiling takes most of the suite's time. Its programs are small and run a few times, so XLA is
+# told to spare its efforts here and in the processes that tests start (=0 to have it try). Before
+# JAX is imported.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's later releases made these emitters faster and no longer let one choose.
 if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
@@ -104,22 +107,6 @@ def _compile_once(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-@contextlib.contextmanager
-def compiling_quickly():
-    """For programs that run only a few times, and are compared with each other alone."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def _compile_quickly():
-    with compiling_quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from show1_jax.stages.inversion import Noise, save_noise
 from tests.data.videos import read_video
 from tests.parallel.test_hosts import free_port
 
-pytestmark = pytest.mark.usefixtures("_compile_quickly")
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a small red circle moving left", "A large blue square  "]
 

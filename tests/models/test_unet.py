@@ -95,11 +95,6 @@ def image(config: UNetConfig) -> UNetConfig:
     return dataclasses.replace(config, temporal=False, input_transformer_head_dim=None)
 
 
-def compiled(function):
-    """`jax.jit` for networks that run once or twice: LLVM need not optimise them."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def channels_last(x: np.ndarray) -> np.ndarray:
     """A recorded clip or image `(b, c, ...)` as a clip `(b, frames, h, w, c)`."""
     x = np.moveaxis(x, 1, -1)
@@ -134,7 +129,7 @@ def recorded_inputs(case: Golden) -> list[np.ndarray]:
 def run(name: str) -> Run:
     case = golden(name)
     module, params = loaded(network_folder(name))
-    call = compiled(functools.partial(module.apply, capture_intermediates=True))
+    call = jax.jit(functools.partial(module.apply, capture_intermediates=True))
     out, state = call({"params": params}, *recorded_inputs(case))
     return Run(case, np.asarray(out), flatten_dict(state["intermediates"], sep="/"))
 
@@ -178,7 +173,7 @@ def test_gradient_reaches_what_the_recording_says():
     def loss(params):
         return (module.apply({"params": params}, *inputs) * weights).sum()
 
-    gradient = flatten_dict(compiled(jax.grad(loss))(params), sep="/")
+    gradient = flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
     # One channel a group: the norm takes away what these biases add.
     without = {TABLE.to_ours(key)[0] for key in case.meta["parameters_without_effect"]}
     assert without
@@ -218,7 +213,7 @@ def random_inputs(config: UNetConfig) -> tuple[np.ndarray, ...]:
 def network(config: UNetConfig, dtype: Any = jnp.float32):
     """A compiled network; each shape it is called on compiles once for the whole module."""
     module = UNet(config, dtype)
-    return compiled(lambda params, *inputs: module.apply({"params": params}, *inputs))
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
 
 
 def test_gradient_reaches_every_parameter_of_an_image_network():
@@ -229,7 +224,7 @@ def test_gradient_reaches_every_parameter_of_an_image_network():
     def loss(params):
         return (module.apply({"params": params}, *inputs) * weights).sum()
 
-    gradient = flatten_dict(compiled(jax.grad(loss))(random_params(config)), sep="/")
+    gradient = flatten_dict(jax.jit(jax.grad(loss))(random_params(config)), sep="/")
     # A bias that all keys have in common leaves a softmax as it is.
     assert reached(gradient) == gradient.keys() - {"text_pooling/to_k/bias"}
 
@@ -366,7 +361,7 @@ def test_dropout_is_for_training():
     params, inputs = random_params(SHORT), random_inputs(SHORT)
     module = UNet(SHORT)
 
-    @compiled
+    @jax.jit
     def train(params, key, *inputs):
         return module.apply({"params": params}, *inputs, train=True, rngs={"dropout": key})
 

@@ -70,11 +70,9 @@ def test_a_size_of_fsdp_that_splits_little_is_said_with_one_that_splits_more(mon
     assert hint(8, {"bias": params["bias"]}) == ""
 
 
-def on_eight_devices(*arguments, quickly=False):
-    """What `tests/parallel/eight.py` prints; `quickly` compiles without optimizations."""
+def on_eight_devices(*arguments):
+    """What `tests/parallel/eight.py` prints."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    if quickly:
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     command = [sys.executable, "-m", "tests.parallel.eight", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -83,7 +81,7 @@ def on_eight_devices(*arguments, quickly=False):
 
 def test_keyframes_are_the_same_on_eight_devices():
     sizes = '{"fsdp": 2, "frames": 2, "tensor": 2}'
-    found = on_eight_devices("same", sizes, "keyframes", quickly=True)
+    found = on_eight_devices("same", sizes, "keyframes")
     assert "arrays equal" in found
 
 
@@ -92,11 +90,11 @@ def test_frames_are_exchanged_and_never_gathered():
 
 
 def test_parameters_are_gathered_and_activations_never():
-    assert "shapes of parameters gathered" in on_eight_devices("gathered", quickly=True)
+    assert "shapes of parameters gathered" in on_eight_devices("gathered")
 
 
 def test_attention_is_the_same_on_eight_devices():
-    assert on_eight_devices("attention", quickly=True).count("equal") == 3
+    assert on_eight_devices("attention").count("equal") == 3
 
 
 @pytest.mark.slow

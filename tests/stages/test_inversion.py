@@ -13,8 +13,6 @@ from show1_jax.stages.inversion import Noise, invert, inverter, load_noise, save
 from show1_jax.stages.sampling import ByTimestep, Conditions, Denoiser, clip_keys, run
 from tests.training.small import small_task
 
-pytestmark = pytest.mark.usefixtures("_compile_quickly")
-
 
 @pytest.mark.parametrize(
     ("prediction", "schedule"),

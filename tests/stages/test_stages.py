@@ -25,7 +25,6 @@ from show1_jax.stages.sampling import (
 )
 from tests.conftest import golden
 
-pytestmark = pytest.mark.usefixtures("_compile_quickly")
 COSINE = NoiseSchedule("cosine")
 DPM = SolverConfig("dpm_solver", COSINE, spacing="linspace", threshold=0.95, threshold_max=1.5)
 DDPM = SolverConfig("ddpm", COSINE, variance="learned_range", threshold=0.95)

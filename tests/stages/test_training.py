@@ -17,7 +17,6 @@ from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolu
 from show1_jax.stages.training import denoising_loss, drop_captions, noised
 from tests.stages.test_stages import BASE, random_params
 
-pytestmark = pytest.mark.usefixtures("_compile_quickly")
 COSINE = NoiseSchedule("cosine")
 KEY = jax.random.key(0)
 VIDEO = jax.random.uniform(jax.random.key(1), (2, 5, 8, 12, 3), minval=-1)

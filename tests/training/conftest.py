@@ -4,13 +4,6 @@ import pytest
 
 from show1_jax.data import moving_shapes
 from show1_jax.text import tiny
-from tests.conftest import compiling_quickly
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _compile_all_quickly():
-    with compiling_quickly():
-        yield
 
 
 @pytest.fixture(scope="package")
