@@ -27,6 +27,7 @@ import jax
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import fsdp_hint
+from show1_jax.training.settings import LESS_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def predict(
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
             print(
                 f"{report['stage']} ({report['program']}) does not fit: {excess:.2f} GiB too much; "
-                f"{ADVICE['step' if report['program'] == 'step' else 'sample']}",
+                f"{LESS_MEMORY if report['program'] == 'step' else LESS_MEMORY_SAMPLING}",
                 file=sys.stderr,
             )
 
@@ -155,11 +156,7 @@ def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(stages.values())
 
 
-ADVICE = {
-    "step": "raise mesh.fsdp or accumulate, make batch_size smaller, set remat=nothing_saveable, "
-    "or spread each clip with mesh.frames",
-    "sample": "make batch_size smaller, or raise mesh.fsdp or mesh.tensor",
-}
+LESS_MEMORY_SAMPLING = "make batch_size smaller, or raise mesh.fsdp or mesh.tensor"
 HEADER = (
     f"{'stage':17}{'program':9}{'GiB per chip: parameters':>25}{'optimizer':>11}{'activations':>13}"
     f"{'peak':>7}{'of':>5}{'TFLOP':>9}{'GB':>8}{'GB sent':>9}{'seconds':>9}{'MFU':>6}"

@@ -40,7 +40,7 @@ from show1_jax.training.initialise import fresh_params, new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
-from show1_jax.training.settings import check
+from show1_jax.training.settings import LESS_MEMORY, check
 from show1_jax.training.step import TrainState, compile_step, init_state
 from show1_jax.training.tasks import (
     PARTS,
@@ -91,11 +91,8 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                kept = run.settings.get("remat", "nothing_saveable")
-                remat = "" if kept == "nothing_saveable" else ", or set remat to nothing_saveable"
                 raise InputError(
-                    f"{part} does not fit the device's memory: raise train.{part}.accumulate, or "
-                    f"mesh.fsdp on several devices{remat}"
+                    f"{part} does not fit the device's memory: {LESS_MEMORY}"
                 ) from error
         hosts.say(f"{part} is trained: {run.target}")
         if run.told_to_end and part != parts[-1]:

@@ -35,6 +35,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "rank": (0, 4096),
 }
 
+LESS_MEMORY = (
+    "raise accumulate or mesh.fsdp, make batch_size smaller, set a denoiser's remat to "
+    "nothing_saveable, or spread each clip with mesh.frames"
+)
+
 
 def check(settings: ConfigDict, where: str, parts: int) -> None:
     """Refuses numbers that make no run, and a batch that the mesh cannot spread.

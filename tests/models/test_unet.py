@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.tables import UNET as TABLE
@@ -19,6 +19,7 @@ from show1_jax.errors import InputError
 from show1_jax.models.temporal import dropout, dropout_masks
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.parallel import sharding
+from show1_jax.parallel.mesh import AXES
 from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
 # The slow ones are those of which a whole stage's trajectory is walked by default.
@@ -328,7 +329,7 @@ LATENTS = dataclasses.replace(
 )
 def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
     monkeypatch.setattr(sharding, "LEAST_SPLIT", 0)
-    mesh = AbstractMesh((1, 2, 1, 1), ("data", "fsdp", "frames", "tensor"))
+    mesh = AbstractMesh((1, 2, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     flat = flatten_dict(abstract_params(UNet(config)), sep="/")
     params = flat.values()
     everything, kept = (

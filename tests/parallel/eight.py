@@ -1,6 +1,6 @@
 """What 8 devices make, against what one makes of the same.
 
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' keyframes translation
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' 2 keyframes translation
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight gathered
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight attention
@@ -40,10 +40,12 @@ KEY = jax.random.key(1)
 BATCH = 8
 
 
-def outcome(sizes, devices, part):
+def outcome(sizes, devices, part, levels):
     """Everything that a step and a sample of a part lead to, and how its parameters were split."""
     # Each clip's dropout is its own.
-    task, params, constants = small_task(part, **({} if part == "vae" else {"dropout": True}))
+    task, params, constants = small_task(
+        part, levels, **({} if part == "vae" else {"dropout": True})
+    )
     batch = made_up_batch(task, BATCH)
     with jax.set_mesh(make_mesh(sizes, devices)):
         params, constants = (
@@ -64,12 +66,12 @@ def outcome(sizes, devices, part):
     return {"clip": clip, **metrics, **by_path(state.trained)}, split
 
 
-def same(sizes, *parts):
-    """A step and a clip of each part."""
-    sizes = json.loads(sizes)
+def same(sizes, levels, *parts):
+    """A step and a clip of each part, its U-Net of so many levels."""
+    sizes, levels = json.loads(sizes), int(levels)
     for part in parts:
         (expected, _), (found, split) = (
-            outcome(*given, part) for given in (({}, jax.devices()[:1]), (sizes, None))
+            outcome(*given, part, levels) for given in (({}, jax.devices()[:1]), (sizes, None))
         )
         # Eight devices cannot share the autoencoder's four channels.
         if part != "vae":

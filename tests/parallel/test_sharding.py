@@ -81,7 +81,7 @@ def on_eight_devices(*arguments):
 
 def test_keyframes_are_the_same_on_eight_devices():
     sizes = '{"fsdp": 2, "frames": 2, "tensor": 2}'
-    found = on_eight_devices("same", sizes, "keyframes")
+    found = on_eight_devices("same", sizes, "1", "keyframes")
     assert "arrays equal" in found
 
 
@@ -108,4 +108,4 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     ['{"data": 8}', '{"fsdp": 8}', '{"tensor": 2, "fsdp": 4}', '{"frames": 4, "data": 2}'],
 )
 def test_every_part_is_the_same_on_eight_devices(sizes):
-    assert on_eight_devices("same", sizes, *PARTS).count("arrays equal") == len(PARTS)
+    assert on_eight_devices("same", sizes, "2", *PARTS).count("arrays equal") == len(PARTS)

@@ -66,12 +66,15 @@ def small_config(part: str, data_dir: Path | None = None, **train: Any) -> Confi
     return config
 
 
-def small_task(part: str, **train: Any) -> tuple[Task, Any, Any]:
+def small_task(part: str, levels: int = 1, **train: Any) -> tuple[Task, Any, Any]:
     """A part's task, random parameters that make every layer matter, and its constants."""
     config = small_config(part, **train)
     if part != "vae":
+        unet = config["keyframes" if part == "image" else part].unet
+        for name in ("channels", "attention", "attention_head_dim"):
+            unet[name] *= levels
         # What no checkpoint can hold: no ResNet block on the way down, a narrow input transformer.
-        config["keyframes" if part == "image" else part].unet.layers = (0,)
+        unet.layers = (0,) * levels
         if part == "image":
             config = image_config(config)
         if part == "translation":
