@@ -57,7 +57,7 @@ def main() -> None:
         from show1_jax.parallel import programs  # with all of training
 
         override(CONFIG.value, overrides)
-        programs.predict_sampling(CONFIG.value, STAGES.value, AOT.value, JSON.value)
+        programs.predict_sampling(CONFIG.value, STAGES.value or None, AOT.value, JSON.value)
         return
     if JSON.value:
         raise InputError("--json is for --aot")
@@ -70,7 +70,7 @@ def main() -> None:
         return
     if FROM_NOISE.value:
         CONFIG.value.from_noise = str(FROM_NOISE.value)
-    commands.join_hosts()
+    commands.join_hosts(preemptible=False)
     generate(
         CONFIG.value,
         checkpoint=checkpoint,
@@ -78,7 +78,7 @@ def main() -> None:
         prompts_file=PROMPTS.value,
         seeds=seeds,
         out=OUT.value,
-        stages=STAGES.value,
+        stages=STAGES.value or None,
         overrides=overrides,
     )
 

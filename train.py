@@ -67,7 +67,7 @@ def main() -> None:
         for part in parts:
             print(metrics.loss_curve(WORKDIR.value / part))
         return
-    commands.join_hosts()
+    commands.join_hosts(preemptible=True)
     commands.use_compilation_cache()
     loop.train(CONFIG.value, WORKDIR.value)
 

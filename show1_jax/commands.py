@@ -76,12 +76,12 @@ def define_hosts() -> None:
     flags.DEFINE_integer("join_limit", 300, "Seconds to wait for the other processes.")
 
 
-def join_hosts() -> None:
-    """Meets the other processes that the flags name, if any."""
+def join_hosts(preemptible: bool) -> None:
+    """Meets the other processes that the flags name, if any; see `hosts.join`."""
     from show1_jax.parallel import hosts  # here, so that --help does not wait for JAX
 
     values = flags.FLAGS
-    hosts.join(values.coordinator, values.processes, values.process, values.join_limit)
+    hosts.join(values.coordinator, values.processes, values.process, values.join_limit, preemptible)
 
 
 def only_compile() -> None:

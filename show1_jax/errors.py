@@ -1,4 +1,19 @@
-"""The one exception that a person at a terminal is meant to read."""
+"""The one exception that a person at a terminal is meant to read, and what several of them say."""
+
+# What to change where memory is short.
+LESS_MEMORY = (
+    "raise accumulate or mesh.fsdp, make batch_size smaller, set a denoiser's remat to "
+    "nothing_saveable, or spread each clip with mesh.frames"
+)
+LESS_MEMORY_SAMPLING = (
+    "make batch_size or translation.vae_frames smaller, or use more devices: mesh.frames spreads "
+    "each clip, mesh.fsdp and mesh.tensor the parameters"
+)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what JAX means."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 class InputError(ValueError):

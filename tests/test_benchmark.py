@@ -9,6 +9,7 @@ import pytest
 
 from configs import show1, tiny
 from show1_jax.benchmark import ours, side_by_side
+from show1_jax.benchmark.__main__ import main
 from tests.training.small import small_config
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,21 @@ def test_programs_run(name, capsys, tmp_path, monkeypatch):
     ))  # fmt: skip
     assert int(found[1].replace(",", "")) > 1000
     assert float(found[2]) > 0
+
+
+def test_one_that_fails_is_named_and_the_others_are_measured(monkeypatch):
+    started = []
+
+    def run(command, **settings):
+        started.append(command)
+        return subprocess.CompletedProcess(command, -9 if command[-1] == "vae" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--torch", "vae", "t5", "--frames", "3"])
+    with pytest.raises(SystemExit, match=r"error: vae \(status -9\) could not be measured"):
+        main()
+    assert [command[-1] for command in started] == ["vae", "t5"]
+    assert all({"--torch", "--frames=3", "--calls=3"} <= set(command) for command in started)
 
 
 @pytest.mark.slow  # PyTorch's libraries take some seconds to load

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -271,6 +272,26 @@ def test_an_item_that_fails_is_noted_and_the_rest_goes_on(made, tmp_path):
     assert not any("error" in line for line in lines(out))
 
 
+def test_a_batch_that_cannot_be_made_is_noted(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    np.save(out / "000/keyframes.npy", np.load(out / "000/keyframes.npy")[:, :, :8])
+    for item in ("000", "001"):
+        (out / item / "interpolation.npy").unlink()
+    with pytest.raises(InputError, match=r"2 of 2 item\(s\) failed: .* differ in shape; take"):
+        run(out, PROMPTS, stages=["interpolation"])
+    found = [line for line in lines(out) if line["stage"] == "interpolation"]
+    assert [line["item"] for line in found if "error" in line] == [0, 1]
+
+
+def test_what_does_not_fit_is_told_what_it_may_change(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Cascade, "_sample", fail)
+    bad(tmp_path, r"keyframes does not fit the device's memory: make batch_size", PROMPTS)
+
+
 def test_other_prompts_go_beside_the_first_unless_told_where(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = {"stages": ["keyframes"], "overrides": {"steps": ["1"]}}
@@ -416,7 +437,7 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
         (["--invert=a.mp4", "--stages=keyframes,translation"], "--invert takes"),
         (["--invert=a.mp4", "--stages=sound"], "there is no stage 'sound'"),
         (["--invert=a.mp4", "--adapter=b", "--stages=translation"], "are for the keyframes"),
-        (["--invert=", "--from-noise="], "give a --prompt"),
+        (["--invert=", "--from-noise=", "--stages="], "give a --prompt"),
         (["--from-noise=a.npz", "--prompt=x"], "a.npz is no noise"),
         (["--adapter=a.safetensors=1", "--prompt=x"], "there is no adapter a.safetensors"),
         (["--json", "--prompt=x"], "--json"),

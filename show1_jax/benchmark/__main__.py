@@ -82,7 +82,8 @@ def main() -> None:
             if name not in known:
                 raise InputError(f"there is no {name!r} to measure; take {', '.join(known)}")
         if len(chosen) > 1:
-            sys.exit(_one_by_one(chosen))
+            _one_by_one(chosen, args)
+            return
         if args.torch:
             side_by_side.compare(config, chosen[0], args.calls, args.frames)
         else:
@@ -91,11 +92,21 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _one_by_one(chosen: list[str]) -> int:
-    """Runs each in a process of its own: the peak of memory is a process's."""
-    given = [text for text in sys.argv[1:] if text not in chosen]
+def _one_by_one(chosen: list[str], args: argparse.Namespace) -> None:
+    """Runs each in a process of its own: the peak of memory is a process's.
+
+    Raises:
+      InputError: if one failed; the others are measured.
+    """
+    given = [f"--{name}={vars(args)[name]}" for name in ("config", "calls", "batch", "frames")]
+    given += [f"--{name}={vars(args)[name]}" for name in ("dtype", "profile") if vars(args)[name]]
+    given += ["--torch"] if args.torch else []
     command = [sys.executable, "-m", "show1_jax.benchmark", *given]
-    return max([subprocess.run([*command, name], check=False).returncode for name in chosen])
+    ended = {name: subprocess.run([*command, name], check=False).returncode for name in chosen}
+    if failed := [f"{name} (status {status})" for name, status in ended.items() if status]:
+        raise InputError(
+            f"{', '.join(failed)} could not be measured; -9 is what a system short of memory gives"
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.errors import InputError
 
 AHEAD = 16  # examples
+LATER = 10**6  # epochs
 
 
 class Read(Protocol):
@@ -70,8 +71,8 @@ def make_pipeline(
 ) -> grain.IterDataset:
     """Batches of clips, without end and shuffled in training, once and in order otherwise.
 
-    Records that cannot be used are skipped and named in the log. Only whole
-    batches are given.
+    Records that cannot be used are named in the log and skipped, in training for another in
+    their place. Only whole batches are given.
 
     Args:
       records: of a split; see `open_split`.
@@ -103,11 +104,31 @@ def make_pipeline(
     examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))
     if training:
         examples = examples.shuffle().repeat()
+        examples = grain.MapDataset.source(_Filled(examples, len(records)))
     if len(rows) < batch_size:
         # Shared out last, so that together the processes see each epoch exactly once.
         examples = grain.MapDataset.source(_Places(examples, batch_size, rows))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
     return examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
+
+
+class _Filled:
+    """Of shuffled epochs without end, examples that are all there.
+
+    In place of one that cannot be used comes that of the same place so many epochs later that
+    no run gets there: so the others keep theirs, whichever process makes them.
+    """
+
+    def __init__(self, examples: grain.MapDataset, epoch: int):
+        self._examples, self._epoch = examples, epoch
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Any:
+        while (example := self._examples[index]) is None:
+            index += self._epoch * LATER
+        return example
 
 
 class _Places:

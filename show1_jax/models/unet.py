@@ -247,8 +247,7 @@ class UNet(nn.Module):
       dtype: what it computes in.
       param_dtype: what its parameters are kept in.
       remat: in training, what each layer keeps for the backward pass instead of
-        everything: the name of one of `jax.checkpoint_policies`, such as
-        "nothing_saveable". Changes memory and time alone.
+        everything: the name of one of `jax.checkpoint_policies`. Changes memory and time alone.
     """
 
     config: UNetConfig

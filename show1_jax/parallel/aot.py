@@ -24,10 +24,9 @@ from typing import Any
 
 import jax
 
-from show1_jax.errors import InputError
+from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING, InputError
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import fsdp_hint
-from show1_jax.training.settings import LESS_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +155,6 @@ def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(stages.values())
 
 
-LESS_MEMORY_SAMPLING = "make batch_size smaller, or raise mesh.fsdp or mesh.tensor"
 HEADER = (
     f"{'stage':17}{'program':9}{'GiB per chip: parameters':>25}{'optimizer':>11}{'activations':>13}"
     f"{'peak':>7}{'of':>5}{'TFLOP':>9}{'GB':>8}{'GB sent':>9}{'seconds':>9}{'MFU':>6}"

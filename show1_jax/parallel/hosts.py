@@ -23,7 +23,13 @@ from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import make_mesh
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None, limit: int) -> None:
+def join(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    limit: int,
+    preemptible: bool,
+) -> None:
     """Meets the other processes, if there are any.
 
     Args:
@@ -33,9 +39,11 @@ def join(coordinator: str | None, processes: int | None, process: int | None, li
       processes: how many there are.
       process: which of them this is, from 0.
       limit: seconds to wait for the others; after that the program ends with a line.
+      preemptible: whether the program asks `Preemption` for SIGTERM, which ends it otherwise.
 
     Raises:
-      InputError: if the arguments do not go together, or the environment names no others.
+      InputError: if the arguments do not go together, the environment names no others, or the
+        first process cannot listen where it should.
     """
     explicit = (processes is None, process is None)
     if coordinator is None:
@@ -77,8 +85,15 @@ def join(coordinator: str | None, processes: int | None, process: int | None, li
             f"--coordinator={coordinator}: {error}; give --coordinator HOST:PORT, --processes and "
             "--process"
         ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"--coordinator={coordinator}: {str(error).splitlines()[0]}; if its port is taken, as "
+            "by a process of an earlier try, end that or give another port to all"
+        ) from error
     finally:
         watch.cancel()
+    if not preemptible:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX listens where processes share a program
     sys.excepthook = _abandon
 
 

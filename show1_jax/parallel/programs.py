@@ -79,6 +79,11 @@ def predict_sampling(
     """
     encoders = [encoder for encoder in ("t5", "clip") if encoder in config.text]
     chosen = stages or [*encoders, *STAGES]
+    for stage in chosen:
+        if stage not in ("t5", "clip", *STAGES):
+            raise InputError(f"there is no stage {stage!r}: take t5, clip, {', '.join(STAGES)}")
+    if config.batch_size < 1:
+        raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
 
     def programs(parts: int) -> Iterator[Program]:
         for stage in chosen:
@@ -179,8 +184,6 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
     if stage in ("t5", "clip"):
         yield _encoder_program(config, stage, batch, dtype)
         return
-    if stage not in STAGES:
-        raise InputError(f"there is no stage {stage!r}: take t5, clip, {', '.join(STAGES)}")
     section = config[stage]
     unet = UNet(UNetConfig(**section.unet), dtype)
     solver = make_solver(solver_config(section.solver), section.steps)

@@ -29,7 +29,7 @@ from jax.sharding import (
 )
 from jax.typing import DTypeLike
 
-from show1_jax.parallel.mesh import BATCH, batch_parts, is_shared
+from show1_jax.parallel.mesh import BATCH, batch_parts, is_shared, rounded_up
 
 # Which side of a parameter is split over `tensor`, by the end of its slashed path.
 TENSOR = (
@@ -176,6 +176,18 @@ def put_batch(tree: Any, axis: int = 0) -> Any:
         return put_array(array, *(None,) * axis, BATCH) if even else put_array(array)
 
     return jax.tree.map(put, tree)
+
+
+def put_padded(tree: Any) -> Any:
+    """As `put_batch` does, but of a batch that does not divide, the last clip is repeated."""
+    mesh = jax.sharding.get_mesh()
+    parts = 1 if mesh.empty else batch_parts(mesh)
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        more = rounded_up(len(array), parts) - len(array)
+        return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)), "edge")
+
+    return put_batch(jax.tree.map(pad, tree))
 
 
 def put_array(array: Any, *axes: Any) -> jax.Array:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from show1_jax.checkpoints.released import PIPELINES, StageFolder, find_stages, 
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
-from show1_jax.errors import InputError, Preempted
+from show1_jax.errors import LESS_MEMORY, InputError, Preempted, out_of_memory
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
@@ -31,6 +30,7 @@ from show1_jax.parallel.sharding import (
     own_rows,
     put_array,
     put_batch,
+    put_padded,
     put_rows,
     shardings,
 )
@@ -40,7 +40,7 @@ from show1_jax.training.initialise import fresh_params, new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
-from show1_jax.training.settings import LESS_MEMORY, check
+from show1_jax.training.settings import check
 from show1_jax.training.step import TrainState, compile_step, init_state
 from show1_jax.training.tasks import (
     PARTS,
@@ -89,7 +89,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
             try:
                 run.train()
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not out_of_memory(error):
                     raise
                 raise InputError(
                     f"{part} does not fit the device's memory: {LESS_MEMORY}"
@@ -210,16 +210,17 @@ class Run:
                 metrics.write(step, numbers)
                 hosts.say(progress_line(self.part, step, settings.steps, numbers))
             begin = time.perf_counter()
-            if last or not step % settings.validate_every:
-                metrics.write(step, {"validation_loss": self.validate(state)})
             if saved:
                 rows = len(own_rows(settings.batch_size))
                 own = {"rows": rows, "iterator": self.batches.get_state()}
                 self.folder.save(state, hosts.gather(own))
             if stopped:
                 self.folder.wait()
+            # Only when all is safe: they compile and run programs of their own.
+            if last or not step % settings.validate_every:
+                metrics.write(step, {"validation_loss": self.validate(state)})
+            if stopped:
                 raise Preempted(f"{self.part} is saved at step {step:,}: the same command goes on")
-            # Only when all is safe: it compiles and runs programs of its own.
             if last or not step % settings.sample_every:
                 self._sample(state, step, metrics)
             watch.left_out(time.perf_counter() - begin)
@@ -241,19 +242,20 @@ class Run:
         """The loss of the averaged parameters on the validation batches, always of one noise."""
         params = merge(averaged(state.optimizer), state.frozen)
         key = jax.random.key(0)
-        losses = [
-            self._validation_loss(params, jax.random.fold_in(key, i), self.constants, batch)
-            for i, batch in enumerate(put_batch(_used(batch)) for batch in self.validation)
-        ]
+        losses = []
+        for i, batch in enumerate(map(_used, self.validation)):
+            given = (jax.random.fold_in(key, i), self.constants, put_padded(batch))
+            losses.append(self._validation_loss(params, *given, len(batch["video"])))
         return float(np.mean(losses))
 
     @functools.cached_property
     def _validation_loss(self) -> Any:
-        def loss(params: Any, key: jax.Array, constants: Any, batch: Any) -> jax.Array:
+        def loss(params: Any, key: jax.Array, constants: Any, batch: Any, count: int) -> jax.Array:
+            """Of the first clips; those that pad the batch draw after them."""
             prepared = self.task.prepare(key, constants, batch)
-            return self.task.validation_loss(params, prepared).mean()
+            return self.task.validation_loss(params, prepared)[:count].mean()
 
-        return jax.jit(loss)
+        return jax.jit(loss, static_argnums=4)
 
     def _sample(self, state: TrainState, step: int, metrics: Metrics) -> None:
         """Writes clips of the validation split (above) and what the part makes of them (below)."""
@@ -265,10 +267,14 @@ class Run:
         with hosts.own_devices():
             params, constants = jax.device_put((params, constants))
             batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
-            batch = put_batch(batch)
-            seeds = jnp.arange(len(batch["video"]), dtype=jnp.uint32)
-            made = self.task.sample(params, constants, batch, seeds)
-            sheet = np.concatenate([np.asarray(pixels(batch)), np.asarray(made)], axis=2)
+            count, at_once = len(batch["video"]), batch_parts(jax.sharding.get_mesh())
+            given = (batch, np.arange(count, dtype=np.uint32))
+            made: list[np.ndarray] = []
+            # One clip a device at a time: its memory holds the state as well.
+            for begin in range(0, count, at_once):
+                own = jax.tree.map(lambda x, i=begin: x[i : i + at_once], given)
+                made += list(np.asarray(self.task.sample(params, constants, *put_padded(own))))
+            sheet = np.concatenate([np.asarray(pixels(batch)), np.stack(made[:count])], axis=2)
         video = to_uint8(np.concatenate(list(sheet), axis=2))
         folder = self.folder.folder / "samples"
         folder.mkdir(exist_ok=True)
@@ -437,9 +443,8 @@ def position(positions: list[dict[str, Any]], count: int, index: int, rows: int)
             f"the run was trained by {len(positions)} processes with workers, each with "
             f"{positions[0]['rows']} clips of a batch: go on with as many"
         )
-    # With clips that cannot be used, some have seen a little more than others.
-    batches = max(each["iterator"]["next_index"] / each["rows"] for each in positions)
-    return {"next_index": math.ceil(batches * rows)}
+    batches = positions[0]["iterator"]["next_index"] // positions[0]["rows"]
+    return {"next_index": batches * rows}
 
 
 def _holds(folder: StageFolder, name: str, params: Any) -> bool:

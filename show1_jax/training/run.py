@@ -35,6 +35,8 @@ FREE = (
     "save_every",
     "keep",
     "validate_every",
+    "validation_batches",
+    "validation_batch_size",
     "sample_every",
     "data_dir",
 )
@@ -49,7 +51,6 @@ SAMPLING = (
     "head_reading",
     "vae_frames",
     "adapters",
-    "noise",
 )
 # What else a part depends on, of the sections of other stages.
 CLIPS = ("height", "width", "fps")
@@ -62,6 +63,18 @@ OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
     "super_resolution": {"keyframes": CLIPS},
     "translation": {"super_resolution": CLIPS},
 }
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves the question of preemption to the loop.
+
+    JAX answers it in all processes after the same number of calls; Orbax would ask with a number
+    of its own, the step, and the answer would come at another than is asked for next, or never.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether to save beside what the loop asks for: no."""
+        return False
 
 
 class RunFolder:
@@ -83,7 +96,7 @@ class RunFolder:
         settings = _settings(config, part) | {"inputs": inputs}
         path = folder / "config.json"
         with _writing(folder):
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 (folder / "checkpoints").absolute(),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=config.train[part].keep, cleanup_tmp_directories=True

@@ -1,6 +1,5 @@
 """Which numbers a training's settings may be: of a part's, and of a customization's."""
 
-import jax
 from ml_collections import ConfigDict
 
 from show1_jax.errors import InputError
@@ -35,9 +34,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "rank": (0, 4096),
 }
 
-LESS_MEMORY = (
-    "raise accumulate or mesh.fsdp, make batch_size smaller, set a denoiser's remat to "
-    "nothing_saveable, or spread each clip with mesh.frames"
+# Of `jax.checkpoint_policies`, those that are policies as they are.
+REMAT = (
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "everything_saveable",
 )
 
 
@@ -59,8 +61,8 @@ def check(settings: ConfigDict, where: str, parts: int) -> None:
         if name in settings and not low <= settings[name] <= high:
             raise InputError(f"{where}.{name} is {settings[name]}, but must be {low:g} to {high:g}")
     remat = settings.get("remat")
-    if remat and not hasattr(jax.checkpoint_policies, remat):
-        raise InputError(f"{where}.remat is {remat!r}, not one of jax.checkpoint_policies")
+    if remat and remat not in REMAT:
+        raise InputError(f"{where}.remat is {remat!r}, not one of {', '.join(REMAT)}")
     if settings.batch_size % settings.accumulate:
         raise InputError(
             f"{where}.batch_size {settings.batch_size} cannot be split into "
@@ -70,5 +72,6 @@ def check(settings: ConfigDict, where: str, parts: int) -> None:
         multiple = parts * settings.accumulate
         raise InputError(
             f"{where}.batch_size {settings.batch_size} in {settings.accumulate} parts cannot "
-            f"be spread over {parts} devices (mesh data x fsdp): make it a multiple of {multiple}"
+            f"be spread over {parts} devices (mesh data x fsdp): make it a multiple of {multiple}, "
+            "or have devices share each clip, with mesh.frames"
         )

@@ -25,7 +25,9 @@ def sizes(module) -> dict[str, int]:
     ("stage", "total", "temporal", "attention"),
     [
         ("keyframes", 1_726_848_390, 791_482_560, 493_813_440),
-        ("interpolation", 1_726_859_910, 791_482_560, 493_813_440),
+        pytest.param(
+            "interpolation", 1_726_859_910, 791_482_560, 493_813_440, marks=pytest.mark.slow
+        ),
         ("first_frame", 1_243_277_190, 0, 0),
         ("super_resolution", 796_343_046, 335_278_848, 194_883_840),
         ("translation", 1_411_233_860, 545_323_136, 272_850_880),

@@ -24,10 +24,10 @@ from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
 # The slow ones are those of which a whole stage's trajectory is walked by default.
 RECORDED = [
-    "unet3d_latent",
+    "unet2d_if_sr",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet2d_if_sr")
+        for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet3d_latent")
     ),
 ]
 
@@ -287,6 +287,7 @@ def test_every_input_has_an_effect(argument):
     assert np.abs(network(PIXEL)(params, *inputs) - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_half_precision_parameters_compute_as_if_cast():
     inputs = random_inputs(SHORT)
     half = jax.tree.map(lambda v: v.astype(np.float16), random_params(SHORT))

@@ -86,6 +86,7 @@ def test_half_precision_parameters_compute_as_if_cast(config, half, params, case
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close(config, params, case):
     inputs, outputs = case
     model = VAE(config, dtype=jnp.bfloat16)

@@ -100,6 +100,7 @@ def gathered():
     """What devices send each other for a step whose parameters are split."""
     config = small_config("keyframes", batch_size=BATCH, dropout=True)
     config.train.keyframes.remat = "nothing_saveable"
+    config.keyframes.unet.layers = (0,)
     with jax.set_mesh(make_mesh({"fsdp": 8})):
         program = training_program(config, "keyframes")
         text = program.lower().compile().as_text()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from configs import show1
 from show1_jax.errors import InputError
 from show1_jax.parallel import aot
 from show1_jax.parallel.aot import (
@@ -26,7 +27,7 @@ from show1_jax.parallel.aot import (
     topology,
 )
 from show1_jax.parallel.mesh import AXES, make_mesh
-from show1_jax.parallel.programs import chunks, training_program
+from show1_jax.parallel.programs import chunks, predict_sampling, training_program
 from show1_jax.training.tasks import PARTS
 from tests.parallel.test_sharding import ROOT
 from tests.training.small import small_config
@@ -139,6 +140,15 @@ def test_parameters_that_do_not_fit_are_told_without_compiling():
     assert "does not fit" in line(report)
 
 
+def test_what_is_wrong_is_told_before_anything_is_compiled():
+    config = show1.get_config()
+    with pytest.raises(InputError, match="there is no stage 'translaton': take t5"):
+        predict_sampling(config, ["keyframes", "translaton"], "v5e:1", False)
+    config.batch_size = 0
+    with pytest.raises(InputError, match="batch_size is 0"):
+        predict_sampling(config, None, "v5e:1", False)
+
+
 def test_what_was_found_is_told_although_the_next_program_fails(monkeypatch, capsys):
     def programs(split):
         yield unfit(None)
@@ -157,7 +167,13 @@ def test_what_is_no_topology_is_refused(name):
         topology(name)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=[pytest.mark.slow] * (part not in ("vae", "translation")))
+        for part in PARTS
+    ],
+)
 def test_a_training_is_traced_without_computing_on_chips_that_are_not_there(part):
     config = small_config(part)
     with jax.set_mesh(make_mesh(config.mesh)), jax.transfer_guard("disallow_explicit"):

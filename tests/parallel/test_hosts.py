@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_flags_that_do_not_go_together(arguments, message):
     with pytest.raises(InputError, match=message):
-        hosts.join(*arguments, 1)
+        hosts.join(*arguments, 1, preemptible=True)
 
 
 def free_port():
@@ -52,6 +52,33 @@ def test_a_process_that_stays_alone_says_so(process, tmp_path):
     assert "could not all be reached within 2 s" in done.stderr.splitlines()[-1]
     assert time.monotonic() - begin < 60
     assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_port_is_told():
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = join_alone(port, "")
+    assert done.returncode == 1
+    assert "InputError" in done.stderr.splitlines()[-1]
+    assert "if its port is taken" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("preemptible", "status"), [(False, -signal.SIGTERM), (True, 0)])
+def test_who_does_not_ask_about_sigterm_ends_by_it(preemptible, status):
+    then = "import os, time; os.kill(os.getpid(), 15); time.sleep(1)"
+    assert join_alone(free_port(), then, preemptible).returncode == status
+
+
+def join_alone(port, then, preemptible=True):
+    """A process that is the only one of its job."""
+    text = (
+        "from show1_jax.parallel import hosts\n"
+        f"hosts.join('localhost:{port}', 1, 0, 20, preemptible={preemptible})\n{then}"
+    )
+    command = [sys.executable, "-c", text]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
 def test_alone_there_is_nobody_to_ask():

@@ -77,7 +77,7 @@ def parameters(checkpoint):
     ("choice", "rank", "motion"),
     [
         pytest.param("temporal_attention", 0, "deviation", marks=pytest.mark.slow),
-        ("temporal_attention_qkv", 0, "vmc"),
+        pytest.param("temporal_attention_qkv", 0, "vmc", marks=pytest.mark.slow),
         ("temporal", 2, ""),
     ],
 )
