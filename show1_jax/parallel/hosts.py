@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ def join(
             "num_processes": processes,
             "process_id": process,
         }
+        if process == 0:
+            _check_port(coordinator)
 
     def expire() -> None:
         where = "the processes of this job" if coordinator == "auto" else f"{coordinator}"
@@ -85,16 +88,25 @@ def join(
             f"--coordinator={coordinator}: {error}; give --coordinator HOST:PORT, --processes and "
             "--process"
         ) from error
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"--coordinator={coordinator}: {str(error).splitlines()[0]}; if its port is taken, as "
-            "by a process of an earlier try, end that or give another port to all"
-        ) from error
     finally:
         watch.cancel()
     if not preemptible:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX listens where processes share a program
     sys.excepthook = _abandon
+
+
+def _check_port(coordinator: str) -> None:
+    """Raises InputError if nobody can listen there, of which JAX may die without a word."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        port = int(coordinator.rpartition(":")[2])
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"--coordinator={coordinator}: the first process cannot listen at that port ({error}); "
+            "end what does, such as an earlier try, or give every process another port"
+        ) from error
 
 
 def _abandon(*error: Any) -> None:
