@@ -1,5 +1,8 @@
 """The one exception that a person at a terminal is meant to read, and what several of them say."""
 
+import contextlib
+from collections.abc import Iterator
+
 # What to change where memory is short.
 LESS_MEMORY = (
     "raise accumulate or mesh.fsdp, make batch_size smaller, set a denoiser's remat to "
@@ -11,11 +14,6 @@ LESS_MEMORY_SAMPLING = (
 )
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is what JAX means."""
-    return "RESOURCE_EXHAUSTED" in str(error)
-
-
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that says what would work.
 
@@ -25,3 +23,22 @@ class InputError(ValueError):
 
 class Preempted(Exception):
     """The program was told to end (SIGTERM, Ctrl-C) and has saved what it had; exit status 143."""
+
+
+@contextlib.contextmanager
+def fitting(what: str, advice: str) -> Iterator[None]:
+    """Turns what JAX says when a device's memory is short into an InputError.
+
+    Args:
+      what: is computed.
+      advice: what to change, such as `LESS_MEMORY`.
+
+    Raises:
+      InputError: if it does not fit.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # JaxRuntimeError is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"{what} does not fit the device's memory: {advice}") from error

@@ -30,7 +30,7 @@ from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
 from show1_jax.checkpoints.store import fingerprint
 from show1_jax.diffusion.solvers import make_solver
-from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, out_of_memory
+from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, fitting
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
@@ -341,19 +341,14 @@ class Cascade:
                 items = [item for item, _ in batch]
                 own_texts = [prompts[item] for item in items]
                 given = (own_texts, items, seeds, results, report)
-                try:
-                    made = np.asarray(self._sample(stage, params, texts, *given))
-                except InputError as error:
-                    for item in dict.fromkeys(items):
-                        failed.add(item)
-                        results.fail(item, stage, error)
-                    continue
-                except jax.errors.JaxRuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise InputError(
-                        f"{stage} does not fit the device's memory: {LESS_MEMORY_SAMPLING}"
-                    ) from error
+                with fitting(stage, LESS_MEMORY_SAMPLING):
+                    try:
+                        made = np.asarray(self._sample(stage, params, texts, *given))
+                    except InputError as error:
+                        for item in dict.fromkeys(items):
+                            failed.add(item)
+                            results.fail(item, stage, error)
+                        continue
                 for row, (item, wanted) in zip(made, batch, strict=True):
                     if not wanted:
                         continue

@@ -19,7 +19,7 @@ from show1_jax.checkpoints.released import PIPELINES, StageFolder, find_stages, 
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
-from show1_jax.errors import LESS_MEMORY, InputError, Preempted, out_of_memory
+from show1_jax.errors import LESS_MEMORY, InputError, Preempted, fitting
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
@@ -86,14 +86,8 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     for part in parts:
         with jax.set_mesh(mesh):
             run = Run(config, part, workdir)
-            try:
+            with fitting(part, LESS_MEMORY):
                 run.train()
-            except jax.errors.JaxRuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise InputError(
-                    f"{part} does not fit the device's memory: {LESS_MEMORY}"
-                ) from error
         hosts.say(f"{part} is trained: {run.target}")
         if run.told_to_end and part != parts[-1]:
             raise Preempted(f"{part} was the last for now: the same command goes on")

@@ -24,10 +24,10 @@ from tests.conftest import Golden, assert_close, golden, loaded, network_folder
 
 # The slow ones are those of which a whole stage's trajectory is walked by default.
 RECORDED = [
-    "unet2d_if_sr",
+    "unet3d_latent",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet3d_latent")
+        for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet2d_if_sr")
     ),
 ]
 

@@ -66,18 +66,15 @@ def test_a_taken_port_is_told():
 
 @pytest.mark.parametrize(("preemptible", "status"), [(False, -signal.SIGTERM), (True, 0)])
 def test_who_does_not_ask_about_sigterm_ends_by_it(preemptible, status):
-    then = "import os, time; os.kill(os.getpid(), 15); time.sleep(1)"
-    assert join_alone(free_port(), then, preemptible).returncode == status
-
-
-def join_alone(port, then, preemptible=True):
-    """A process that is the only one of its job."""
     text = (
+        "import os, time\n"
         "from show1_jax.parallel import hosts\n"
-        f"hosts.join('localhost:{port}', 1, 0, 20, preemptible={preemptible})\n{then}"
+        f"hosts.join('localhost:{free_port()}', 1, 0, 20, preemptible={preemptible})\n"
+        "os.kill(os.getpid(), 15)\n"
+        "time.sleep(1)"
     )
-    command = [sys.executable, "-c", text]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, timeout=100, check=False)
+    assert done.returncode == status
 
 
 def test_alone_there_is_nobody_to_ask():

@@ -114,7 +114,7 @@ def test_interpolation(name):
     assert_uint8(case, sample)
 
 
-@pytest.mark.parametrize("name", [slow("pipe_if_sr"), slow("pipe_sr1_cond"), "pipe_sr1_cond_dpmpp"])
+@pytest.mark.parametrize("name", ["pipe_if_sr", slow("pipe_sr1_cond"), "pipe_sr1_cond_dpmpp"])
 def test_super_resolution(name):
     case = golden(name)
     denoiser, params = setup(case)

@@ -39,7 +39,7 @@ def gradients(part, **train):
 
 
 # One of each kind by default: image or clip, pixel or latent, autoencoder.
-SLOW = ("image", "interpolation", "super_resolution", "translation")
+SLOW = ("image", "interpolation", "super_resolution")
 
 
 @pytest.mark.parametrize(
