@@ -10,6 +10,7 @@ import pytest
 from configs import show1, tiny
 from show1_jax.benchmark import ours, side_by_side
 from show1_jax.benchmark.__main__ import main
+from tests import programs
 from tests.training.small import small_config
 
 ROOT = Path(__file__).parent.parent
@@ -71,8 +72,7 @@ def test_pytorch_makes_the_same(name, capsys):
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(arguments, message):
-    command = [sys.executable, "-m", "show1_jax.benchmark", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = programs.run("show1_jax.benchmark", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

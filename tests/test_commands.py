@@ -1,10 +1,10 @@
 """Programs say in one line what is wrong with their flags, wherever they are started."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +29,5 @@ ROOT = Path(__file__).parent.parent
     ],
 )
 def test_wrong_flags_are_named_in_one_line(flags, message, tmp_path):
-    program = [sys.executable, "-m", "show1_jax.evaluation"]
-    ended = subprocess.run([*program, *flags], cwd=tmp_path, capture_output=True, text=True)
+    ended = programs.run("show1_jax.evaluation", *flags, cwd=tmp_path)
     assert (ended.stderr, ended.returncode) == (f"error: {message}\n", 1)

@@ -24,6 +24,7 @@ from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
 from show1_jax.stages.cascade import STAGES, Cascade
 from show1_jax.stages.inversion import Noise, save_noise
+from tests import programs
 from tests.data.videos import read_video
 from tests.parallel.test_hosts import free_port
 
@@ -408,16 +409,13 @@ def test_a_checkpoint_without_a_stage(tmp_path):
         )
 
 
-def sample_py(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "sample.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
-    done = sample_py(
-        "--prompt=a red circle", "--stages=keyframes", "--steps=1", f"--out={tmp_path}",
-        "--config.keyframes.frames=2", "--config.keyframes.height=8", "--config.keyframes.width=16",
-    )  # fmt: skip
+    command = [
+        sys.executable, ROOT / "sample.py", "--prompt=a red circle", "--stages=keyframes",
+        "--steps=1", f"--out={tmp_path}", "--config.keyframes.frames=2",
+        "--config.keyframes.height=8", "--config.keyframes.width=16",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("keyframes:") for line in done.stderr.splitlines() if line.strip())
     assert (tmp_path / "000/keyframes.mp4").is_file()
@@ -445,8 +443,8 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
     ],
 )
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
-    done = sample_py(*arguments, "--out", tmp_path / "out")
-    assert done.returncode != 0
+    done = programs.run(ROOT / "sample.py", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ")
@@ -486,7 +484,8 @@ def test_any_stage_makes_the_noise_of_a_clip_into_it(stage, tmp_path):
         ([*sample, "--stages=keyframes"], f"noise of {stage}, which is not among"),
         (sample, f"noise of {stage} at other sizes"),
     ):
-        assert message in sample_py(*arguments, "--out", tmp_path / "no").stderr
+        done = programs.run(ROOT / "sample.py", *arguments, "--out", tmp_path / "no")
+        assert message in done.stderr
     assert not (tmp_path / "no").exists()
 
 
@@ -541,7 +540,13 @@ def test_a_job_that_is_killed_twice_makes_every_item_once(tmp_path):
     assert len(lines(out)) == len(found) == 40 * len(stages)
     for item in (0, 17, 39):
         alone = tmp_path / f"alone{item}"
-        sample_py(*small, f"--prompt={texts[item // 5]}", f"--seed={item % 5}", f"--out={alone}")
+        programs.run(
+            ROOT / "sample.py",
+            *small,
+            f"--prompt={texts[item // 5]}",
+            f"--seed={item % 5}",
+            f"--out={alone}",
+        )
         for stage in stages:
             one, other = (
                 to_uint8(np.load(path / f"{stage}.npy")).astype(int)
@@ -561,8 +566,13 @@ def test_processes_share_the_items(tmp_path):
     assert [process.wait(300) for process in processes] == [0, 0]
     assert [(line["item"], line["seed"]) for line in lines(tmp_path)] == [(i, i) for i in range(5)]
     alone = tmp_path / "alone"
-    sample_py(
-        "--prompt=a red circle", "--seeds=3", "--stages=keyframes", "--steps=2", f"--out={alone}"
+    programs.run(
+        ROOT / "sample.py",
+        "--prompt=a red circle",
+        "--seeds=3",
+        "--stages=keyframes",
+        "--steps=2",
+        f"--out={alone}",
     )
     one, other = (np.load(path / "keyframes.npy") for path in (tmp_path / "003", alone / "000"))
     np.testing.assert_allclose(one, other, atol=1e-5)

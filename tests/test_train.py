@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -36,7 +38,7 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     arguments = [text.replace("=w", f"={tmp_path}").replace("=configs", f"={ROOT}/configs")
                  for text in arguments]  # fmt: skip
-    done = train_py(*arguments)
+    done = programs.run(ROOT / "train.py", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
@@ -53,7 +55,8 @@ def test_help_tells_of_every_flag():
 
 def test_home_needs_no_shell_to_be_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"error: {tmp_path / 'w'} has no runs" in train_py("--workdir=~/w", "--curve").stderr
+    done = programs.run(ROOT / "train.py", "--workdir=~/w", "--curve")
+    assert f"error: {tmp_path / 'w'} has no runs" in done.stderr
 
 
 def test_a_curve(tmp_path):

@@ -1,8 +1,5 @@
 """The tables and the command, with a cascade that draws instead of sampling."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -184,11 +181,3 @@ def test_the_contact_sheet_shows_every_clip_and_verdict():
     assert sheet.dtype == np.uint8
     reds, greens = ((sheet == color).all(axis=-1).sum() for color in ((255, 0, 0), (0, 255, 0)))
     assert reds == 6 * greens > 0
-
-
-def test_a_bad_flag_is_one_line():
-    command = [sys.executable, "-m", "show1_jax.evaluation", "--prompts", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: flag --prompts=0")
-    assert done.stderr.count("\n") == 1

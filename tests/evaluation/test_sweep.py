@@ -1,8 +1,5 @@
 """The sweep of sampling settings, with a cascade that draws instead of sampling."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -15,6 +12,7 @@ from show1_jax.evaluation import sweep
 from show1_jax.evaluation.prompts import draw
 from show1_jax.media import from_uint8
 from show1_jax.stages.sampling import Denoiser
+from tests import programs
 
 MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
 
@@ -82,8 +80,6 @@ def test_unknown_solvers_are_refused(painter):
         sweep.sweep(tiny.get_config(), "x", 1, 0, ["euler"], [5], [1.0])
 
 
-@pytest.mark.slow  # other programs end by the same function
 def test_the_command_line():
-    command = [sys.executable, "-m", "show1_jax.evaluation.sweep", "--steps=few"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = programs.run("show1_jax.evaluation.sweep", "--steps=few")
     assert (done.returncode, done.stderr) == (1, "error: --steps few: give numbers\n")

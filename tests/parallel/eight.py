@@ -1,10 +1,8 @@
 """What 8 devices make, against what one makes of the same.
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' 2 keyframes translation
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight gathered
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight attention
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged gathered attention padded
 
 Run in a process of its own, since how many devices a process has is settled
 when it starts. Ends with an assertion if they differ.
@@ -153,6 +151,19 @@ def _per_frame(call, *arrays):
     return over_frames(part, jnp.concatenate(arrays, axis=2))
 
 
+def padded():
+    """A batch that does not divide lies on every device, its last clip again where none is."""
+    given = {"video": np.arange(3 * 4).reshape(3, 4), "seed": np.arange(3)}
+    with jax.set_mesh(make_mesh({"data": 4, "fsdp": 2})):
+        found = sharding.put_padded(given)
+        divides = sharding.put_padded(np.arange(16))
+    for name, array in given.items():
+        assert [shard.data.shape[0] for shard in found[name].addressable_shards] == [1] * 8
+        np.testing.assert_array_equal(found[name], array[[0, 1, 2, 2, 2, 2, 2, 2]])
+    np.testing.assert_array_equal(divides, np.arange(16))
+    print("three clips on eight devices")
+
+
 def resumed(workdir):
     """A run that goes on on another mesh, and then on one device."""
     workdir = Path(workdir)
@@ -200,5 +211,9 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
-    functions = (same, exchanged, gathered, attention, resumed)
-    {f.__name__: f for f in functions}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed)}):
+        alone[sys.argv[1]](*sys.argv[2:])
+    else:
+        together = {f.__name__: f for f in (exchanged, gathered, attention, padded)}
+        for name in sys.argv[1:]:
+            together[name]()
