@@ -238,3 +238,25 @@ def test_fine_tuning_takes_little_beside_the_parameters():
     (report,) = compiled("train.py", config, "--aot=v5e:1", *small)
     assert report["stage"] == "customize"
     assert 0 < report["optimizer_bytes_per_chip"] < report["parameter_bytes_per_chip"] / 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra tpu-aot")
+@pytest.mark.parametrize(
+    ("stage", "gibibytes"),
+    [
+        ("t5", 10.5),
+        ("keyframes", 6),
+        ("interpolation", 9),
+        ("first_frame", 5),
+        ("super_resolution", 8),
+        ("translation", 9),
+    ],
+)
+def test_a_released_stage_takes_no_more_of_a_chip(stage, gibibytes):
+    (report,) = compiled(
+        "sample.py", f"--stages={stage}", "--aot=v5e:1", "--config=configs/show1.py"
+    )
+    assert report["stage"] == stage
+    assert report["peak_bytes_per_chip"] <= gibibytes * 2**30
+    assert report["compile_seconds"] < 15 * 60
