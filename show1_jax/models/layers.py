@@ -138,15 +138,50 @@ def _convolve(
     return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
+def _convolve_doubled(
+    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
+) -> jax.Array:
+    """`_convolve` with a 3x3 kernel of `double(x)`, on CPUs for 4/9 of its FLOPs.
+
+    Among three neighbours there two are the same pixel of `x`. So each of the four pixels that
+    one becomes is a convolution of `x` with 2x2 sums of the kernel. (On TPUs memory is what
+    takes time: the autoencoder's decoder would gain 3 % by its roofline, and compile longer.)
+    """
+    if target()[0] != "cpu":
+        return _convolve(double(x), kernel, strides, padding, **settings)
+
+    def sums(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+        first, middle, last = jnp.split(kernel, 3, axis)
+        return (
+            jnp.concatenate([first, middle + last], axis),
+            jnp.concatenate([first + middle, last], axis),
+        )
+
+    def pixels(row: int, kernel: jax.Array) -> jax.Array:
+        made = [
+            _convolve(x, part, strides, ((1 - row, row), (1 - column, column)), **settings)
+            for column, part in enumerate(sums(kernel, 1))
+        ]
+        return jnp.stack(made, axis=3)
+
+    rows = jnp.stack([pixels(row, part) for row, part in enumerate(sums(kernel, 0))], axis=2)
+    batch, height, _, width, _, channels = rows.shape
+    return rows.reshape(batch, 2 * height, 2 * width, channels)
+
+
 def conv3x3(
     channels: int,
     name: str,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     stride: int = 1,
+    doubled: bool = False,
     kind: type[nn.Conv] = nn.Conv,
 ) -> nn.Conv:
-    """A 3x3 convolution over each image, zero-padded by one pixel on every side."""
+    """A 3x3 convolution over each image, zero-padded by one pixel on every side.
+
+    With `doubled` of the image in twice its height and width (`double`).
+    """
     return kind(
         channels,
         (3, 3),
@@ -154,7 +189,7 @@ def conv3x3(
         padding=1,
         dtype=dtype,
         param_dtype=param_dtype,
-        conv_general_dilated=_convolve,
+        conv_general_dilated=_convolve_doubled if doubled else _convolve,
         name=name,
     )
 
@@ -233,9 +268,8 @@ class ResnetBlock(nn.Module):
         h = GroupNorm(self.groups, self.eps, name="norm1", **types)(x)
         h = self.activation(h)
         if self.resample is not None:
-            resize = halve if self.resample == "down" else double
-            x, h = resize(x), resize(h)
-        h = conv3x3(self.channels, "conv1", **types)(h)
+            x, h = (halve(x), halve(h)) if self.resample == "down" else (double(x), h)
+        h = conv3x3(self.channels, "conv1", doubled=self.resample == "up", **types)(h)
 
         shift = jnp.zeros((), h.dtype)
         if time is not None:

@@ -21,7 +21,6 @@ from show1_jax.models.layers import (
     TimeEmbedding,
     activation,
     conv3x3,
-    double,
     dtypes,
     sinusoidal_embedding,
 )
@@ -234,9 +233,9 @@ class Level(nn.Module):
         name = f"{self.resample}sample"
         if self.config.space == "pixel":
             return self._resnet_block(name, self.resample)(x, time)
-        stride, x = (2, x) if self.resample == "down" else (1, double(x))
         kind = layer_class(self, nn.Conv)
-        return conv3x3(self.channels, name, stride=stride, kind=kind, **dtypes(self))(x)
+        how: dict[str, Any] = {"stride": 2} if self.resample == "down" else {"doubled": True}
+        return conv3x3(self.channels, name, kind=kind, **how, **dtypes(self))(x)
 
 
 class UNet(nn.Module):

@@ -197,6 +197,27 @@ def test_resampling_undoes_itself():
     np.testing.assert_array_equal(halve(x)[0, 0, 0, 0], (x[0, 0, :2, :2]).mean())
 
 
+def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled_first():
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 6, 5), np.float32)
+    plain, doubled = (
+        layers.conv3x3(7, "conv", jnp.float32, jnp.float32, doubled=option)
+        for option in (False, True)
+    )
+    params = plain.init(jax.random.key(0), x)
+
+    def first(params, x):
+        return plain.apply(params, double(x))
+
+    expected, back = jax.vjp(first, params, x)
+    found, found_back = jax.vjp(doubled.apply, params, x)
+    assert_close(found, expected, 1e-6)
+    weights = np.random.default_rng(1).standard_normal(found.shape, np.float32)
+    for one, other in zip(*map(jax.tree.leaves, (found_back(weights), back(weights))), strict=True):
+        assert_close(one, other, 1e-6)
+    flops = [jax.jit(f).lower(params, x).cost_analysis()["flops"] for f in (doubled.apply, first)]
+    assert flops[0] < flops[1] / 1.8
+
+
 def test_sinusoids_have_cosines_first():
     positions = np.array([0.0, 1.0, 250.0, 999.0])
     out = np.asarray(sinusoidal_embedding(positions, 8))
