@@ -117,7 +117,8 @@ def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerN
 
 
 # Images of few positions, all together, and many channels XLA multiplies faster than it convolves
-# on CPUs: 1,280 channels twice as fast at 160 to 360 positions; 960 as fast at 640.
+# on CPUs: 1,280 channels twice as fast at 160 to 360 positions; 960 as fast at 640. Kernels of one
+# pixel, whatever the image.
 FEW_POSITIONS = 512
 MANY_CHANNELS = 256
 
@@ -126,16 +127,20 @@ def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, on CPUs of small images as a product over neighbours."""
-    batch, height, width = x.shape[:-1]
-    few = batch * height * width <= FEW_POSITIONS and x.shape[-1] >= MANY_CHANNELS
-    if target()[0] != "cpu" or not few or tuple(strides) != (1, 1):
+    sides = kernel.shape[:2]
+    if target()[0] != "cpu" or not (sides == (1, 1) or _is_small(x)):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    down, right = (size - side + 1 for size, side in zip(padded.shape[1:3], sides, strict=True))
     neighbours = [
-        padded[:, i : i + height, j : j + width]
-        for i, j in itertools.product(*map(range, kernel.shape[:2]))
+        padded[:, i : i + down : strides[0], j : j + right : strides[1]]
+        for i, j in itertools.product(*map(range, sides))
     ]
     return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _is_small(x: jax.Array) -> bool:
+    return math.prod(x.shape[:-1]) <= FEW_POSITIONS and x.shape[-1] >= MANY_CHANNELS
 
 
 def _convolve_doubled(
@@ -147,8 +152,10 @@ def _convolve_doubled(
     one becomes is a convolution of `x` with 2x2 sums of the kernel. (On TPUs memory is what
     takes time: the autoencoder's decoder would gain 3 % by its roofline, and compile longer.)
     """
-    if target()[0] != "cpu":
-        return _convolve(double(x), kernel, strides, padding, **settings)
+    doubled = double(x)
+    # Of small images the sums take longer than what they spare.
+    if target()[0] != "cpu" or _is_small(doubled):
+        return _convolve(doubled, kernel, strides, padding, **settings)
 
     def sums(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
         first, middle, last = jnp.split(kernel, 3, axis)
@@ -285,5 +292,12 @@ class ResnetBlock(nn.Module):
         h = conv3x3(self.channels, "conv2", **types)(self.activation(h))
 
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), name="conv_shortcut", **types)(x)
+            x = nn.Conv(
+                self.channels,
+                (1, 1),
+                padding=0,
+                conv_general_dilated=_convolve,
+                name="conv_shortcut",
+                **types,
+            )(x)
         return (x + h) / self.output_scale

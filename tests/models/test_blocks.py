@@ -258,7 +258,8 @@ def test_gelu_and_its_derivative_are_those_of_the_error_function():
     assert (exact_gelu(half).dtype, slope.dtype) == (half.dtype, half.dtype)
 
 
-def test_small_images_are_convolved_as_by_a_product():
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"doubled": True}], ids=str)
+def test_small_images_are_convolved_as_by_a_product(options):
     def convolved(most: int) -> tuple[jax.Array, dict]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers, "FEW_POSITIONS", most)
@@ -271,11 +272,11 @@ def test_small_images_are_convolved_as_by_a_product():
 
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 4, 5, 6), np.float32)
-    conv = layers.conv3x3(7, "conv", jnp.float32, jnp.float32)
+    conv = layers.conv3x3(7, "conv", jnp.float32, jnp.float32, **options)
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape, np.float32), conv.init(jax.random.key(0), x)
     )
-    (product, of_product), (other, of_other) = convolved(2 * 3 * 4 * 5), convolved(0)
+    (product, of_product), (other, of_other) = convolved(4 * 2 * 3 * 4 * 5), convolved(0)
     assert_close(product, other, 1e-5)
     for name in ("kernel", "bias"):
         assert_close(of_product[name], of_other[name], 1e-5)
