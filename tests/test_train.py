@@ -55,8 +55,9 @@ def test_help_tells_of_every_flag():
 
 def test_home_needs_no_shell_to_be_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    done = programs.run(ROOT / "train.py", "--workdir=~/w", "--curve")
-    assert f"error: {tmp_path / 'w'} has no runs" in done.stderr
+    done = train_py("--workdir=~/w", "--curve")
+    assert done.stderr.startswith(f"error: {tmp_path / 'w'} has no runs")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_curve(tmp_path):

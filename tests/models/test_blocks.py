@@ -197,7 +197,10 @@ def test_resampling_undoes_itself():
     np.testing.assert_array_equal(halve(x)[0, 0, 0, 0], (x[0, 0, :2, :2]).mean())
 
 
-def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled_first():
+@pytest.mark.parametrize("few", [0, 2 * 3 * 4 * 6])
+def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled_first(few, monkeypatch):
+    monkeypatch.setattr(layers, "FEW_POSITIONS", few)
+    monkeypatch.setattr(layers, "MANY_CHANNELS", 5)
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 6, 5), np.float32)
     plain, doubled = (
         layers.conv3x3(7, "conv", jnp.float32, jnp.float32, doubled=option)

@@ -259,4 +259,3 @@ def test_a_released_stage_takes_no_more_of_a_chip(stage, gibibytes):
     )
     assert report["stage"] == stage
     assert report["peak_bytes_per_chip"] <= gibibytes * 2**30
-    assert report["compile_seconds"] < 15 * 60
