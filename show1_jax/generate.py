@@ -82,11 +82,14 @@ def generate(
             f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
             + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
         )
-    made, stages = sum(hosts.gather(outputs.made)), cascade.stages
+    made, removed = (sum(hosts.gather(each)) for each in (outputs.made, outputs.removed))
+    stages = cascade.stages
     kept = len(items) * len(stages) - made
     hosts.say(
         f"{len(items)} item(s) in {outputs.folder}: {', '.join(stages)}; {made} result(s) made, "
-        f"{kept} there already; see {outputs.shown(0, stages[-1])}"
+        f"{kept} there already"
+        + (f", {removed} earlier result(s) removed" if removed else "")
+        + f"; see {outputs.shown(0, stages[-1])}"
     )
 
 

@@ -38,7 +38,7 @@ class Outputs:
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
-        self.made = 0
+        self.made = self.removed = 0
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
@@ -58,7 +58,8 @@ class Outputs:
         Raises:
           InputError: if it holds other items, or cannot be written.
         """
-        self.prompts, self.seeds, self.failures, self.made = prompts, seeds, [], 0
+        self.prompts, self.seeds, self.failures = prompts, seeds, []
+        self.made = self.removed = 0
         missing = []
         for item, own in enumerate(zip(prompts, seeds, strict=True)):
             if not self._metadata_path(item).is_file():
@@ -141,6 +142,7 @@ class Outputs:
             self._describe(item, {stage: settings})
             self._note(self._line(item, stage))
             self.made += 1
+            self.removed += len(outdated)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -107,9 +107,13 @@ def test_going_on_gives_what_one_run_gives(made, tmp_path):
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_doing_a_stage_again_removes_what_came_of_the_old_one(made, tmp_path):
+def test_doing_a_stage_again_removes_what_came_of_the_old_one(made, tmp_path, capsys):
     shutil.copytree(made, tmp_path / "out")
     run(tmp_path / "out", stages=["interpolation"], overrides={"steps": ["1"]})
+    # Of two items: the interpolation itself and three stages after it.
+    assert (
+        "2 result(s) made, 0 there already, 8 earlier result(s) removed" in capsys.readouterr().out
+    )
     folder = tmp_path / "out/000"
     kept = {path.name for path in folder.iterdir()}
     assert kept == {
