@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from show1_jax.errors import InputError, Preempted
+from show1_jax.paths import local_path
 
 flags.disclaim_key_flags()  # what is defined below belongs to the program: --help shows it
 
@@ -26,10 +27,10 @@ def define_config(help_text: str) -> flags.FlagHolder:
 
 
 class _PathParser(flags.ArgumentParser):
-    """A path, with the home folder for a `~` that no shell has replaced; None for ""."""
+    """A path; see `local_path`. None for ""."""
 
     def parse(self, argument: Any) -> Path | None:
-        return Path(os.path.expanduser(argument)) if argument else None
+        return local_path(argument) if argument else None
 
 
 def define_path(name: str, help_text: str) -> flags.FlagHolder:
@@ -106,11 +107,11 @@ def run(main: Callable[[], None], default_config: Path) -> None:
     sys.path.append(str(default_config.parents[1]))
 
     def parse(arguments: list[str]) -> Any:
-        program, *rest = arguments
+        program, *rest = ["--help" if text == "-h" else text for text in arguments]
         if not any(text.split("=")[0] in ("-config", "--config") for text in rest):
             rest = [f"--config={default_config}", *rest]
         try:
-            left = flags.FLAGS([program, *rest])
+            left = _parse([program, *rest])
             # A file that cannot be loaded is reported when it is first used.
             flags.FLAGS.config.is_locked  # noqa: B018
         # ml_collections reports unknown keys and wrong types with any of these.
@@ -128,6 +129,8 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             sys.exit(f"error: {argv[1]!r} is not a flag; see --help")
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(_of_interest)
+        # Without absl's time, thread and line of our source.
+        logging.get_absl_handler().setFormatter(python_logging.Formatter("warning: %(message)s"))
         python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
         sys.unraisablehook = _unraisable
         try:
@@ -143,6 +146,14 @@ def run(main: Callable[[], None], default_config: Path) -> None:
             _leave(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Parses the flags; exits with status 0 after --help, where absl would with 1."""
+    try:
+        return flags.FLAGS(arguments)
+    except SystemExit:
+        sys.exit(0)  # only the flags for help exit while they are parsed
 
 
 def _reason(error: Exception) -> str:
@@ -178,6 +189,12 @@ def use_compilation_cache() -> None:
     import jax  # here, so that --help does not wait for it
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "show1_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # Without a home folder, as of a user ID that the system does not list, "~" stays.
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if cache.startswith("~"):
+            logging.warning(
+                "There is no home folder to keep compiled programs in: set XDG_CACHE_HOME"
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "show1_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -25,6 +25,7 @@ from show1_jax.checkpoints.pipelines import convert_pipelines
 from show1_jax.checkpoints.torch_files import find_weights
 from show1_jax.checkpoints.torch_params import params_from_torch
 from show1_jax.errors import InputError
+from show1_jax.paths import local_path
 
 DTYPES = {"fp16": jnp.float16, "bf16": jnp.bfloat16, "fp32": jnp.float32}
 
@@ -73,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m show1_jax.convert",
         description="Convert checkpoints between the released PyTorch layout and Orbax.",
     )
-    parser.add_argument("src", type=Path, help="a released folder, or a folder of them")
-    parser.add_argument("dst", type=Path, help="the folder to make; it must not exist yet")
+    parser.add_argument("src", help="a released folder, or a folder of them")
+    parser.add_argument("dst", help="the folder to make; it must not exist yet")
     parser.add_argument("--to-torch", action="store_true", help="from Orbax back to PyTorch")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="cast every weight (default: keep the stored precision)"
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     _return_freed_memory()
     dtype = np.dtype(DTYPES[args.dtype]) if args.dtype else None
     try:
-        convert_pipelines(args.src, args.dst, args.to_torch, dtype, args.verify, report=print)
+        src, dst = local_path(args.src), local_path(args.dst)
+        convert_pipelines(src, dst, args.to_torch, dtype, args.verify, report=print)
     except InputError as error:
         sys.exit(f"error: {error}")
 

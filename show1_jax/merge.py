@@ -21,6 +21,7 @@ from show1_jax.checkpoints.released import PIPELINES, find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
+from show1_jax.paths import local_path
 from show1_jax.stages.keyframes import STAGE
 
 
@@ -78,12 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=text, epilog=commands, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("merged", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("merged")
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
     arguments = parser.parse_args()
     try:
-        merge(arguments.checkpoint, arguments.merged, arguments.adapters)
+        merge(local_path(arguments.checkpoint), local_path(arguments.merged), arguments.adapters)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(arguments.merged)

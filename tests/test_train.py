@@ -28,6 +28,12 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.train.vae.threads=-1"], "must be 0 to 1024"),
         (["--workdir=w", "--config.batch_size=3"], "give --config.train.PART.batch_size"),
         (["--workdir=w", "--curve"], " has no runs"),
+        (["--workdir=gs://bucket/w"], "paths with gs:// are not supported"),
+        (
+            ["--workdir=w", "--config.train.vae.data_dir=gs://b"],
+            "paths with gs:// are not supported",
+        ),
+        (["--config=configs/customize.py", "--config.out=gs://b/a"], "paths with gs:// are not"),
         (["--config=configs/customize.py", "--workdir=w"], "not --workdir"),
         (["--config=configs/customize.py", "--config.dtype=bfloat16"], "--config.customize.dtype"),
         (["--config=configs/customize.py:keyframes"], "no base 'keyframes': take tiny or show1"),
@@ -47,7 +53,9 @@ def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
 
 
 def test_help_tells_of_every_flag():
-    text = train_py("--help").stdout
+    done = train_py("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = done.stdout
     assert "--config: What to train (default: configs/tiny.py)" in text
     for flag in ("aot", "coordinator", "join_limit", "workdir"):
         assert f"--{flag}:" in text

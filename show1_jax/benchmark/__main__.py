@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.benchmark import ours, side_by_side
 from show1_jax.errors import InputError
+from show1_jax.paths import local_path
 from show1_jax.stages.cascade import STAGES
 from show1_jax.training.tasks import PARTS
 
@@ -58,18 +59,19 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     default = Path(__file__).parents[2] / "configs" / "show1.py"
-    parser.add_argument("--config", type=Path, default=default)
+    parser.add_argument("--config", default=str(default))
     parser.add_argument("--dtype", choices=DTYPES, help="default: the config's")
     parser.add_argument("--calls", type=int, default=3, help="of each (default: 3)")
     parser.add_argument(
         "--batch", type=int, default=1, help="clips of a training step on each device (default: 1)"
     )
-    parser.add_argument("--profile", type=Path, help="write a trace there (XProf, Perfetto)")
+    parser.add_argument("--profile", help="write a trace there (XProf, Perfetto)")
     parser.add_argument("--torch", action="store_true", help="compare with PyTorch")
     parser.add_argument("--frames", type=int, default=2, help="with --torch: of a clip")
     args = parser.parse_args()
     try:
-        config = load_config(args.config)
+        config = load_config(local_path(args.config))
+        profile = local_path(args.profile) if args.profile else None
         if min(args.calls, args.frames, args.batch) < 1:
             raise InputError("--calls, --frames and --batch must be at least 1")
         if args.dtype:
@@ -87,7 +89,7 @@ def main() -> None:
         if args.torch:
             side_by_side.compare(config, chosen[0], args.calls, args.frames)
         else:
-            ours.measure(config, chosen[0], args.calls, args.batch, args.profile)
+            ours.measure(config, chosen[0], args.calls, args.batch, profile)
     except InputError as error:
         sys.exit(f"error: {error}")
 

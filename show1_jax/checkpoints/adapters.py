@@ -24,6 +24,7 @@ from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.tables import UNET
 from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
 from show1_jax.errors import InputError
+from show1_jax.paths import local_path
 
 DIFFERENCE = ".diff"
 FACTORS = (".lora_A.weight", ".lora_B.weight")
@@ -282,11 +283,11 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     """
     file, _, weight = text.rpartition("=")
     if not file:
-        return Path(text).expanduser(), 1.0
+        return local_path(text), 1.0
     try:
         value = float(weight)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
         raise InputError(f"adapter {text!r}: {weight!r} is not a weight, such as 0.8")
-    return Path(file).expanduser(), value
+    return local_path(file), value

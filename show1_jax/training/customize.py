@@ -32,6 +32,7 @@ from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import put_array, put_batch, shardings
+from show1_jax.paths import local_path
 from show1_jax.stages.keyframes import STAGE, example
 from show1_jax.stages.training import denoising_loss, drop_captions, noised
 from show1_jax.text.cleaning import clean_caption, normalize
@@ -66,7 +67,7 @@ def customize(config: ConfigDict) -> Path:
         the loss is not finite.
     """
     settings, keyframes = config.customize, config.keyframes
-    mesh, out = make_mesh(config.mesh), Path(config.out).expanduser()
+    mesh, out = make_mesh(config.mesh), local_path(config.out)
     check(settings, "customize", batch_parts(mesh))
     _check_out(out)
     prompts, paths = _several(config.prompt), _several(config.video)
@@ -76,10 +77,10 @@ def customize(config: ConfigDict) -> Path:
             "--config.prompt=TEXT, several with | between them"
         )
     spec = ClipSpec(keyframes.frames, keyframes.height, keyframes.width, keyframes.fps)
-    videos = np.stack([read_clip(Path(path).expanduser(), spec) for path in paths])
+    videos = np.stack([read_clip(local_path(path), spec) for path in paths])
     if not config.checkpoint:
         raise InputError("give --config.checkpoint: this config comes without one")
-    stages = find_stages(Path(config.checkpoint).expanduser())
+    stages = find_stages(local_path(config.checkpoint))
     if STAGE not in stages:
         raise InputError(f"{config.checkpoint} has no {STAGE} to customize")
     folder, dtype = stages[STAGE], compute_dtype(settings)

@@ -21,6 +21,7 @@ from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
+from show1_jax.paths import local_path
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
 
@@ -33,7 +34,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     Raises:
       InputError: if it is neither "moving_shapes" nor a folder of clips.
     """
-    data_dir = Path(train.data_dir).expanduser()
+    data_dir = local_path(train.data_dir)
     if train.dataset == SHAPES:
         captions = (
             moving_shapes.caption(combination, template)
@@ -43,7 +44,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
         shapes = moving_shapes.MovingShapesConfig(train=train.clips)
         builder = moving_shapes.MovingShapes(config=shapes, data_dir=data_dir)
         return builder, moving_shapes.read, captions
-    folder = Path(train.dataset).expanduser()
+    folder = local_path(train.dataset)
     config = video_folder.VideoFolderConfig(folder)
     builder = video_folder.VideoFolder(config=config, data_dir=data_dir)
     return builder, video_folder.read, video_folder.captions(folder)
@@ -73,7 +74,7 @@ def open_text(
       tokens: of each caption.
     """
     name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{train.dtype}"
-    cache = Path(train.data_dir).expanduser() / "text" / name
+    cache = local_path(train.data_dir) / "text" / name
     prepare = clean_caption if clean else normalize
     encoder: list[TextEncoder] = []
 

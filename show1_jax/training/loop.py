@@ -34,6 +34,7 @@ from show1_jax.parallel.sharding import (
     put_rows,
     shardings,
 )
+from show1_jax.paths import local_path
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data
 from show1_jax.training.initialise import fresh_params, new_paths, start_from
@@ -323,7 +324,7 @@ class Run:
             own, wanted = init != self.part, f"train.{self.part}.init={init}"
             folder = self._stage_folder(stage, name, wanted, own)
         else:
-            path = Path(init).expanduser()
+            path = local_path(init)
             folder, name = StageFolder(path.parent), path.name
             if not folder.has(name):
                 raise InputError(f"train.{self.part}.init: {folder.folder / name} has no params/")
@@ -344,7 +345,7 @@ class Run:
         if own and any(trained.glob("*/model_index.json")):
             yield find_stages(trained)
         if self.config.get("checkpoint"):
-            yield find_stages(Path(self.config.checkpoint).expanduser())
+            yield find_stages(local_path(self.config.checkpoint))
 
     def _encoder_folder(self) -> StageFolder:
         if self.task.encoder == "clip":
