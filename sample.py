@@ -29,6 +29,9 @@ flags.DEFINE_alias("seed", "seeds")
 OUT = commands.define_path(
     "out", "The folder to write (default: outputs, or outputs-2, … beside other prompts)."
 )
+OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace results in --out that other settings made."
+)
 STAGES = flags.DEFINE_list(
     "stages", None, "The stages to run (default: all that the checkpoint has)."
 )
@@ -80,12 +83,13 @@ def main() -> None:
         out=OUT.value,
         stages=STAGES.value or None,
         overrides=overrides,
+        overwrite=OVERWRITE.value,
     )
 
 
 def _invert(clip: Path, checkpoint: str | None, seeds: list[int] | None) -> None:
     from show1_jax.errors import InputError
-    from show1_jax.generate import DEFAULT_OUT
+    from show1_jax.generate import free_folder
     from show1_jax.invert import invert_clip
 
     stages, seeds, prompts = STAGES.value or ["keyframes"], seeds or [0], PROMPT.value or [""]
@@ -99,7 +103,7 @@ def _invert(clip: Path, checkpoint: str | None, seeds: list[int] | None) -> None
         raise InputError(f"--invert runs {stages[0]} alone: give its --steps")
     unset = f"{stages[0]}.steps" not in config_flags.get_override_values(flags.FLAGS["config"])
     steps = [*(["50"] if unset else []), *STEPS.value]
-    out = OUT.value or DEFAULT_OUT
+    out = OUT.value or free_folder()
     invert_clip(CONFIG.value, checkpoint, clip, prompts[0], out, steps, stages[0], seeds[0])
 
 

@@ -5,10 +5,11 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -16,21 +17,29 @@ from show1_jax.commands import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
+from show1_jax.paths import local_path
 from show1_jax.stages.cascade import STAGES, Cascade
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
+MAX_SEED = 2**32 - 1
+
+Item = tuple[str, int]
+"""A prompt and its seed."""
+Asked = tuple[str, int | None]
+"""A prompt, and its seed if it has one of its own."""
 
 
 def generate(
     config: ConfigDict,
-    checkpoint: str | None,
-    prompts: Sequence[str],
-    prompts_file: str | None,
+    checkpoint: str | Path | None,
+    prompts: str | Sequence[str],
+    prompts_file: str | Path | None,
     seeds: Sequence[int] | None,
     out: Path | None,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
+    overwrite: bool = False,
 ) -> None:
     """Samples prompts and writes their videos.
 
@@ -39,16 +48,18 @@ def generate(
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      prompts: the prompts themselves.
-      prompts_file: more of them: one on each line, or a .jsonl with a "prompt" on each.
+      prompts: the prompts themselves, or one.
+      prompts_file: more of them: one on each line, or a .jsonl with a "prompt" on each
+        and, if its seed is to be its own, a "seed".
       seeds: the random seeds, each of which makes an item of each prompt; None
         for 0, or for those of `out`.
       out: the folder to write; None for "outputs", or the first of "outputs-2", …
-        without other items. What is there of these items is not made again.
-        If it already holds the stages that `stages` go on from, prompts and
-        seeds may be left out.
+        that holds none of these prompts but others. What is there of these items is not
+        made again, and new ones are added. If it already holds the stages that `stages`
+        go on from, prompts and seeds may be left out.
       stages: the stages to run; None for all that the checkpoint has.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
+      overwrite: whether results that other settings made may be replaced.
 
     Raises:
       InputError: if anything given is wrong, or an item failed; the others are made.
@@ -56,21 +67,31 @@ def generate(
     if config.from_noise:
         _start_from_noise(config, seeds, overrides)
     folder = prepare(config, checkpoint, overrides)
-    asked = [*prompts, *(_read_prompts(Path(prompts_file).expanduser()) if prompts_file else ())]
+    asked = _asked([prompts] if isinstance(prompts, str) else prompts, prompts_file, seeds)
     cascade = Cascade(config, folder, stages, jax.local_devices())
     with hosts.first_alone("items"):
         if not cascade.inputs(cascade.stages[0]):
-            items = [(prompt, seed) for prompt in asked for seed in seeds or [0]]
-            outputs = _folder_for(items, out)
+            outputs, items, places = _folder_for(asked, seeds, out)
         else:
-            outputs = Outputs(out or DEFAULT_OUT, keeper=hosts.first())
-            items = _found(outputs, asked, seeds)
+            outputs = Outputs(local_path(out or DEFAULT_OUT), keeper=hosts.first())
+            items, places = _found(outputs, asked, seeds)
+        cascade.check_inputs(places, outputs)
+        known = [place for place in places if outputs.knows(place)]
+        replaced = _check_settings(outputs, cascade, known, overwrite)
         all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
-        cascade.check_inputs(len(items), outputs)
         outputs.begin(all_prompts, all_seeds)
-    own = range(jax.process_index(), len(items), jax.process_count())
+        if hosts.first():
+            outputs.complete(known)
+    if replaced:
+        hosts.say(replaced)
+    own = places[jax.process_index() :: jax.process_count()]
     with contextlib.closing(Bars(hosts.first())) as bars:
         cascade.run(all_prompts, all_seeds, outputs, bars.update, own)
+    _report(outputs, cascade.stages, places)
+
+
+def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> None:
+    """Says what a run made; raises InputError if some of it failed."""
     outputs.failures = [
         tuple(failure) for each in hosts.gather(outputs.failures) for failure in each
     ]
@@ -78,19 +99,44 @@ def generate(
         outputs.write_manifest()
     if outputs.failures:
         item, stage, why = outputs.failures[0]
+        count = len({item for item, *_ in outputs.failures})
         raise InputError(
-            f"{len(outputs.failures)} of {len(items)} item(s) failed: {stage} of item {item}: {why}"
+            f"{count} of {len(places)} item(s) failed: {stage} of item {item}: {why}"
             + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
         )
-    made, removed = (sum(hosts.gather(each)) for each in (outputs.made, outputs.removed))
-    stages = cascade.stages
-    kept = len(items) * len(stages) - made
-    hosts.say(
-        f"{len(items)} item(s) in {outputs.folder}: {', '.join(stages)}; {made} result(s) made, "
-        f"{kept} there already"
-        + (f", {removed} earlier result(s) removed" if removed else "")
-        + f"; see {outputs.shown(0, stages[-1])}"
+    made, removed = (
+        {tuple(result) for each in hosts.gather(sorted(results)) for result in each}
+        for results in (outputs.made, outputs.removed)
     )
+    kept = len(places) * len(stages) - len(made)
+    again, gone = len(made & removed), len(removed - made)
+    hosts.say(
+        f"{len(places)} item(s) in {outputs.folder}: {', '.join(stages)}; "
+        f"{len(made)} result(s) made"
+        + (f" ({again} of them again)" if again else "")
+        + f", {kept} there already"
+        + (f", {gone} earlier result(s) removed" if gone else "")
+        + f"; see {outputs.shown(places[0], stages[-1])}"
+    )
+
+
+def _check_settings(
+    outputs: Outputs, cascade: Cascade, items: Sequence[int], overwrite: bool
+) -> str:
+    """Tells which results a run replaces or removes.
+
+    Raises:
+      InputError: if there are some, and they may not be overwritten.
+    """
+    found = {item: outputs.outdated(item, cascade.made_by) for item in items}
+    count = sum(len(stages) for stages in found.values())
+    if not count:
+        return ""
+    why = next(reason for stages in found.values() for reason in stages.values())
+    text = f"{outputs.folder} has {count} result(s) that other settings made ({why})"
+    if not overwrite:
+        raise InputError(f"{text}: give --overwrite to replace them, or another --out")
+    return f"{text}, which are replaced"
 
 
 def _start_from_noise(
@@ -101,7 +147,7 @@ def _start_from_noise(
     Raises:
       InputError: if the noise is damaged, or what it decides is asked for otherwise.
     """
-    stage = load_noise(Path(config.from_noise).expanduser()).stage
+    stage = load_noise(local_path(config.from_noise)).stage
     if len(seeds or ()) > 1:
         raise InputError("--from-noise is the same for all seeds: give one")
     if any(text.rpartition("=")[0] in ("", stage) for text in overrides.get("steps", ())):
@@ -109,55 +155,131 @@ def _start_from_noise(
     config[stage].guidance = 1.0
 
 
-def _folder_for(items: list[tuple[str, int]], out: Path | None) -> Outputs:
-    """The folder given, or the first of the default ones, that holds no other items."""
+def _asked(
+    prompts: Sequence[str], prompts_file: str | Path | None, seeds: Sequence[int] | None
+) -> list[Asked]:
+    """The prompts that were asked for, of flags and of a file, each with a seed of its own or None.
+
+    Raises:
+      InputError: if the file cannot be read, or has seeds although others are given.
+    """
+    asked: list[Asked] = [(prompt, None) for prompt in prompts]
+    if prompts_file:
+        path = local_path(prompts_file)
+        asked += _read_prompts(path)
+        if seeds is not None and any(seed is not None for _, seed in asked):
+            raise InputError(f"{path} has seeds of its own: leave --seeds out")
+    return asked
+
+
+def _folder_for(
+    asked: list[Asked], seeds: Sequence[int] | None, out: Path | None
+) -> tuple[Outputs, list[Item], list[int]]:
+    """Where items are made: in the folder given, or in the first default one for them.
+
+    Returns:
+      The folder, all items that it will hold, and the places of those asked for.
+    """
+    items = [
+        (prompt, seed) for prompt, own in asked for seed in (seeds or [0] if own is None else [own])
+    ]
     if not items:
         raise InputError("give a --prompt or a file of --prompts")
-    others = (DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}") for number in itertools.count(2))
-    for folder in [out] if out else itertools.chain([DEFAULT_OUT], others):
+    for folder in [local_path(out)] if out else _default_folders():
         outputs = Outputs(folder, keeper=hosts.first())
         found = outputs.items()
-        # A run that was cut off as it began may have left the first of them only.
-        if found == items[: len(found)]:
-            return outputs
-    raise InputError(f"{out} holds other prompts or seeds; give another --out")
+        if not found or {prompt for prompt, _ in found} & {prompt for prompt, _ in items}:
+            return outputs, *_placed(found, items)
+    raise InputError(f"{out} holds other prompts; give another --out")
+
+
+def _default_folders() -> Iterator[Path]:
+    yield DEFAULT_OUT
+    yield from (DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}") for number in itertools.count(2))
+
+
+def free_folder() -> Path:
+    """The first of "outputs", "outputs-2", … that is not there."""
+    return next(folder for folder in _default_folders() if not folder.exists())
+
+
+def _placed(found: list[Item], items: list[Item]) -> tuple[list[Item], list[int]]:
+    """A folder's items with new ones behind them, and the places of those asked for."""
+    free: dict[Item, list[int]] = {}
+    for place, item in enumerate(found):
+        free.setdefault(item, []).append(place)
+    every, places = list(found), []
+    for item in items:
+        if free.get(item):
+            places.append(free[item].pop(0))
+        else:
+            places.append(len(every))
+            every.append(item)
+    return every, places
 
 
 def _found(
-    outputs: Outputs, asked: list[str], seeds: Sequence[int] | None
-) -> list[tuple[str, int]]:
-    """The items that a folder holds, to go on from; those asked for must be the same."""
+    outputs: Outputs, asked: list[Asked], seeds: Sequence[int] | None
+) -> tuple[list[Item], list[int]]:
+    """The items that a folder holds, and the places of those to go on from: all, or those asked.
+
+    Raises:
+      InputError: if one that is asked for is not there.
+    """
     found = outputs.items()
     if not found:
         raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
-    if asked and set(asked) != {prompt for prompt, _ in found}:
+    if any(prompt not in (known for known, _ in found) for prompt, _ in asked):
         raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
-    if seeds is not None and set(seeds) != {own for _, own in found}:
+    own = {seed for _, seed in asked if seed is not None} | set(seeds or ())
+    if not own <= {seed for _, seed in found}:
         raise InputError(f"{outputs.folder} holds other seeds; leave --seed out to go on")
-    return found
+
+    def wanted(prompt: str, seed: int) -> bool:
+        named = not asked or (prompt, None) in asked or (prompt, seed) in asked
+        return named and (seeds is None or seed in seeds)
+
+    places = [place for place, item in enumerate(found) if wanted(*item)]
+    if not places:
+        raise InputError(f"{outputs.folder} holds these prompts and seeds, but not together")
+    return found, places
 
 
-def _read_prompts(path: Path) -> list[str]:
+def _read_prompts(path: Path) -> list[Asked]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    texts = [line.strip() for line in lines if line.strip()]
+    ignored: set[str] = set()
+    prompts: list[Asked] = [(text, None) for text in texts]
     if path.suffix == ".jsonl":
-        prompts = [_prompt(path, line) for line in prompts]
+        prompts = [_prompt(path, line, ignored) for line in texts]
     if not prompts:
         raise InputError(f"{path} holds no prompt; write one on each line")
+    if ignored:
+        logging.warning(
+            '%s: only "prompt" and "seed" are read, not %s.', path, ", ".join(sorted(ignored))
+        )
     return prompts
 
 
-def _prompt(path: Path, line: str) -> str:
+def _prompt(path: Path, line: str, ignored: set[str]) -> Asked:
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise InputError(f'{path}: {line[:60]} is not like {{"prompt": "a red circle"}}')
-    return prompt
+        fields = json.loads(line)
+        prompt, seed = fields.pop("prompt"), fields.pop("seed", None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        prompt = seed = None
+    whole = seed is None or (isinstance(seed, int) and not isinstance(seed, bool))
+    if not isinstance(prompt, str) or not whole:
+        raise InputError(
+            f'{path}: {line[:60]!r} is not like {{"prompt": "a red circle"}}, with a whole '
+            'number as "seed" if you like'
+        )
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise InputError(f"{path}: the seed {seed} does not lie within 0 to {MAX_SEED}")
+    ignored.update(fields)
+    return prompt, seed
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -172,8 +294,8 @@ def parse_seeds(text: str) -> list[int]:
         if match is None:
             raise InputError(f"--seeds {text!r}: give numbers and ranges such as 0-3,7")
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < 2**32:
-            raise InputError(f"--seeds {text!r}: give ranges that rise, of 0 to {2**32 - 1}")
+        if not first <= last <= MAX_SEED:
+            raise InputError(f"--seeds {text!r}: give ranges that rise, of 0 to {MAX_SEED}")
         seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text!r}: give each seed once")
@@ -181,7 +303,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def prepare(
-    config: ConfigDict, checkpoint: str | None, overrides: Mapping[str, Sequence[str]]
+    config: ConfigDict, checkpoint: str | Path | None, overrides: Mapping[str, Sequence[str]]
 ) -> Path:
     """Puts flags into a config, and keeps compiled programs from here on.
 
@@ -200,7 +322,7 @@ def prepare(
         raise InputError("give --checkpoint: this config comes without one")
     use_compilation_cache()
     override(config, overrides)
-    return Path(checkpoint).expanduser()
+    return local_path(checkpoint)
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:

@@ -63,6 +63,21 @@ def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
     write_bytes(path, file.getvalue())
 
 
+def read_mp4(path: str | PathLike[str]) -> np.ndarray:
+    """All frames of a video, `(frames, height, width, 3)` uint8.
+
+    Raises InputError if it cannot be read.
+    """
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (OSError, av.FFmpegError, IndexError) as error:
+        raise InputError(f"{path} cannot be read: {_reason(error)}") from None
+    if not frames:
+        raise InputError(f"{path} cannot be read: it has no frames")
+    return np.stack(frames)
+
+
 def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Writes an endlessly looping GIF, in which equal neighbouring frames become one longer frame.
 

@@ -8,23 +8,34 @@ OUT/manifest.jsonl              a line for each item and stage that is finished,
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from show1_jax.errors import InputError
-from show1_jax.media import to_uint8, write_gif, write_mp4, write_png
-from show1_jax.stages.cascade import STAGES
+from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
+from show1_jax.stages.cascade import IMAGES, STAGES
 
 LAST_STAGE = STAGES[-1]
 # Settings that are noted but change nothing that would need making again.
 CIRCUMSTANCES = ("checkpoint", "versions", "platform")
+DAMAGE = (OSError, ValueError, EOFError, MemoryError)  # what reading a damaged .npy raises
 
 
 class Outputs:
-    """Results of a run, on disk; see `stages.cascade.Results`."""
+    """Results of a run, on disk; see `stages.results.Results`.
+
+    Attributes:
+      folder: of the run.
+      prompts: of all items in it.
+      seeds: likewise.
+      failures: item, stage and reason of what could not be made.
+      made: items and stages that were made.
+      removed: items and stages whose results were removed, some of them to be made again.
+    """
 
     def __init__(self, folder: Path, keeper: bool = True):
         """A folder that may exist already; nothing is written before `begin`.
@@ -38,7 +49,8 @@ class Outputs:
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
-        self.made = self.removed = 0
+        self.made: set[tuple[int, str]] = set()
+        self.removed: set[tuple[int, str]] = set()
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
@@ -47,7 +59,7 @@ class Outputs:
           InputError: if one of them cannot be read.
         """
         found: list[tuple[str, int]] = []
-        while self._metadata_path(len(found)).is_file():
+        while self.knows(len(found)):
             metadata = self._metadata(len(found))
             found.append((metadata["prompt"], metadata["seed"]))
         return found
@@ -59,10 +71,10 @@ class Outputs:
           InputError: if it holds other items, or cannot be written.
         """
         self.prompts, self.seeds, self.failures = prompts, seeds, []
-        self.made = self.removed = 0
+        self.made, self.removed = set(), set()
         missing = []
         for item, own in enumerate(zip(prompts, seeds, strict=True)):
-            if not self._metadata_path(item).is_file():
+            if not self.knows(item):
                 missing.append(item)
                 continue
             known = self._metadata(item)
@@ -77,8 +89,54 @@ class Outputs:
                 self._describe(item, {})
             # The last run may have been cut off before it wrote a line.
             self.write_manifest()
+        except FileExistsError:
+            raise InputError(f"{self.folder} is a file: give a folder to write to") from None
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
+
+    def outdated(self, item: int, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """The stages whose results would go if stages were run with these settings, and why.
+
+        Args:
+          item: which item.
+          settings: of each stage to run.
+
+        Returns:
+          For each stage whose result is here and would be replaced, or removed since it came
+          of one that would be: what is different.
+        """
+        found = self._metadata(item)["stages"]
+        for place, stage in enumerate(STAGES):
+            if stage not in settings or _same(found.get(stage), settings[stage]):
+                continue
+            why = f"{stage}: {_difference(found.get(stage, {}), settings[stage])}"
+            there = (name for name in STAGES[place:] if name in found and self._there(item, name))
+            return dict.fromkeys(there, why)
+        return {}
+
+    def complete(self, items: Iterable[int]) -> None:
+        """Writes the clips and pictures that lack though the results are here.
+
+        Raises:
+          InputError: if one cannot be written.
+        """
+        for item in items:
+            for stage, settings in self._metadata(item)["stages"].items():
+                if stage not in STAGES or not self._there(item, stage):
+                    continue
+                lacking = [path for path in self._shown(item, stage) if not path.is_file()]
+                if not lacking:
+                    continue
+                if stage == LAST_STAGE:
+                    frames = read_mp4(self._item(item) / f"{stage}.mp4")
+                else:
+                    frames = to_uint8(self.load(item, stage))
+                for path in lacking:
+                    _write(path, frames, settings.get("fps", 1))
+
+    def knows(self, item: int) -> bool:
+        """Whether an item is here, with whatever results."""
+        return self._metadata_path(item).is_file()
 
     def has(self, item: int, stage: str) -> bool:
         """Whether the exact result of a stage is here."""
@@ -87,11 +145,7 @@ class Outputs:
     def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
         """Whether a stage's result is here, and these settings made it."""
         found = self._metadata(item)["stages"].get(stage)
-        if found is None or not self._there(item, stage):
-            return False
-        wanted = json.loads(json.dumps(settings))
-        keys = (found.keys() | wanted.keys()) - set(CIRCUMSTANCES)
-        return all(key in found and found[key] == wanted.get(key) for key in keys)
+        return _same(found, settings) and self._there(item, stage)
 
     def fail(self, item: int, stage: str, error: InputError) -> None:
         """Notes why an item could not be made, in `failures` and in the manifest."""
@@ -104,13 +158,14 @@ class Outputs:
         Raises:
           InputError: if it is damaged.
         """
+        path = self._exact(item, stage)
         try:
-            return np.load(self._exact(item, stage))
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{self._exact(item, stage)} cannot be read: {error}") from None
+            return _load(path)
+        except DAMAGE as error:
+            raise InputError(f"{path} cannot be read: {error or 'it is too large'}") from None
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
-        """Writes a result and removes what later stages made of the one before it.
+        """Writes a result and removes what later stages made of one with other settings.
 
         Args:
           item: which item.
@@ -122,34 +177,36 @@ class Outputs:
           InputError: if a file cannot be written.
         """
         path = self._item(item) / stage
-        later = STAGES[STAGES.index(stage) :]
+        old = [stage]
         try:
-            outdated = self._metadata(item)["stages"].keys() & set(later)
-            self._describe(item, {}, without=later)
-            if outdated:
+            found = self._metadata(item)["stages"]
+            if not _same(found.get(stage), settings):
+                old = [name for name in STAGES[STAGES.index(stage) :]]
+            self.removed |= {(item, name) for name in old if name in found}
+            self._describe(item, {}, without=old)
+            if found.keys() & set(old):
                 self.write_manifest()
-            for old in later:
+            for name in old:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
-                    (self._item(item) / (old + ending)).unlink(missing_ok=True)
-            frames = to_uint8(result)
-            if result.ndim == 3:
-                write_png(path.with_suffix(".png"), frames)
-            else:
-                write_mp4(path.with_suffix(".mp4"), frames, settings["fps"])
-                write_gif(path.with_suffix(".gif"), frames, settings["fps"])
+                    (self._item(item) / (name + ending)).unlink(missing_ok=True)
+            for shown in self._shown(item, stage):
+                _write(shown, to_uint8(result), settings.get("fps", 1))
             if stage != LAST_STAGE:
                 _replace(self._exact(item, stage), lambda file: np.save(file, result))
             self._describe(item, {stage: settings})
             self._note(self._line(item, stage))
-            self.made += 1
-            self.removed += len(outdated)
+            self.made.add((item, stage))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
     def shown(self, item: int, stage: str) -> Path:
-        """The video that a stage made, or the image."""
-        video = self._item(item) / f"{stage}.mp4"
-        return video if video.is_file() else video.with_suffix(".png")
+        """The video that a stage makes, or the image."""
+        return self._shown(item, stage)[0]
+
+    def _shown(self, item: int, stage: str) -> list[Path]:
+        """The files to look at that a stage makes."""
+        endings = (".png",) if stage in IMAGES else (".mp4", ".gif")
+        return [self._item(item) / (stage + ending) for ending in endings]
 
     def write_manifest(self) -> None:
         """Writes the manifest anew, from what is there and what has failed.
@@ -173,8 +230,8 @@ class Outputs:
         if stage == LAST_STAGE:
             return (self._item(item) / f"{stage}.mp4").is_file()
         try:
-            np.load(self._exact(item, stage), mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+            _load(self._exact(item, stage), mmap_mode="r")
+        except DAMAGE:
             return False
         return True
 
@@ -227,6 +284,49 @@ class Outputs:
 
     def _metadata_path(self, item: int) -> Path:
         return self._item(item) / "metadata.json"
+
+
+def _load(path: Path, **options: Any) -> np.ndarray:
+    array = np.load(path, **options)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds several arrays")
+    return array
+
+
+def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Writes a clip or an image, uint8, as its name ends."""
+    if path.suffix == ".png":
+        write_png(path, frames)
+    else:
+        {".mp4": write_mp4, ".gif": write_gif}[path.suffix](path, frames, fps)
+
+
+def _same(found: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> bool:
+    """Whether settings, as they were noted, make what these make."""
+    return found is not None and not _different(found, settings)
+
+
+def _different(found: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By dotted key, values of both that differ."""
+    wanted = json.loads(json.dumps(settings))
+    old, new = (
+        flatten_dict({key: value for key, value in each.items() if key not in CIRCUMSTANCES})
+        for each in (found, wanted)
+    )
+    return {
+        ".".join(key): (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or old[key] != new[key]
+    }
+
+
+def _difference(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The first difference, for people."""
+    if not found:
+        return "it is not there"
+    (key, (old, new)), *more = _different(found, settings).items()
+    others = f" and {len(more)} more" if more else ""
+    return f"{key} was {old} and is {new} now{others}"
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

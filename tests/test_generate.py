@@ -18,7 +18,7 @@ from show1_jax.data.decoding import read_clip
 from show1_jax.data.moving_shapes import Combination, random_scene, render
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
-from show1_jax.generate import generate, parse_seeds
+from show1_jax.generate import free_folder, generate, parse_seeds
 from show1_jax.invert import invert_clip
 from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
@@ -50,7 +50,7 @@ def run(out: Path, prompts=(), settings=None, **changes) -> None:
         "stages": None,
         "overrides": {"steps": ["2"]},
     } | changes
-    generate(settings or config(), prompts=list(prompts), out=out, **arguments)
+    generate(settings or config(), prompts=prompts, out=out, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,18 @@ def test_going_on_gives_what_one_run_gives(made, tmp_path):
 
 def test_doing_a_stage_again_removes_what_came_of_the_old_one(made, tmp_path, capsys):
     shutil.copytree(made, tmp_path / "out")
-    run(tmp_path / "out", stages=["interpolation"], overrides={"steps": ["1"]})
-    # Of two items: the interpolation itself and three stages after it.
+    other = {"stages": ["interpolation"], "overrides": {"steps": ["1"]}}
+    why = r"\(interpolation: steps was 2 and is 1 now\): give --overwrite"
+    with pytest.raises(InputError, match=r"8 result\(s\) that other settings made " + why):
+        run(tmp_path / "out", **other)
+    assert (tmp_path / "out/000/translation.mp4").is_file()
+    run(tmp_path / "out", **other, overwrite=True)
+    # Of two items: the interpolation again, and without it three stages after it.
+    before, after = capsys.readouterr().out.splitlines()
+    assert "8 result(s) that other settings made" in before
+    assert before.endswith("which are replaced")
     assert (
-        "2 result(s) made, 0 there already, 8 earlier result(s) removed" in capsys.readouterr().out
+        "2 result(s) made (2 of them again), 0 there already, 6 earlier result(s) removed" in after
     )
     folder = tmp_path / "out/000"
     kept = {path.name for path in folder.iterdir()}
@@ -137,7 +145,7 @@ def test_a_first_frame_of_another_size_is_refused(made, tmp_path):
     settings = config()
     settings.super_resolution.width = 64
     with pytest.raises(InputError, match="is 48x32, not 64x32"):
-        run(tmp_path / "out", settings=settings, stages=["super_resolution"])
+        run(tmp_path / "out", settings=settings, stages=["super_resolution"], overwrite=True)
 
 
 def test_going_on_keeps_the_seed(made):
@@ -251,7 +259,7 @@ def test_other_weights_make_it_again_and_a_copy_of_them_does_not(made, tmp_path)
     run(out, PROMPTS, checkpoint=str(checkpoint), stages=["keyframes"])
     assert (out / "000/keyframes.npy").stat().st_mtime_ns == before
     (checkpoint / "show-1-base" / "unet" / "params" / "new").write_text("another file")
-    run(out, PROMPTS, checkpoint=str(checkpoint), stages=["keyframes"])
+    run(out, PROMPTS, checkpoint=str(checkpoint), stages=["keyframes"], overwrite=True)
     assert (out / "000/keyframes.npy").stat().st_mtime_ns != before
     assert {line["stage"] for line in lines(out)} == {"keyframes"}
 
@@ -283,10 +291,126 @@ def test_a_batch_that_cannot_be_made_is_noted(made, tmp_path):
     np.save(out / "000/keyframes.npy", np.load(out / "000/keyframes.npy")[:, :, :8])
     for item in ("000", "001"):
         (out / item / "interpolation.npy").unlink()
-    with pytest.raises(InputError, match=r"2 of 2 item\(s\) failed: .* differ in shape; take"):
+    other = "interpolation of item 0: the result of keyframes is 2 frames of 8x8, not .* of 16x8"
+    with pytest.raises(InputError, match=rf"1 of 2 item\(s\) failed: {other}"):
         run(out, PROMPTS, stages=["interpolation"])
     found = [line for line in lines(out) if line["stage"] == "interpolation"]
-    assert [line["item"] for line in found if "error" in line] == [0, 1]
+    assert [line["item"] for line in found if "error" in line] == [0]
+    assert (out / "001/interpolation.mp4").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames: frames.transpose(0, 2, 1, 3), "2 frames of 8x16, not 2 frames of 16x8"),
+        (lambda frames: frames[..., 0], "an array"),
+        (lambda frames: to_uint8(frames).astype(np.float32), "values up to .*give uint8"),
+        (lambda frames: to_uint8(frames).astype(np.int32), "is int32: give uint8"),
+        (lambda frames: frames * np.nan, "values up to nan"),
+    ],
+)
+def test_earlier_results_that_are_no_such_pixels_are_refused(made, tmp_path, change, message):
+    folder = tmp_path / "out" / "000"
+    shutil.copytree(made / "000", folder, ignore=shutil.ignore_patterns("inter*"))
+    np.save(folder / "keyframes.npy", change(np.load(folder / "keyframes.npy")))
+    with pytest.raises(InputError, match=message):
+        run(folder.parent, stages=["interpolation"], overwrite=True)
+    assert not (folder / "interpolation.npy").exists()
+
+
+def test_earlier_results_may_be_bytes(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    exact = np.load(out / "000/keyframes.npy")
+    np.save(out / "000/keyframes.npy", to_uint8(exact))
+    np.save(out / "001/keyframes.npy", from_uint8(to_uint8(np.load(out / "001/keyframes.npy"))))
+    for item in ("000", "001"):
+        (out / item / "interpolation.npy").unlink()
+    run(out, stages=["interpolation"])
+    for item in ("000", "001"):
+        there, here = (np.load(folder / item / "interpolation.npy") for folder in (made, out))
+        assert np.abs(there - here).max() < 0.1
+
+
+def test_one_text_is_one_prompt_and_each_prompt_has_a_seed(made, tmp_path):
+    run(tmp_path / "out", "a small red circle", stages=["keyframes"], overrides={"steps": ["1"]})
+    assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a small red circle"]
+    cascade = Cascade(config(), str(tiny.CHECKPOINT), ["keyframes"])
+    for prompts, seeds, message in (
+        ("a circle", [0] * 8, "one text"),
+        (["a circle"], [0, 1], "1 prompts and 2 seeds"),
+    ):
+        with pytest.raises(InputError, match=message):
+            cascade.run(prompts, seeds, Outputs(tmp_path / "no"))
+
+
+def test_a_prompt_that_is_no_text_does_not_stop_the_others(tmp_path, made):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red \\udce9 circle"}\n' + json.dumps({"prompt": PROMPTS[1]}))
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"1 of 2 item\(s\) failed: .* its prompt is no text"):
+        run(out, (), prompts_file=prompts, stages=["keyframes"])
+    expected = np.load(made / "001/keyframes.npy")
+    np.testing.assert_allclose(np.load(out / "001/keyframes.npy"), expected, atol=1e-4)
+    assert [line["item"] for line in lines(out) if "error" in line] == [0]
+
+
+def test_prompts_of_a_file_may_have_seeds_of_their_own(made, tmp_path, caplog):
+    prompts = tmp_path / "prompts.jsonl"
+    records = [{"prompt": PROMPTS[0], "seed": 9, "id": 3}, {"prompt": PROMPTS[1]}]
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in records))
+    given = {"prompts_file": str(prompts), "stages": ["keyframes"], "overrides": {"steps": ["1"]}}
+    bad(tmp_path, "has seeds of its own: leave --seeds out", (), **given)
+    run(tmp_path / "out", **given, seeds=None)
+    found = [(line["prompt"], line["seed"]) for line in lines(tmp_path / "out")]
+    assert found == [(PROMPTS[0], 9), (PROMPTS[1], 0)]
+    assert 'only "prompt" and "seed" are read, not id' in caplog.text
+    for seed in ("-1", "1.5", "true", '"3"', "4294967296"):
+        prompts.write_text(f'{{"prompt": "x", "seed": {seed}}}\n')
+        bad(tmp_path / "no", "seed", (), **given, seeds=None)
+
+
+def test_what_is_to_look_at_is_made_again_from_the_results(made, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    lacking = ["keyframes.mp4", "first_frame.png", "interpolation.gif", "translation.gif"]
+    for name in lacking:
+        (out / "000" / name).unlink()
+
+    def unexpected(*arguments):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(StageFolder, "params", unexpected)
+    run(out, PROMPTS)
+    for name in lacking[:-1]:  # the translation's is made of its mp4
+        assert (out / "000" / name).read_bytes() == (made / "000" / name).read_bytes()
+    assert (out / "000" / lacking[-1]).is_file()
+
+
+def test_a_folder_takes_more_seeds_and_makes_some_of_its_items(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    before = (out / "001/keyframes.npy").stat().st_mtime_ns
+    stages = {"stages": ["keyframes"], "overrides": {"steps": ["keyframes=2"]}}
+    run(out, PROMPTS[1:], seeds=[4, 7], **stages)
+    found = {line["item"]: (line["prompt"], line["seed"]) for line in lines(out)}
+    assert found == {0: (PROMPTS[0], 4), 1: (PROMPTS[1], 4), 2: (PROMPTS[1], 7)}
+    assert (out / "001/keyframes.npy").stat().st_mtime_ns == before
+    # To go on, likewise: with one of its prompts.
+    for item in ("000", "001"):
+        (out / item / "interpolation.npy").unlink()
+    run(out, PROMPTS[1:], stages=["interpolation"])
+    assert not (out / "000/interpolation.npy").exists()
+    assert (out / "001/interpolation.npy").is_file()
+
+
+def test_a_result_made_again_with_the_same_settings_keeps_what_came_of_it(made, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    (out / "000/interpolation.npy").write_bytes(b"damaged")
+    run(out, PROMPTS)
+    assert "1 result(s) made (1 of them again), 9 there already;" in capsys.readouterr().out
+    assert (out / "000/translation.mp4").read_bytes() == (made / "000/translation.mp4").read_bytes()
 
 
 def test_what_does_not_fit_is_told_what_it_may_change(tmp_path, monkeypatch):
@@ -306,12 +430,16 @@ def test_other_prompts_go_beside_the_first_unless_told_where(tmp_path, monkeypat
     run(None, PROMPTS[:1], **arguments)
     run(None, PROMPTS[:1], **arguments, seeds=[5])
     found = sorted(tmp_path.glob("*/*/keyframes.mp4"))
-    assert [path.parts[-3] for path in found] == ["outputs", "outputs-2", "outputs-3"]
+    assert [path.parts[-3:-1] for path in found] == [
+        ("outputs", "000"), ("outputs", "001"), ("outputs-2", "000")
+    ]  # fmt: skip
+    assert free_folder() == Path("outputs-3")
     assert (tmp_path / "outputs/000/metadata.json").stat().st_mtime_ns == before
-    first, _, again, _ = capsys.readouterr().out.splitlines()
+    first, _, again, other = capsys.readouterr().out.splitlines()
     begin, made = "1 item(s) in outputs: keyframes;", "see outputs/000/keyframes.mp4"
     assert first == f"{begin} 1 result(s) made, 0 there already; {made}"
     assert again == f"{begin} 0 result(s) made, 1 there already; {made}"
+    assert other.endswith("see outputs/001/keyframes.mp4")
 
 
 def test_seeds_make_a_video_of_each_prompt_each(made, tmp_path):
@@ -332,6 +460,9 @@ def test_a_folder_of_other_items_is_not_taken_over(made, tmp_path):
     shutil.rmtree(out / "000")
     with pytest.raises(InputError, match="001 holds another prompt or seed; give another --out"):
         run(out, ["something else", "and more"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file: give a folder"):
+        run(tmp_path / "file", ["something else"])
     (out / "001" / "translation.mp4").unlink()
     run(out, PROMPTS)
     assert (out / "001" / "translation.mp4").is_file()
@@ -371,7 +502,7 @@ def test_bad_prompts(tmp_path):
     bad(tmp_path, "give a --prompt", ())
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('{"prompt": "x"}\n{"promt": "y"}\n')
-    bad(tmp_path, r'\{"promt": "y"\} is not like', (), prompts_file=str(lines))
+    bad(tmp_path, r'\{"promt": "y"\}. is not like', (), prompts_file=str(lines))
 
 
 def test_bad_stages_and_overrides(tmp_path):
@@ -443,6 +574,10 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
         (["--from-noise=a.npz", "--prompt=x"], "a.npz is no noise"),
         (["--adapter=a.safetensors=1", "--prompt=x"], "there is no adapter a.safetensors"),
         (["--json", "--prompt=x"], "--json"),
+        (["--prompt=x", "--checkpoint=s3://b/c"], "paths with s3:// are not supported"),
+        (["--prompts=gs://b/p.txt"], "paths with gs:// are not supported"),
+        (["--prompt=x", "--adapter=gs://b/a.safetensors=1"], "paths with gs:// are not"),
+        (["--from-noise=gs://b/a.npz", "--prompt=x"], "paths with gs:// are not supported"),
         (["--invert=a.mp4", "--prompt=x", "--steps=interpolation=3"], "--steps"),
     ],
 )

@@ -23,7 +23,8 @@ from show1_jax.evaluation.tables import (
 )
 from show1_jax.generate import Bars, prepare
 from show1_jax.media import make_folder, to_uint8, write_png
-from show1_jax.stages.cascade import STAGES, Cascade, Results
+from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.stages.results import Results
 
 ROWS = 12  # clips on the contact sheet
 
@@ -89,7 +90,7 @@ def sampled(
     """
     with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
         results = Arrays(out or Path(temporary))
-        cascade.check_inputs(len(prompts), results)
+        cascade.check_inputs(range(len(prompts)), results)
         results.begin(prompts, seeds)
         with contextlib.closing(Bars()) as bars:
             cascade.run(prompts, seeds, results, bars.update)

@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,9 @@ from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
+from show1_jax.paths import local_path
 from show1_jax.stages import interpolation, inversion, keyframes, super_resolution, translation
+from show1_jax.stages.results import Results, checked
 from show1_jax.stages.sampling import Denoiser, Progress, in_parts
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import load_encoder
@@ -52,30 +54,14 @@ INPUTS = {
     "translation": ("super_resolution",),
 }
 
+IMAGES = ("first_frame",)
+"""Stages that make one frame."""
+
 # Whose size the frames of a stage have that has none of its own.
 SIZES = {"interpolation": "keyframes", "first_frame": "super_resolution"}
 
 # Not float16: T5 overflows in it.
 DTYPES = ("float32", "bfloat16")
-
-
-class Results(Protocol):
-    """Where results are kept, by item and stage."""
-
-    def has(self, item: int, stage: str) -> bool:
-        """Whether there is a result."""
-
-    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Whether there is a result that these settings made, which needs no making again."""
-
-    def load(self, item: int, stage: str) -> np.ndarray:
-        """A result as it was saved: `(frames, height, width, 3)`, or one frame."""
-
-    def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
-        """Keeps a result, and what made it."""
-
-    def fail(self, item: int, stage: str, error: InputError) -> None:
-        """Keeps why a stage of one item could not be made; the others go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +78,7 @@ class Cascade:
     def __init__(
         self,
         config: ConfigDict,
-        checkpoint: Path,
+        checkpoint: str | Path,
         stages: Sequence[str] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
@@ -109,14 +95,14 @@ class Cascade:
             are adapters though the keyframes are not run.
         """
         self.config = config
-        self.checkpoint = checkpoint
+        self.checkpoint = checkpoint = local_path(checkpoint)
         if config.dtype not in DTYPES:
             raise InputError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
         self.dtype = jnp.dtype(config.dtype)
         self.folders = find_stages(checkpoint)
         self.noise = None
         if config.from_noise:
-            self.noise = inversion.load_noise(Path(config.from_noise).expanduser())
+            self.noise = inversion.load_noise(local_path(config.from_noise))
         self.stages = self._choose(stages)
         self.vae = self._vae() if "translation" in self.stages else None
         if self.noise is not None:
@@ -157,6 +143,11 @@ class Cascade:
         folder, config = self.folders[stage], self.config[stage]
         unet = folder.module("unet", self.dtype)
         assert isinstance(unet, UNet)
+        if not unet.config.temporal and stage not in IMAGES:
+            raise InputError(
+                f"{folder.folder / 'unet'} is an image network, which makes no clips: {stage} can "
+                "be trained from it (init)"
+            )
         reading = config.get("head_reading", "released")
         if reading not in ("released", "width", "number"):
             raise InputError(f"{stage}.head_reading is {reading!r}, not released, width or number")
@@ -302,8 +293,15 @@ class Cascade:
           items: which of them to make; None for all.
 
         Raises:
-          InputError: if an encoder is missing, memory is short, or a result cannot be written.
+          InputError: if there is not one seed for each prompt, an encoder is missing, memory is
+            short, or a result cannot be written.
         """
+        if isinstance(prompts, str):
+            raise InputError("the prompts are one text: give a list of them")
+        if len(prompts) != len(seeds):
+            raise InputError(
+                f"there are {len(prompts)} prompts and {len(seeds)} seeds: give each its own"
+            )
         left = list(range(len(prompts)) if items is None else items)
         with jax.set_mesh(self.mesh):
             self._run(prompts, seeds, results, progress, left)
@@ -316,13 +314,14 @@ class Cascade:
         progress: Callable[[str, int, int], None] | None,
         left: list[int],
     ) -> None:
-        made_by = {stage: self.settings(stage) for stage in self.stages}
+        made_by = self.made_by
         # An item that lacks a stage may come to lack later ones, but no other item does.
         left = [
             item
             for item in left
             if not all(results.done(item, stage, made_by[stage]) for stage in self.stages)
         ]
+        left = [item for item in left if self._is_text(prompts[item], item, results)]
         if not left:
             return
         texts = self.encode([prompts[item] for item in left])
@@ -361,6 +360,16 @@ class Cascade:
             # The next stage's weights take the place of these.
             del params
 
+    def _is_text(self, prompt: str, item: int, results: Results) -> bool:
+        """Whether a prompt can be encoded; one that cannot fails, and the others go on."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            error = InputError("its prompt is no text: it has bytes or surrogates beyond UTF-8")
+            results.fail(item, self.stages[0], error)
+            return False
+        return True
+
     def params(self, stage: str) -> dict[str, Any]:
         """The parameters of a stage's "unet", with its adapters, and of its "vae" if it has one."""
         folder = self.folders[stage]
@@ -379,21 +388,29 @@ class Cascade:
                         raise InputError(
                             f"{stage} starts from the result of {needed}, which it lacks"
                         )
-                    results.load(item, needed)
+                    self._result(results, item, needed)
                 own = self.noise_of(stage) is not None
                 if stage == "super_resolution" and not own and results.has(item, "first_frame"):
-                    self._check_first_frame(results.load(item, "first_frame"))
+                    self._result(results, item, "first_frame")
             except InputError as error:
                 results.fail(item, stage, error)
                 yield item
 
-    def _check_first_frame(self, frame: np.ndarray) -> None:
-        size = self.size("super_resolution")
-        if frame.shape[:2] != size:
-            raise InputError(
-                f"the first_frame is {frame.shape[1]}x{frame.shape[0]}, not {size[1]}x{size[0]}: "
-                "run that stage again"
-            )
+    def _result(self, results: Results, item: int, stage: str) -> np.ndarray:
+        """A result that another stage starts from; see `checked`."""
+        return checked(results.load(item, stage), stage, self._result_shape(stage))
+
+    def _result_shape(self, stage: str) -> tuple[int, ...]:
+        size = (*self.size(stage), 3)
+        if stage in IMAGES:
+            return size
+        frames = self.config.keyframes.frames if stage == "keyframes" else clip_frames(self.config)
+        return (frames, *size)
+
+    @functools.cached_property
+    def made_by(self) -> dict[str, dict[str, Any]]:
+        """The `settings` of every stage to run."""
+        return {stage: self.settings(stage) for stage in self.stages}
 
     def settings(self, stage: str) -> dict[str, Any]:
         """What reproduces a stage's result from those before it, ready for JSON."""
@@ -429,11 +446,11 @@ class Cascade:
         files = [str(parse_adapter(text)[0]) for text in adapters]
         return files if self.noise_of(stage) is None else [*files, self.config.from_noise]
 
-    def check_inputs(self, items: int, results: Results) -> None:
-        """Raises InputError if every item lacks a result that a stage starts from."""
+    def check_inputs(self, items: Collection[int], results: Results) -> None:
+        """Raises InputError if all of these items lack a result that a stage starts from."""
         for stage in self.stages:
             for needed in self.inputs(stage):
-                there = (results.has(item, needed) for item in range(items))
+                there = (results.has(item, needed) for item in items)
                 if needed not in self.stages and not any(there):
                     raise InputError(
                         f"{stage} starts from the result of {needed}, which is not there: "
@@ -467,12 +484,7 @@ class Cascade:
             return self.put_together(stage, inversion.sample(denoiser, unet, *given), params)
 
         def made_by(stage: str) -> np.ndarray:
-            made = [results.load(item, stage) for item in items]
-            if len({array.shape for array in made}) > 1:
-                raise InputError(
-                    f"the results of {stage} differ in shape; take --config.batch_size=1"
-                )
-            return np.stack(made)
+            return np.stack([self._result(results, item, stage) for item in items])
 
         match stage:
             case "keyframes":
@@ -542,7 +554,7 @@ class Cascade:
                 logging.warning("No first_frame of item %d: it is upscaled bilinearly.", item)
                 frames.append(super_resolution.upsample(frame, *size))
                 continue
-            frames.append(jnp.asarray(results.load(item, "first_frame")))
+            frames.append(jnp.asarray(self._result(results, item, "first_frame")))
         return jnp.stack(frames)
 
 
@@ -579,7 +591,7 @@ def sample_size(
 
 
 def _digest(file: str) -> str:
-    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(local_path(file).read_bytes()).hexdigest()[:16]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:
