@@ -61,7 +61,9 @@ SAMPLED = 4  # clips of a sheet of samples
 KIN = ("in_channels", "temporal", "temporal_heads", "input_transformer_head_dim", "scaling_factor")
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+def train(
+    config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> None:
     """Trains the part that `config.stage` names, or all of them one after the other.
 
     A run that was interrupted goes on from its last checkpoint, and ends as if
@@ -78,6 +80,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
         a loss is not finite.
       Preempted: if SIGTERM or Ctrl-C came; a checkpoint of the last step is complete.
     """
+    workdir = local_path(workdir)
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
     mesh = make_mesh(config.mesh, devices)
