@@ -128,7 +128,7 @@ def _convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, on CPUs of small images as a product over neighbours."""
     sides = kernel.shape[:2]
-    if target()[0] != "cpu" or not (sides == (1, 1) or _is_small(x)):
+    if target()[0] != "cpu" or not (sides == (1, 1) or _is_small(x.shape)):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     down, right = (size - side + 1 for size, side in zip(padded.shape[1:3], sides, strict=True))
@@ -139,8 +139,8 @@ def _convolve(
     return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _is_small(x: jax.Array) -> bool:
-    return math.prod(x.shape[:-1]) <= FEW_POSITIONS and x.shape[-1] >= MANY_CHANNELS
+def _is_small(shape: tuple[int, ...]) -> bool:
+    return math.prod(shape[:-1]) <= FEW_POSITIONS and shape[-1] >= MANY_CHANNELS
 
 
 def _convolve_doubled(
@@ -152,10 +152,10 @@ def _convolve_doubled(
     one becomes is a convolution of `x` with 2x2 sums of the kernel. (On TPUs memory is what
     takes time: the autoencoder's decoder would gain 3 % by its roofline, and compile longer.)
     """
-    doubled = double(x)
+    batch, height, width, channels = x.shape
     # Of small images the sums take longer than what they spare.
-    if target()[0] != "cpu" or _is_small(doubled):
-        return _convolve(doubled, kernel, strides, padding, **settings)
+    if target()[0] != "cpu" or _is_small((batch, 2 * height, 2 * width, channels)):
+        return _convolve(double(x), kernel, strides, padding, **settings)
 
     def sums(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
         first, middle, last = jnp.split(kernel, 3, axis)
@@ -172,8 +172,7 @@ def _convolve_doubled(
         return jnp.stack(made, axis=3)
 
     rows = jnp.stack([pixels(row, part) for row, part in enumerate(sums(kernel, 0))], axis=2)
-    batch, height, _, width, _, channels = rows.shape
-    return rows.reshape(batch, 2 * height, 2 * width, channels)
+    return rows.reshape(batch, 2 * height, 2 * width, -1)
 
 
 def conv3x3(

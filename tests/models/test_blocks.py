@@ -221,6 +221,22 @@ def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled_first(few, monke
     assert flops[0] < flops[1] / 1.8
 
 
+def test_nothing_is_doubled_where_what_it_becomes_is_convolved_in_parts(monkeypatch):
+    sizes = []
+
+    def doubled(x):
+        sizes.append(x.shape)
+        return double(x)
+
+    monkeypatch.setattr(layers, "double", doubled)
+    monkeypatch.setattr(layers, "FEW_POSITIONS", 4 * 24)
+    monkeypatch.setattr(layers, "MANY_CHANNELS", 5)
+    module = layers.conv3x3(7, "conv", jnp.float32, jnp.float32, doubled=True)
+    for height in (4, 5):  # of as many positions as few are, once doubled, and of more
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, height, 6, 5)))
+    assert sizes == [(1, 4, 6, 5)]
+
+
 def test_sinusoids_have_cosines_first():
     positions = np.array([0.0, 1.0, 250.0, 999.0])
     out = np.asarray(sinusoidal_embedding(positions, 8))
