@@ -41,6 +41,13 @@ def test_rendered_clips_are_measured_right(count, frames, height, width):
     assert right >= 0.99 * count
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "width"), [(10, 16), (40, 64)])
+def test_every_combination_is_measured_right(height, width):
+    for scene, video in rendered(864, 8, height, width):
+        assert measure(video).combination == scene.combination
+
+
 def test_noise_wrong_colours_and_uneven_backgrounds_do_no_harm():
     rng = np.random.default_rng(0)
     clips = []
