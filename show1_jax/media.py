@@ -105,6 +105,18 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def check_figure(path: Path) -> None:
+    """Makes the folder of a picture that long work will end with.
+
+    Raises InputError if matplotlib is not installed or does not draw such files, or if the folder
+    cannot be made.
+    """
+    kinds = new_figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise InputError(f"cannot write {path}: give a name that ends in .png, .svg or .pdf")
+    make_folder(path.parent)
+
+
 def write_figure(path: Path, figure: Any) -> None:
     """Writes a matplotlib figure as a picture. Raises InputError if that is not possible."""
     file = io.BytesIO()

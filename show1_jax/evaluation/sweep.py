@@ -3,9 +3,9 @@
     python -m show1_jax.evaluation.sweep --prompts 50 --steps 5,10,20,50 --guidance 2
     python -m show1_jax.evaluation.sweep --prompts 50 --solvers ddim --steps 10 --guidance 1,2,4
 
-prints how often keyframes of held-out combinations show what was asked for, and
-draws it over the number of steps (extra "plot"). Every setting samples the same
-prompts from the same seeds.
+prints how often keyframes of the validation combinations show what was asked
+for, and draws it over the number of steps (extra "plot"). Every setting samples
+the same prompts from the same seeds.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from show1_jax.evaluation.cascade import aspect, judge, sampled
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.tables import NAMES, accuracy, table
 from show1_jax.generate import prepare
-from show1_jax.media import new_figure, write_figure
+from show1_jax.media import check_figure, new_figure, write_figure
 from show1_jax.stages.cascade import Cascade
 
 CONFIG = commands.define_config(
@@ -123,14 +123,18 @@ def main() -> None:
         except ValueError:
             raise InputError(f"--{name} {','.join(texts)}: give numbers") from None
 
+    steps = parse("steps", int, STEPS.value)
+    guidance = parse("guidance", float, GUIDANCE.value)
+    if PLOT.value:
+        check_figure(PLOT.value)
     found = sweep(
         CONFIG.value,
         CHECKPOINT.value or CONFIG.value.get("checkpoint"),
         PROMPTS.value,
         SEED.value,
         SOLVERS.value,
-        parse("steps", int, STEPS.value),
-        parse("guidance", float, GUIDANCE.value),
+        steps,
+        guidance,
     )
     rows = {f"{kind} {scale:g} {steps}": shares for (kind, scale, steps), shares in found.items()}
     print(table({"solver guidance steps": {}, **rows}, [*NAMES, "all"]))

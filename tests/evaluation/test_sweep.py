@@ -10,7 +10,7 @@ from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
 from show1_jax.evaluation import sweep
 from show1_jax.evaluation.prompts import draw
-from show1_jax.media import from_uint8
+from show1_jax.media import check_figure, from_uint8
 from show1_jax.stages.sampling import Denoiser
 from tests import programs
 
@@ -78,6 +78,19 @@ def test_a_picture(tmp_path):
 def test_unknown_solvers_are_refused(painter):
     with pytest.raises(InputError, match="solver kind 'euler' is not one of ddpm, ddim"):
         sweep.sweep(tiny.get_config(), "x", 1, 0, ["euler"], [5], [1.0])
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_sampled(tmp_path):
+    with pytest.raises(InputError, match=r"a\.mp4: give a name that ends in \.png, \.svg or"):
+        check_figure(tmp_path / "a.mp4")
+    check_figure(tmp_path / "new" / "a.png")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('not installed')\n")
+    options = ("--checkpoint=none", "--plot=a.png")
+    done = programs.run("show1_jax.evaluation.sweep", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: a picture needs matplotlib: pip install matplotlib\n"
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_the_command_line():
