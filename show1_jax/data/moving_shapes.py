@@ -21,8 +21,15 @@ all of a 64x40 or 256x160 frame; a wider frame shows more background.
   (`OFF_CENTER`) in x and y, where the path fits, so a shape that moves to the
   right starts on the left
 
-A tenth of the 864 combinations of attributes are held out of training, to test
-whether a model composes what it learnt.
+Each of the 864 combinations of attributes belongs to one split (`split_of`), so
+that it can be tested whether a model composes what it learnt:
+
+- validation: 86 combinations, to choose settings by
+- test: 86 others, to measure with what was chosen
+- looks: all 8 directions of 12 looks (size, color, shape, background), to
+  measure with what was chosen. Of validation and test every look occurs in
+  training, in other directions; these do not
+- train: the other 596. Every word and every pair of words occurs in them
 
 Only the parameters of a scene are stored: a scene is rendered at whatever
 resolution and frame rate a stage asks for, faster than a video decodes.
@@ -33,8 +40,8 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -86,6 +93,7 @@ TEMPLATES = (
     "a {color} {shape} of {size} size drifts {direction} in front of a {background} background",
 )
 
+LOOKS = 12  # held out in every direction; fewer would lack a word
 SUBPIXELS = 2  # per side of a pixel; edges are antialiased within each
 
 
@@ -119,9 +127,14 @@ def combinations() -> list[Combination]:
     return [Combination(*values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
-def held_out(combination: Combination) -> bool:
-    """Whether the combination never appears in training."""
-    return combination in _held_out()
+def split_of(combination: Combination) -> str:
+    """Which of the splits a combination belongs to: train, validation, test or looks."""
+    return _splits().get(combination, "train")
+
+
+def look(combination: Combination) -> tuple[str, ...]:
+    """What a single frame shows of a combination: everything but the direction."""
+    return tuple(value for name, value in combination._asdict().items() if name != "direction")
 
 
 def caption(combination: Combination, template: int = 0) -> str:
@@ -185,23 +198,26 @@ def render(scene: Moving, frames: int | ArrayLike, height: int, width: int) -> n
 class MovingShapesConfig(tfds.core.BuilderConfig):
     """How many clips there are in each split."""
 
-    def __init__(self, train: int = 20_000, validation: int = 1_000, held_out: int = 1_000):
+    def __init__(
+        self, train: int = 20_000, validation: int = 1_000, test: int = 1_000, looks: int = 1_000
+    ):
         """Raises InputError if a split would be empty."""
-        if min(train, validation, held_out) < 1:
-            raise InputError(
-                f"a split needs at least 1 clip, not {train}, {validation} and {held_out}"
-            )
-        super().__init__(name=f"{train}_{validation}_{held_out}")
-        self.clips = {"train": train, "validation": validation, "held_out": held_out}
+        self.clips = {"train": train, "validation": validation, "test": test, "looks": looks}
+        if min(self.clips.values()) < 1:
+            found = ", ".join(f"{name} {count}" for name, count in self.clips.items())
+            raise InputError(f"a split needs at least 1 clip, not {found}")
+        super().__init__(name="_".join(map(str, self.clips.values())))
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
-    """Scenes and captions: train and validation share combinations, held_out has its own.
+    """Scenes and captions: every split has its own combinations, all equally frequent."""
 
-    Within a split, combinations are equally frequent.
-    """
-
-    VERSION = tfds.core.Version("5.0.0")
+    VERSION = tfds.core.Version("6.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "6.0.0": "Test combinations and looks are held out; validation has the combinations "
+        "that were held_out.",
+        "5.0.0": "86 combinations are held out.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         labels = {
@@ -228,7 +244,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, split: str, clips: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        allowed = [c for c in combinations() if held_out(c) == (split == "held_out")]
+        allowed = [c for c in combinations() if split_of(c) == split]
         seed = list(self.builder_config.clips).index(split)
         order = np.random.default_rng(seed).permutation(len(allowed))
         for index in range(clips):
@@ -261,15 +277,25 @@ def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | N
     return render(scene_of(record), spec.times(DURATION, rng), spec.height, spec.width)
 
 
+def _ranked(names: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Names by the SHA-256 of their words: an order that has nothing to do with them."""
+    return sorted(names, key=lambda words: hashlib.sha256(" ".join(words).encode()).digest())
+
+
 @functools.cache
-def _held_out() -> frozenset[Combination]:
-    """The tenth of the combinations whose names have the smallest SHA-256."""
+def _splits() -> dict[tuple[str, ...], str]:
+    """The split of each combination that is held out of training.
 
-    def rank(combination: Combination) -> bytes:
-        return hashlib.sha256(" ".join(combination).encode()).digest()
-
-    ranked = sorted(combinations(), key=rank)
-    return frozenset(ranked[: len(ranked) // 10])
+    Validation has the first tenth of the combinations in the order of their
+    hashes, test the last tenth. The looks are the first `LOOKS` of those that
+    neither of the two has in any direction, so that the three are disjoint.
+    """
+    ranked = _ranked(combinations())
+    tenth = len(ranked) // 10
+    splits = dict.fromkeys(ranked[:tenth], "validation") | dict.fromkeys(ranked[-tenth:], "test")
+    free = {look(c) for c in combinations()} - {look(Combination(*names)) for names in splits}
+    looks = _ranked(free)[:LOOKS]
+    return splits | {c: "looks" for c in combinations() if look(c) in looks}
 
 
 def _heading(direction: str) -> np.ndarray:

@@ -2,9 +2,10 @@
 
     python -m show1_jax.evaluation --checkpoint CHECKPOINT --prompts 200
 
-samples prompts whose combinations of attributes were held out of training, and
+samples prompts whose combinations of attributes are held out of training, and
 prints for each stage how often its clips show the size, color, shape, direction
-and background that were asked for, measured from their pixels.
+and background that were asked for, measured from their pixels. Settings are
+chosen by the split "validation"; "test" and "looks" measure what was chosen.
 """
 
 from pathlib import Path
@@ -20,6 +21,14 @@ CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
 PROMPTS = flags.DEFINE_integer("prompts", 200, "How many prompts.", 1)
 SEED = flags.DEFINE_integer(
     "seed", 0, "Decides the prompts; their random seeds count up from it.", 0, 2**32 - 1
+)
+SPLIT = flags.DEFINE_enum(
+    "split",
+    "validation",
+    ["validation", "test", "looks"],
+    "Which prompts: of the combinations that settings are chosen by, or kept for the test, or of "
+    "looks that training shows in no direction. A model trained on moving_shapes older than "
+    "version 6.0.0, as the embedded one is, was shown those of test and looks.",
 )
 OUT = commands.define_path(
     "out", "A folder to keep results in, to go on from later (default: they are not kept)."
@@ -57,7 +66,7 @@ def main() -> None:
         raise InputError("--alone goes without --empty, --swap, --out and --sheet")
     given = (CONFIG.value, checkpoint, PROMPTS.value, SEED.value)
     if ALONE.value:
-        evaluate_alone(*given, STAGES.value, overrides)
+        evaluate_alone(*given, STAGES.value, overrides, SPLIT.value)
         return
     sheet = OUT.value / "sheet.png" if OUT.value else Path("outputs") / "evaluation.png"
     evaluate(
@@ -68,6 +77,7 @@ def main() -> None:
         overrides=overrides,
         empty=EMPTY.value,
         swapped=SWAP.value,
+        split=SPLIT.value,
     )
 
 

@@ -102,6 +102,7 @@ def evaluate_alone(
     seed: int,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
+    split: str = "validation",
 ) -> None:
     """Runs stages on true inputs, and prints how they compare with simple filters.
 
@@ -113,6 +114,7 @@ def evaluate_alone(
       stages: the stages to run; None for all that the checkpoint has. Keyframes
         start from nothing, and are left out.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
+      split: whose combinations the clips have, of `prompts.SPLITS`.
 
     Raises:
       InputError: if anything given is wrong, or nothing is left to run.
@@ -122,7 +124,7 @@ def evaluate_alone(
     groups = [[stage for stage in group if stage in chosen] for group in GROUPS]
     if not any(groups):
         raise InputError(f"name stages that start from others: {', '.join(STAGES[1:])}")
-    items = draw(count, seed)
+    items = draw(count, seed, split)
     prompts, seeds = [item.prompt for item in items], [item.seed for item in items]
     scenes = [
         random_scene(item.combination, np.random.default_rng((seed, 3, index)))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.errors import InputError
 from show1_jax.evaluation.arrays import Arrays
-from show1_jax.evaluation.prompts import Item, draw, swap
+from show1_jax.evaluation.prompts import SPLITS, Item, draw, swap
 from show1_jax.evaluation.shapes import Measurement, measure
 from show1_jax.evaluation.sheet import Row, contact_sheet, verdict
 from show1_jax.evaluation.tables import (
@@ -40,6 +40,7 @@ def evaluate(
     overrides: Mapping[str, Sequence[str]],
     empty: bool = False,
     swapped: bool = False,
+    split: str = "validation",
 ) -> None:
     """Samples prompts of held-out combinations, and prints how often the clips obey them.
 
@@ -55,6 +56,7 @@ def evaluate(
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
       empty: asks for nothing, to see what guessing amounts to.
       swapped: samples each prompt again with one word swapped.
+      split: whose combinations, of `prompts.SPLITS`.
 
     Raises:
       InputError: if anything given is wrong.
@@ -62,14 +64,14 @@ def evaluate(
     if empty and swapped:
         raise InputError("give --empty or --swap, not both")
     cascade = Cascade(config, prepare(config, checkpoint, overrides), stages)
-    items = draw(count, seed)
+    items = draw(count, seed, split)
     everything = items + (swap(items, seed) if swapped else [])
     prompts, seeds = ["" if empty else i.prompt for i in everything], [i.seed for i in everything]
     with sampled(cascade, prompts, seeds, out) as results:
         measured = judge(results, len(everything), aspect(config))
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
-        print(report(measured, items, everything[count:]))
+        print(report(measured, items, everything[count:], split))
         _write_sheet(sheet, results, measured, everything, count)
 
 
@@ -128,7 +130,10 @@ def _video(results: Results, item: int, stage: str) -> np.ndarray:
 
 
 def report(
-    measured: Mapping[str, Sequence[Measurement]], items: Sequence[Item], swapped: Sequence[Item]
+    measured: Mapping[str, Sequence[Measurement]],
+    items: Sequence[Item],
+    swapped: Sequence[Item],
+    split: str = "validation",
 ) -> str:
     """The tables, as text.
 
@@ -136,10 +141,14 @@ def report(
       measured: what every stage's clips show: of the items, then of the swapped ones.
       items: what was asked.
       swapped: what was asked with one word swapped; may be empty.
+      split: whose combinations the items have.
     """
     wanted = [item.combination for item in items]
     rows = {name: accuracy(name, seen[: len(items)], wanted) for name, seen in measured.items()}
-    text = f"Right in % of {len(items)} clips of held-out combinations:\n\n"
+    text = f"Right in % of {len(items)} clips of the split {split}: {SPLITS[split]}.\n"
+    if split != "validation":
+        text += "(Models trained on moving_shapes older than version 6.0.0 were shown them.)\n"
+    text += "\n"
     text += table({**rows, "chance": chance()}, [*NAMES, "all"]) + "\n"
     if swapped:
         rows = {

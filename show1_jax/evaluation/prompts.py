@@ -10,7 +10,7 @@ from show1_jax.data.moving_shapes import (
     Combination,
     caption,
     combinations,
-    held_out,
+    split_of,
 )
 
 
@@ -27,7 +27,15 @@ class Item(NamedTuple):
         return caption(self.combination, self.template)
 
 
-def draw(count: int, seed: int) -> list[Item]:
+# The splits that are held out of training, and what prompts of each ask for.
+SPLITS = {
+    "validation": "86 combinations that settings were chosen by",
+    "test": "86 combinations that no setting was chosen by",
+    "looks": "12 looks that no setting was chosen by",
+}
+
+
+def draw(count: int, seed: int, split: str = "validation") -> list[Item]:
     """Draws items of held-out combinations, all of them before any again.
 
     The first of many are the same as few of the same seed.
@@ -36,8 +44,9 @@ def draw(count: int, seed: int) -> list[Item]:
       count: how many.
       seed: decides combinations and words, and is the first item's own; each
         item's is one more than that of the item before.
+      split: whose combinations, of `SPLITS`.
     """
-    allowed = [combination for combination in combinations() if held_out(combination)]
+    allowed = [combination for combination in combinations() if split_of(combination) == split]
     order = np.random.default_rng((seed, 0)).permutation(len(allowed))
     templates = np.random.default_rng((seed, 1)).integers(len(TEMPLATES), size=count)
     return [

@@ -146,42 +146,77 @@ def test_captions_name_every_attribute_and_no_two_are_the_same():
     assert shapes.caption(combination) == "a small red circle moving left on a black background"
 
 
-def test_a_fixed_tenth_is_held_out():
-    held_out = [c for c in EVERY if shapes.held_out(c)]
-    assert (len(EVERY), len(held_out)) == (864, 86)
-    # Recorded: another choice would invalidate models trained with this one.
-    digest = hashlib.sha256(repr(sorted(map(tuple, held_out))).encode()).hexdigest()
-    assert digest.startswith("265d588c8bb50e63")
-    trained = set(EVERY) - set(held_out)
+def split(name):
+    return [c for c in EVERY if shapes.split_of(c) == name]
+
+
+# Recorded: another choice would invalidate models trained with this one.
+@pytest.mark.parametrize(
+    ("name", "count", "digest"),
+    [
+        ("train", 596, "fd95167bb2349851"),
+        ("validation", 86, "265d588c8bb50e63"),
+        ("test", 86, "b85f1761282eadc7"),
+        ("looks", 96, "b12d5469de8cf646"),
+    ],
+)
+def test_the_splits_are_fixed(name, count, digest):
+    found = split(name)
+    assert len(found) == count
+    listed = repr(sorted(map(tuple, found))).encode()
+    assert hashlib.sha256(listed).hexdigest().startswith(digest)
+
+
+def test_the_splits_are_disjoint_and_complete():
+    names = ("train", "validation", "test", "looks")
+    counts = [len(split(name)) for name in names]
+    assert sum(counts) == len(set(EVERY)) == 864
+    assert {shapes.split_of(c) for c in EVERY} == set(names)
+
+
+def test_test_and_validation_have_the_largest_and_the_smallest_hashes():
+    ranked = sorted(EVERY, key=lambda c: hashlib.sha256(" ".join(c).encode()).hexdigest())
+    assert set(ranked[:86]) == set(split("validation"))
+    assert set(ranked[-86:]) == set(split("test"))
+
+
+def test_held_out_looks_are_shown_in_no_direction_and_all_others_in_some():
+    looks = {name: {shapes.look(c) for c in split(name)} for name in ("train", "looks")}
+    assert len(looks["looks"]) == 12
+    assert len(split("looks")) == 12 * len(shapes.DIRECTIONS)
+    assert looks["train"] == {shapes.look(c) for c in EVERY} - looks["looks"]
+    for name in ("validation", "test"):
+        assert {shapes.look(c) for c in split(name)} <= looks["train"]
+
+
+def test_what_is_held_out_has_every_word_and_training_every_pair_of_them():
     for position, values in enumerate(shapes.ATTRIBUTES.values()):
-        share = collections.Counter(c[position] for c in held_out)
-        for value in values:
-            assert 0.4 < share[value] / (len(held_out) / len(values)) < 1.6
+        for name in ("train", "validation", "test"):
+            share = collections.Counter(c[position] for c in split(name))
+            for value in values:
+                assert 0.4 < share[value] / (len(split(name)) / len(values)) < 1.6
+        # Of so few looks shares differ more.
+        assert {c[position] for c in split("looks")} == set(values)
     # Every pair of values is seen in training, so what is new is the combination.
-    pairs = {pair for c in trained for pair in itertools.combinations(enumerate(c), 2)}
+    pairs = {pair for c in split("train") for pair in itertools.combinations(enumerate(c), 2)}
     assert pairs == {pair for c in EVERY for pair in itertools.combinations(enumerate(c), 2)}
 
 
 def test_the_dataset_holds_what_it_says(tmp_path):
-    config = shapes.MovingShapesConfig(train=800, validation=20, held_out=90)
+    config = shapes.MovingShapesConfig(train=620, validation=90, test=90, looks=100)
     builder = shapes.MovingShapes(config=config, data_dir=tmp_path)
-    splits = {split: open_split(builder, split) for split in ("train", "validation", "held_out")}
-    assert {split: len(records) for split, records in splits.items()} == config.clips
-    seen = {
-        split: collections.Counter(shapes.scene_of(record).combination for record in records)
-        for split, records in splits.items()
-    }
-    assert len(seen["train"]) == 778
-    assert max(seen["train"].values()) == 2
-    assert not any(shapes.held_out(c) for c in [*seen["train"], *seen["validation"]])
-    assert all(shapes.held_out(c) for c in seen["held_out"])
-    assert len(seen["held_out"]) == 86
+    splits = {name: open_split(builder, name) for name in config.clips}
+    assert {name: len(records) for name, records in splits.items()} == config.clips
+    for name, records in splits.items():
+        seen = collections.Counter(shapes.scene_of(record).combination for record in records)
+        assert set(seen) == set(split(name))
+        assert max(seen.values()) == 2
     for record in (splits["train"][i] for i in range(50)):
         scene = shapes.scene_of(record)
         captions = [shapes.caption(scene.combination, t) for t in range(len(shapes.TEMPLATES))]
         assert record["caption"].decode() in captions
     names = [record["name"] for record in splits["validation"]]
-    assert len(set(names)) == 20
+    assert len(set(names)) == 90
 
     clip = shapes.read(splits["train"][0], ClipSpec(8, 40, 64), None)
     np.testing.assert_array_equal(
@@ -191,10 +226,10 @@ def test_the_dataset_holds_what_it_says(tmp_path):
     assert window.shape == (8, 40, 64, 3)
     with pytest.raises(UnusableClip, match=r"too short: 3\.73 s where 7\.00 s"):
         shapes.read(splits["train"][0], ClipSpec(8, 40, 64, fps=1), None)
-    with pytest.raises(InputError, match="splits are train, validation, held_out"):
-        open_split(builder, "test")
+    with pytest.raises(InputError, match="splits are train, validation, test, looks"):
+        open_split(builder, "held_out")
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(InputError, match="at least 1 clip, not 0, "):
+    with pytest.raises(InputError, match="at least 1 clip, not train 0, validation 1000, "):
         shapes.MovingShapesConfig(train=0)

@@ -211,10 +211,10 @@ def test_video_files_from_disk_to_batches(tmp_path, caplog):
 
 
 def test_shapes_from_disk_to_batches(tmp_path):
-    config = moving_shapes.MovingShapesConfig(train=12, validation=4, held_out=4)
+    config = moving_shapes.MovingShapesConfig(train=12, validation=4, test=4, looks=4)
     builder = moving_shapes.MovingShapes(config=config, data_dir=tmp_path)
     batches = make_pipeline(
-        open_split(builder, "held_out"),
+        open_split(builder, "test"),
         moving_shapes.read,
         ClipSpec(8, 20, 32),
         batch_size=2,
@@ -225,7 +225,7 @@ def test_shapes_from_disk_to_batches(tmp_path):
     found = list(batches)
     assert [batch["video"].shape for batch in found] == [(2, 8, 20, 32, 3)] * 2
     captions = {str(caption) for batch in found for caption in batch["caption"]}
-    held_out = filter(moving_shapes.held_out, moving_shapes.combinations())
+    held_out = [c for c in moving_shapes.combinations() if moving_shapes.split_of(c) == "test"]
     templates = range(len(moving_shapes.TEMPLATES))
     allowed = itertools.product(held_out, templates)
     assert captions <= {moving_shapes.caption(*choice) for choice in allowed}

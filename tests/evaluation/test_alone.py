@@ -85,7 +85,7 @@ def test_two_ghosts_are_in_neither_place():
 
 
 def test_the_command(monkeypatch, capsys):
-    ran = []
+    ran, asked = [], []
 
     class Perfect:
         def __init__(self, config, checkpoint, stages):
@@ -93,6 +93,7 @@ def test_the_command(monkeypatch, capsys):
 
         def run(self, prompts, seeds, results, progress):
             ran.append((list(self.stages), len(prompts), list(seeds)))
+            asked.extend(prompts)
             for stage in self.stages:
                 progress(stage, 1, 1)
                 for item in range(len(prompts)):
@@ -106,6 +107,9 @@ def test_the_command(monkeypatch, capsys):
         (["first_frame", "super_resolution"], 2, [7, 8]),
     ]
     text = capsys.readouterr().out
+    assert asked == [item.prompt for item in draw(2, 7)] * 2
+    evaluate_alone(tiny.get_config(), "x", 2, 7, ["interpolation"], {}, "looks")
+    assert asked[4:] == [item.prompt for item in draw(2, 7, "looks")]
     for stage in ("interpolation", "first_frame", "super_resolution"):
         assert numbers(text, stage)[0] == np.inf
     with pytest.raises(InputError, match="name stages that start from others: interpolation"):

@@ -95,6 +95,14 @@ def test_a_perfect_model_is_always_right():
     assert judge(Drawn(items, stages), len(items) + 1, 1.6) == {}
 
 
+def test_a_report_says_which_prompts_they_were(run):
+    assert "20 clips of the split validation: 86 combinations that settings" in run(out=None)
+    for split in ("test", "looks"):
+        text = run(split=split, out=None)
+        assert f"Right in % of 20 clips of the split {split}: " in text
+        assert "older than version 6.0.0 were shown them" in text
+
+
 def test_swapping_a_word_changes_only_that():
     items = draw(20, seed=0)
     swapped = swap(items, seed=0)

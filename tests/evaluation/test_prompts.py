@@ -1,7 +1,17 @@
 import collections
 
-from show1_jax.data.moving_shapes import ATTRIBUTES, TEMPLATES, caption, held_out
-from show1_jax.evaluation.prompts import difference, draw, swap
+import pytest
+
+from show1_jax.data.moving_shapes import ATTRIBUTES, TEMPLATES, caption, split_of
+from show1_jax.evaluation.prompts import SPLITS, difference, draw, swap
+
+
+@pytest.mark.parametrize(("split", "count"), [("validation", 86), ("test", 86), ("looks", 96)])
+def test_prompts_are_of_the_split_that_is_asked_for(split, count):
+    items = draw(count, 0, split)
+    assert {split_of(item.combination) for item in items} == {split}
+    assert len({item.combination for item in items}) == count
+    assert split in SPLITS
 
 
 def test_prompts_are_held_out_varied_and_decided_by_the_seed():
@@ -9,7 +19,12 @@ def test_prompts_are_held_out_varied_and_decided_by_the_seed():
     assert items == draw(200, seed=3)
     assert items[:20] == draw(20, seed=3)
     assert items != draw(200, seed=4)
-    assert all(held_out(item.combination) for item in items)
+    assert {split_of(item.combination) for item in items} == {"validation"}
+    # Recorded: figures of a seed are of these prompts.
+    assert (
+        items[0].prompt
+        == "a red circle of large size drifts up and to the right in front of a black background"
+    )
     # Every combination before any again.
     assert len({item.combination for item in items[:86]}) == 86
     assert {item.template for item in items} == set(range(len(TEMPLATES)))

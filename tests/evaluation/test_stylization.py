@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from show1_jax.data.moving_shapes import caption, held_out
+from show1_jax.data.moving_shapes import caption, split_of
 from show1_jax.evaluation.motion import MOTIONS, TAUGHT
 from show1_jax.evaluation.prompts import difference
 from show1_jax.evaluation.shapes import measure
@@ -27,7 +27,7 @@ def test_each_pair_differs_in_one_look():
 
 def test_straight_clips_are_told_their_path_and_taught_ones_have_the_look_that_was_taught():
     for pair in pairs(6, seed=0, motions=["straight"]):
-        assert held_out(pair.old)
+        assert split_of(pair.old) == "validation"
         assert pair.prompt(pair.old) == caption(pair.old, pair.template)
         path = measure(pair.clip(np.random.default_rng(0), (8, 40, 64))).path
         assert np.linalg.norm(path[-1] - path[0]) > 0.1
