@@ -42,6 +42,7 @@ from show1_jax.stages.sampling import Conditions, clip_keys, run
 STAGE = "keyframes"
 LOOKS = ("color", "shape", "background")
 STEPS = 50
+PAIRS = 50
 TOGETHER = 10  # pairs
 SHOWN = 6  # pairs on the contact sheet
 CONTROL = "other noise"
@@ -95,6 +96,31 @@ def taught_pairs(name: str) -> list[Pair]:
         for value in ATTRIBUTES[look]
         if value != getattr(motion.TAUGHT, look)
     ]
+
+
+def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list[Pair]:
+    """The pairs that flags ask for.
+
+    Args:
+      count: how many; None for `PAIRS`, or for all that show what an adapter was taught.
+      seed: decides them.
+      name: of the motion; None for all but straight ones.
+      adapter: what was taught the motion; may be empty.
+
+    Raises:
+      InputError: if an adapter's motion is not given, or the number of its pairs is.
+    """
+    if not adapter:
+        return pairs(count or PAIRS, seed, [name] if name else list(motion.MOTIONS))
+    if name not in motion.MOTIONS:
+        raise InputError(f"which --motion was it taught? Give {', '.join(motion.MOTIONS)}")
+    found = taught_pairs(name)
+    if count is not None:
+        raise InputError(
+            f"--adapter tries the {len(found)} pairs that differ from the taught clip in one "
+            "look: leave out --pairs"
+        )
+    return found
 
 
 def evaluate_stylization(
@@ -204,7 +230,9 @@ def _summary(judged: Sequence[dict[str, float]]) -> dict[str, float]:
 if __name__ == "__main__":
     CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
     CHECKPOINT = commands.define_checkpoint()
-    PAIRS = flags.DEFINE_integer("pairs", 50, "How many clips; without --adapter.", 1)
+    COUNT = flags.DEFINE_integer(
+        "pairs", None, f"How many clips (default: {PAIRS}); not with --adapter.", 1
+    )
     MOTION = flags.DEFINE_enum(
         "motion",
         None,
@@ -218,13 +246,9 @@ if __name__ == "__main__":
     def main() -> None:
         """Makes one call of the flags."""
         config = CONFIG.value
-        motions = [MOTION.value] if MOTION.value else list(motion.MOTIONS)
-        both = pairs(PAIRS.value, SEED.value, motions)
+        both = choose(COUNT.value, SEED.value, MOTION.value, ADAPTER.value)
         if ADAPTER.value:
-            if MOTION.value not in motion.MOTIONS:
-                raise InputError(f"which --motion was it taught? Give {', '.join(motion.MOTIONS)}")
             config[STAGE].adapters = (ADAPTER.value,)
-            both = taught_pairs(MOTION.value)
         evaluate_stylization(
             config,
             CHECKPOINT.value or config.get("checkpoint"),

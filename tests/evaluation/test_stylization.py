@@ -5,16 +5,20 @@ import pytest
 
 from configs import tiny
 from show1_jax.data.moving_shapes import caption, split_of
+from show1_jax.errors import InputError
 from show1_jax.evaluation.motion import MOTIONS, TAUGHT
 from show1_jax.evaluation.prompts import difference
 from show1_jax.evaluation.shapes import measure
 from show1_jax.evaluation.stylization import (
     CONTROL,
     LOOKS,
+    PAIRS,
+    choose,
     evaluate_stylization,
     pairs,
     taught_pairs,
 )
+from tests import programs
 
 
 def test_each_pair_differs_in_one_look():
@@ -35,6 +39,24 @@ def test_straight_clips_are_told_their_path_and_taught_ones_have_the_look_that_w
     assert {pair.look for pair in taught} == set(LOOKS)
     assert {pair.old for pair in taught} == {TAUGHT}
     assert len({pair.new for pair in taught}) == len(taught) == 9
+
+
+def test_how_many_pairs_there_are_is_refused_where_an_adapter_decides_it():
+    assert choose(4, 0, None, "") == pairs(4, 0)
+    assert choose(4, 1, "straight", "") == pairs(4, 1, ["straight"])
+    assert len(choose(None, 0, None, "")) == PAIRS
+    assert choose(None, 0, "zigzag", "a.safetensors") == taught_pairs("zigzag")
+    with pytest.raises(InputError, match=r"tries the 9 pairs .*: leave out --pairs"):
+        choose(4, 0, "zigzag", "a.safetensors")
+    with pytest.raises(InputError, match=r"which --motion was it taught\? Give circle"):
+        choose(None, 0, "straight", "a.safetensors")
+
+
+def test_the_command_line_refuses_pairs_of_an_adapter():
+    options = ("--motion=circle", "--adapter=none.safetensors", "--pairs=3", "--checkpoint=none")
+    done = programs.run("show1_jax.evaluation.stylization", *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --adapter tries the 9 pairs")
 
 
 @pytest.mark.slow
