@@ -14,7 +14,6 @@ from show1_jax.evaluation.prompts import SPLITS, Item, draw, swap
 from show1_jax.evaluation.shapes import Measurement, measure
 from show1_jax.evaluation.sheet import Row, contact_sheet, verdict
 from show1_jax.evaluation.tables import (
-    IMAGES,
     NAMES,
     accuracy,
     chance,
@@ -23,7 +22,7 @@ from show1_jax.evaluation.tables import (
 )
 from show1_jax.generate import Bars, prepare
 from show1_jax.media import make_folder, to_uint8, write_png
-from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.stages.cascade import IMAGES, STAGES, Cascade
 from show1_jax.stages.results import Results
 
 ROWS = 12  # clips on the contact sheet

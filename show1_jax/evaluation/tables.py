@@ -7,9 +7,9 @@ import numpy as np
 from show1_jax.data.moving_shapes import ATTRIBUTES, Combination
 from show1_jax.evaluation.prompts import Item, difference
 from show1_jax.evaluation.shapes import UNKNOWN, Measurement
+from show1_jax.stages.cascade import IMAGES
 
 NAMES = Combination._fields
-IMAGES = ("first_frame",)  # stages whose result does not move
 
 
 def attributes_of(stage: str) -> list[str]:
