@@ -39,14 +39,28 @@ def resize_uint8(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(resized).reshape(*frames.shape[:-3], height, width, 3)
 
 
+def yuv_matrix(width: int, height: int) -> str:
+    """The YUV matrix of a video that names none, by what players assume for its size.
+
+    Returns:
+      a member of PyAV's `Colorspace`: "ITU601" (BT.601) or "ITU709" (BT.709).
+    """
+    # This is mpv's rule. VLC looks at the height alone (709 above 576 rows), Firefox and Chromium
+    # start 709 at 720 rows. All agree on SD, to which the cascade's 144x80 to 576x320 belong,
+    # and on 720 rows and more.
+    return "ITU709" if width >= 1280 or height > 576 else "ITU601"
+
+
 def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Writes an H.264 video at high quality; `fps` (frames per second) may be fractional.
 
     Even sizes are stored as yuv420p, which plays everywhere; odd ones, which
-    that format lacks, as yuv444p. Raises InputError if the file cannot be written.
+    that format lacks, as yuv444p. The colors are tagged, with the matrix that players
+    assume for the size anyway. Raises InputError if the file cannot be written.
     """
     _check(frames, fps)
     height, width = frames.shape[1:3]
+    matrix = yuv_matrix(width, height)
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(
@@ -57,8 +71,12 @@ def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
         )
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        _tag(stream.codec_context, matrix)
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     write_bytes(path, file.getvalue())
 
@@ -76,6 +94,15 @@ def read_mp4(path: str | PathLike[str]) -> np.ndarray:
     if not frames:
         raise InputError(f"{path} cannot be read: it has no frames")
     return np.stack(frames)
+
+
+def _tag(codec: av.VideoCodecContext, matrix: str) -> None:
+    """Says in a video what its colors mean; the numbers are those of ITU-T H.273."""
+    codec.colorspace = {"ITU709": 1, "ITU601": 6}[matrix]
+    # sRGB has the primaries of BT.709. Those of SD television would shift the colors in players
+    # that convert them. Its transfer function is tagged as BT.709's, as is usual.
+    codec.color_primaries = codec.color_trc = 1
+    codec.color_range = 1  # 16 to 235
 
 
 def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:

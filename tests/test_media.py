@@ -1,3 +1,4 @@
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
@@ -56,6 +57,32 @@ def test_mp4_round_trip(tmp_path, size, fps):
     assert rate == pytest.approx(fps)
     assert psnr(read, frames) > 30
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix"),
+    [((80, 144), "ITU601"), ((33, 47), "ITU601"), ((320, 576), "ITU601"), ((720, 1280), "ITU709")],
+)
+def test_colors_are_right_for_players_that_read_tags_and_for_those_that_look_at_the_size(
+    tmp_path, size, matrix
+):
+    red = np.full((2, *size, 3), (220, 40, 40), np.uint8)
+    media.write_mp4(tmp_path / "clip.mp4", red, 8)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        tags = container.streams.video[0].codec_context
+        numbers = (tags.colorspace, tags.color_primaries, tags.color_trc, tags.color_range)
+        frame = next(container.decode(video=0))
+    by_tag = {1: "ITU709", 6: "ITU601"}[numbers[0]]
+    assert numbers[1:] == (1, 1, 1)
+    for assumed in (by_tag, matrix):
+        shown = frame.reformat(
+            format="rgb24",
+            src_colorspace=assumed,
+            dst_colorspace="ITU601",
+            src_color_range="MPEG",
+            dst_color_range="JPEG",
+        ).to_ndarray()
+        assert np.abs(shown.astype(int) - red[0]).max() <= 3
 
 
 def test_gif_round_trip(tmp_path):
