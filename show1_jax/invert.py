@@ -42,7 +42,7 @@ def invert_clip(
     Args:
       config: as in `configs/show1.py`; changed.
       checkpoint: a converted checkpoint.
-      clip: a video; see `read_clip`.
+      clip: a video, or for the first frame a picture; see `read_clip`.
       prompt: what the clip shows; may be "".
       out: the folder to write: STAGE.noise.npz and STAGE.reconstruction.mp4 (.png of
         the first frame).
@@ -109,9 +109,9 @@ def _read(cascade: Cascade, stage: str, clip: Path) -> np.ndarray:
     if stage == "keyframes":
         frames, fps = config.keyframes.frames, config.keyframes.fps
     else:
-        frames, fps = clip_frames(config), config.interpolation.fps
-    video = read_clip(clip, ClipSpec(frames, *cascade.size(stage), fps))
-    return video[:1] if stage == "first_frame" else video
+        frames = 1 if stage == "first_frame" else clip_frames(config)
+        fps = config.interpolation.fps
+    return read_clip(clip, ClipSpec(frames, *cascade.size(stage), fps))
 
 
 def _taken_apart(

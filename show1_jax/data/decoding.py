@@ -2,42 +2,57 @@
 
 import dataclasses
 import io
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
-from PIL import Image
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import Colorspace
+from PIL import Image, ImageOps
 
 from show1_jax.data.clip import ROUNDING, ClipSpec, UnusableClip
 from show1_jax.errors import InputError
-from show1_jax.media import from_uint8
+from show1_jax.media import from_uint8, yuv_matrix
 
 # PyAV reads damaged metadata by itself from version 19 on, and before it when told to.
 _LENIENT: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 )
 
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # as Pillow calls them
+
+# PyAV's names of the matrices of ITU-T H.273.
+_MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}
+_FULL_RANGE = 2
+
 
 def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
     """What `spec` wants of a video: `(frames, height, width, 3)` uint8.
 
-    The largest part with the right aspect ratio is cut out, at a place that
+    Frames are upright, and their colors right, as far as the file says how it is to be
+    shown. The largest part with the right aspect ratio is cut out, at a place that
     `rng` chooses (the middle without one), and resized.
 
     Args:
-      content: of the file.
+      content: of the file; a still picture is a clip of one frame.
       spec: size and timing.
       rng: places the frames in the clip, and the part in each frame.
 
     Raises:
       UnusableClip: if the clip is broken or too short.
     """
+    picture = _picture(content)
     try:
+        if picture:
+            if spec.frames > 1:
+                raise UnusableClip(f"it is a still picture, not {spec.frames} frames")
+            return _fit(picture, spec, _place(rng))[None]
         with av.open(io.BytesIO(content), "r", **_LENIENT) as container:
             frames = _frames(container, spec, rng)
-            place = np.full(2, 0.5) if rng is None else rng.random(2)
-            return np.stack([_fit(frame.to_image(), spec, place) for frame in frames])
+            place = _place(rng)
+            return np.stack([_fit(_image(frame), spec, place) for frame in frames])
     except av.FFmpegError as error:
         raise UnusableClip(f"it does not decode: {error.strerror}") from None
 
@@ -46,7 +61,7 @@ def read_clip(path: Path, spec: ClipSpec) -> np.ndarray:
     """What `spec` wants of the middle of a file, or evenly of all of it where that is too short.
 
     Args:
-      path: a video.
+      path: a video, or for one frame a still picture.
       spec: size and timing.
 
     Returns:
@@ -105,6 +120,65 @@ def _frames(
     if not shown or times[-1] > end:
         raise UnusableClip(f"it ends at {end:.2f} s where {times[-1]:.2f} s are needed")
     return frames + [shown] * (len(times) - len(frames))
+
+
+def _picture(content: bytes) -> Image.Image | None:
+    """The picture in a file, upright, or None if the file is something else."""
+    try:
+        picture = Image.open(io.BytesIO(content), formats=PICTURES)
+        # Cameras put a small second picture into a JPEG; in other formats several are a video.
+        if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
+            return None
+        if picture.mode.startswith(("I", "F")):  # which Pillow would cut off at 255
+            raise UnusableClip("it has more than 8 bits a pixel and no color")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except Image.UnidentifiedImageError:
+        return None
+    # Pillow raises any of these for damaged files.
+    except (
+        *(OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error),
+        Image.DecompressionBombError,
+    ) as error:
+        raise UnusableClip(f"it does not decode: {error}") from None
+
+
+def _image(frame: av.VideoFrame) -> Image.Image:
+    """A frame as it is to be shown."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        rgb = frame.reformat(format="rgb24")
+    else:
+        matrix = _MATRICES.get(frame.colorspace, yuv_matrix(frame.width, frame.height))
+        rgb = frame.reformat(
+            format="rgb24",
+            # PyAV before 17 ignores tags, and without any swscale assumes BT.601 for every size.
+            # BT.2020 has no name before PyAV 18.
+            src_colorspace=matrix if matrix in Colorspace.__members__ else "ITU709",
+            # RGB has no matrix, but PyAV before 17 ignores the source's unless the two differ.
+            dst_colorspace="ITU601",
+            src_color_range="JPEG" if frame.color_range == _FULL_RANGE else "MPEG",
+            dst_color_range="JPEG",
+        )
+    return Image.fromarray(_upright(rgb.to_ndarray(), frame))
+
+
+def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turns and mirrors pixels `(height, width, 3)` by the frame's display matrix.
+
+    The matrix moves (x, y) to (a x + c y, b x + d y). It is rounded to quarter turns.
+    """
+    # Not `frame.rotation`, which leaves out the mirroring. PyAV's stubs call the keys strings.
+    data: Any = frame.side_data.get(cast(Any, SideDataType.DISPLAYMATRIX))
+    if data is None:
+        return pixels
+    a, b, _, c, d = (int(number) for number in np.frombuffer(bytes(data), np.int32)[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _place(rng: np.random.Generator | None) -> np.ndarray:
+    """Where a part is cut out, from the left and the top, of what is left over."""
+    return np.full(2, 0.5) if rng is None else rng.random(2)
 
 
 def _fit(image: Image.Image, spec: ClipSpec, place: np.ndarray) -> np.ndarray:
