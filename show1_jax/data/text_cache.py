@@ -3,7 +3,8 @@
 For small vocabularies of captions: T5-XXL makes 77 x 4096 numbers, 631 kB, of
 each. A cache is a folder:
 
-    HASH.npy            (captions, tokens, width) float16, memory-mapped when read
+    HASH.npy            (captions, tokens, width) float16; opened for each look-up alone,
+                        since a process may not have many files open at once
     HASH.json           the captions of HASH.npy, in order; written after it
 
 HASH is that of the captions, so that runs that fill one cache at the same time
@@ -27,6 +28,8 @@ from show1_jax.media import make_folder, write_bytes
 
 EMPTY = ""  # always cached: what captions are replaced by for classifier-free guidance
 
+_DAMAGE = (OSError, ValueError, EOFError, IndexError, TypeError, RecursionError)
+
 Encode = Callable[[list[str]], np.ndarray]
 
 
@@ -36,14 +39,24 @@ class TextCache:
     def __init__(self, folder: str | Path):
         """Opens the cache that `build_text_cache` wrote. Raises InputError if it is damaged."""
         self.folder = Path(folder)
-        self._rows: dict[str, tuple[np.ndarray, int]] = {}
+        self._rows: dict[str, tuple[str, int]] = {}  # the part's name, and the row in it
+        header = row_size = 0
         for path in sorted(self.folder.glob("*.json")):
+            part = path.with_suffix(".npy")
             try:
-                captions = json.loads(path.read_text())
-                part = np.load(path.with_suffix(".npy"), mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"{path} or its .npy cannot be read: {error}") from None
-            self._rows |= {caption: (part, row) for row, caption in enumerate(captions)}
+                captions = json.loads(path.read_bytes())
+                if not row_size:  # the same in all: to open each would take long
+                    first = np.load(part, mmap_mode="r")
+                    header, row_size = first.offset, first[0].nbytes
+                size, expected = part.stat().st_size, header + len(captions) * row_size
+                if size != expected:
+                    raise ValueError(f"the .npy has {size} bytes, not {expected}")
+            except _DAMAGE as error:
+                raise InputError(
+                    f"{path} or its .npy cannot be read: {error}; "
+                    "if they are damaged, remove both, and their captions are encoded again"
+                ) from None
+            self._rows |= {caption: (path.stem, row) for row, caption in enumerate(captions)}
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         """Opened again in another process, rather than copied there."""
@@ -56,12 +69,16 @@ class TextCache:
     def __call__(self, caption: str) -> np.ndarray:
         """The embedding of a caption: `(tokens, width)` float16.
 
-        Raises InputError if it is not there.
+        Raises InputError if it is not there, or cannot be read.
         """
         if caption not in self._rows:
             raise InputError(f"{self.folder} lacks the caption {caption!r}: build the cache again")
-        part, row = self._rows[caption]
-        return np.array(part[row])
+        name, row = self._rows[caption]
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.array(np.load(path, mmap_mode="r")[row])
+        except _DAMAGE as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def build_text_cache(
@@ -99,4 +116,4 @@ def build_text_cache(
         path = folder / hashlib.sha256(content).hexdigest()[:16]
         write_bytes(path.with_suffix(".npy"), file.getvalue())
         write_bytes(path.with_suffix(".json"), content)  # last: without it a part does not count
-    return TextCache(folder)
+    return TextCache(folder) if lacking else cache

@@ -1,4 +1,7 @@
+import itertools
+import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -67,15 +70,43 @@ def test_captions_can_be_added_and_nothing_is_encoded_twice(tmp_path):
     assert encoder.asked == ["more"]
 
 
+@pytest.fixture
+def few_files():
+    """Lets the process open ten files more than it has."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/dev/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    last = next(itertools.islice(free, 10, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_cache_of_more_parts_than_files_can_be_open(tmp_path, few_files):
+    captions = [f"caption {i}" for i in range(100)]
+    for half in (captions[:50], captions):
+        cache = build_text_cache(tmp_path, half, Encoder(), batch_size=1)
+    assert len(list(tmp_path.glob("*.npy"))) == 101
+    check(cache, captions)
+    check(pickle.loads(pickle.dumps(cache)), captions)
+
+
 def test_bad_caches_are_explained(tmp_path):
     cache = build_text_cache(tmp_path, CAPTIONS, Encoder())
     with pytest.raises(InputError, match="lacks the caption 'a cat'"):
         cache("a cat")
-    (part,) = tmp_path.glob("*.npy")
-    for path in (part, part.with_suffix(".json")):
-        path.write_text("")
-        with pytest.raises(InputError, match=r"\w{16}.json or its .npy cannot be read"):
-            TextCache(tmp_path)
+    build_text_cache(tmp_path, ["more"], Encoder())
+    for path in sorted([*tmp_path.glob("*.npy"), *tmp_path.glob("*.json")]):
+        whole = path.read_bytes()
+        for damaged in (b"", whole[:-7]):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"\w{16}.json or its .npy cannot be read.*remove"):
+                TextCache(tmp_path)
+        path.write_bytes(whole)
+    for path in tmp_path.glob("*.npy"):  # while it is used
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"\w{16}.npy cannot be read"):
+        cache(CAPTIONS[0])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         build_text_cache(tmp_path / "file" / "cache", CAPTIONS, Encoder())
