@@ -38,7 +38,7 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
 
     Args:
       builder: `MovingShapes` or `VideoFolder`.
-      split: its name, or part of it: `train[:95%]`.
+      split: "train" or "validation".
 
     Raises:
       InputError: if there is no such split, it is empty, or the dataset cannot be written.

@@ -8,16 +8,19 @@ for each clip either
                                        videos/{page_dir}/{videoid}.mp4,
                                        or {videoid}.mp4, and `name` the words
 
-and may have more. The files are stored as they are and decoded when read.
+and may have more. A path may lead out of the folder, or be absolute. The files are
+stored as they are and decoded when read.
 """
 
 import csv
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,7 +30,9 @@ from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import decode
 from show1_jax.errors import InputError
 
-COLUMNS = ({"file", "caption"}, {"videoid", "name"})
+COLUMNS = (("file", "caption"), ("videoid", "name"))
+NAMED = 5  # missing files
+VALIDATION = 0.05  # of the files
 
 
 class Clip(NamedTuple):
@@ -45,25 +50,57 @@ def list_clips(folder: Path) -> list[Clip]:
 
     Raises:
       InputError: if there is no folder, not just one caption file or no clip, or if
-        the caption file cannot be read or lacks a column.
+        the caption file cannot be read, lacks a column or has a wrong row.
     """
     caption_file = _caption_file(folder)
     clips: list[Clip] = []
-    missing = 0
+    missing: list[Path] = []
     for row in _rows(caption_file):
         paths, words = _clip(folder, row)
-        path = next((path for path in paths if path.is_file()), None)
+        path = next((path for path in paths if os.path.isfile(path)), None)
         if path:
             clips.append(Clip(path, words))
         else:
-            missing += 1
-            logging.warning("%s is missing and skipped", paths[0])
-    if missing:
-        logging.warning("%d of %d clips are missing", missing, missing + len(clips))
+            missing.append(paths[0])
+    names = ", ".join(map(str, missing[:NAMED]))
+    names += f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    if missing and clips:
+        total = len(missing) + len(clips)
+        logging.warning("%d of %d clips are missing and skipped: %s", len(missing), total, names)
     if not clips:
-        reason = f"all {missing} files are missing" if missing else "it lists none"
+        reason = f"all {len(missing)} files are missing: {names}" if missing else "it lists none"
         raise InputError(f"{caption_file} gives no clips: {reason}")
     return clips
+
+
+def split(clips: list[Clip], folder: Path) -> dict[str, list[Clip]]:
+    """Clips for training and for validation, by file: all captions of one are on one side.
+
+    Args:
+      clips: of `list_clips`.
+      folder: that they are of.
+
+    Returns:
+      The clips of `train`, and of `validation`: 5 % of the files, one at least, which
+      the hash of their names chooses, whatever their order.
+
+    Raises:
+      InputError: if there are fewer than two files.
+    """
+    files = {clip.path: clip.path.resolve() for clip in clips}  # links are the file they lead to
+    root = folder.resolve()
+    names = {file: os.path.relpath(file, root) for file in files.values()}
+    if len(names) < 2:
+        raise InputError(
+            f"{folder} has one clip only, {clips[0].path}: training needs another to validate on "
+            "(the motion of a single clip is learnt by configs/customize.py)"
+        )
+    order = sorted(names, key=lambda file: hashlib.sha256(os.fsencode(names[file])).digest())
+    held_out = set(order[: max(1, round(VALIDATION * len(order)))])
+    sides: dict[str, list[Clip]] = {"train": [], "validation": []}
+    for clip in clips:
+        sides["validation" if files[clip.path] in held_out else "train"].append(clip)
+    return sides
 
 
 def captions(folder: Path) -> Iterator[str]:
@@ -82,12 +119,13 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
-    """Video files and captions of one folder, all in the split `train`.
+    """Video files and captions of one folder, in `train` and `validation`; see `split`."""
 
-    Parts are read as `train[:95%]` and the like.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "All in `train`.",
+        "2.0.0": "Split by file.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -101,13 +139,18 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
-        clips = list_clips(self.builder_config.folder)
-        return {"train": self._generate_examples(clips)}
+        folder = self.builder_config.folder
+        sides = split(list_clips(folder), folder)
+        return {name: self._generate_examples(clips) for name, clips in sides.items()}
 
     def _generate_examples(self, clips: list[Clip]) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, clip in enumerate(clips):
             name = os.path.relpath(clip.path, self.builder_config.folder)
-            yield index, {"name": name, "caption": clip.caption, "video": clip.path.read_bytes()}
+            try:
+                content = clip.path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{clip.path} cannot be read: {error.strerror}") from None
+            yield index, {"name": name, "caption": clip.caption, "video": content}
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
@@ -127,24 +170,65 @@ def _caption_file(folder: Path) -> Path:
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Checked rows of a caption file."""
+    read = _csv if path.suffix == ".csv" else _jsonl
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = (json.loads(line) for line in file if line.strip())
-            for number, row in enumerate(
-                csv.DictReader(file) if path.suffix == ".csv" else lines, start=1
-            ):
-                items = row.items() if isinstance(row, dict) else ()
-                found = {str(key): str(value) for key, value in items if value is not None}
-                if not any(found.keys() >= columns for columns in COLUMNS):
-                    raise InputError(
-                        f"{path}, clip {number}: has {', '.join(found) or 'nothing'}, "
-                        "needs file and caption, or videoid and name"
-                    )
-                yield found
-    except (OSError, csv.Error, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+            for number, row, mistake in read(file):
+                mistake = mistake or _mistake(row)
+                if mistake:
+                    raise InputError(f"{path}, line {number}: {mistake}")
+                yield {str(key): str(value) for key, value in row.items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _csv(file: TextIO) -> Iterator[tuple[int, Any, str]]:
+    """The number of each row's first line, the row, and what is wrong with it, if anything."""
+    # A quote that is opened and not closed would swallow the rows after it without `strict`.
+    rows = csv.reader(file, strict=True, skipinitialspace=True)
+    advice = 'put a caption that has commas or quotes in quotes: "a ""red"" bike, on a street"'
+    line = 1
+    try:
+        header = next(rows, [])
+        line = rows.line_num + 1
+        for fields in rows:
+            mistake = ""
+            if len(fields) != len(header):
+                mistake = f"has {len(fields)} field(s), the header has {len(header)}; {advice}"
+            if fields:
+                yield line, dict(zip(header, fields, strict=False)), mistake
+            line = rows.line_num + 1
+    except csv.Error as error:
+        yield line, None, f"{error}; {advice}"
+
+
+def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, str]]:
+    """As `_csv`, for JSON lines."""
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            row, mistake = None, ""
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                mistake = f"is no JSON: {error}"
+            yield number, row, mistake
+
+
+def _mistake(row: Any) -> str:
+    """What is wrong with a row, or nothing."""
+    found = {} if not isinstance(row, dict) else {k: v for k, v in row.items() if v is not None}
+    if not any(found.keys() >= set(columns) for columns in COLUMNS):
+        return (
+            f"has {', '.join(map(str, found)) or 'nothing'}, "
+            "needs file and caption, or videoid and name"
+        )
+    for key in (*itertools.chain(*COLUMNS), "page_dir"):
+        value = found.get(key, "")
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            return f"{key} is {type(value).__name__}, not text"
+        if re.search("[\ud800-\udfff]", str(value)):
+            return f"{key} is not text: it has half a surrogate pair"
+    return ""
 
 
 def _clip(folder: Path, row: Mapping[str, str]) -> tuple[list[Path], str]:

@@ -50,17 +50,6 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     return builder, video_folder.read, video_folder.captions(folder)
 
 
-def splits(train: ConfigDict, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The names of the training and the validation split.
-
-    Of a folder, the last 5 % are for validation, one clip at least.
-    """
-    if train.dataset == SHAPES:
-        return "train", "validation"
-    last = max(1, len(open_split(builder, "train")) // 20)
-    return f"train[:-{last}]", f"train[-{last}:]"
-
-
 def open_text(
     train: ConfigDict, captions: Iterable[str], folder: StageFolder, clean: bool, tokens: int
 ) -> TextCache:
@@ -117,7 +106,7 @@ def training_batches(
     Where several processes train together, this one's `own_rows` of each batch.
     """
     dataset = make_pipeline(
-        open_split(builder, splits(train, builder)[0]),
+        open_split(builder, "train"),
         read,
         spec,
         batch_size=train.batch_size,
@@ -150,9 +139,8 @@ def validation_batches(
     Raises:
       InputError: if there is not one.
     """
-    name = splits(train, builder)[1]
     dataset = make_pipeline(
-        open_split(builder, name),
+        open_split(builder, "validation"),
         read,
         spec,
         batch_size=1,
@@ -164,7 +152,7 @@ def validation_batches(
     size = train.validation_batch_size
     clips = list(itertools.islice(dataset, train.validation_batches * size))
     if not clips:
-        raise InputError(f"no clip of the validation split {name} can be used")
+        raise InputError("no clip of the split for validation can be used")
     size = min(size, len(clips))
     return [
         {key: np.concatenate([clip[key] for clip in clips[i : i + size]]) for key in clips[0]}

@@ -1,22 +1,25 @@
 import json
+import pathlib
 
 import av
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from show1_jax.data import decoding, video_folder
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.data.pipeline import open_split
-from show1_jax.data.video_folder import VideoFolder, VideoFolderConfig, list_clips
+from show1_jax.data.video_folder import VideoFolder, VideoFolderConfig, list_clips, split
 from show1_jax.errors import InputError
 from show1_jax.media import write_mp4
 from tests.data.videos import numbers, write_clip
 
 
 def build(folder, data_dir):
-    config = VideoFolderConfig(folder)
-    return open_split(VideoFolder(config=config, data_dir=data_dir), "train")
+    """The records of both splits."""
+    builder = VideoFolder(config=VideoFolderConfig(folder), data_dir=data_dir)
+    return [record for name in ("train", "validation") for record in open_split(builder, name)]
 
 
 def write(path, text):
@@ -53,8 +56,8 @@ def test_webvid_layout(tmp_path, caplog):
         ),
         "12.mp4": ("A dog – running", (folder / "12.mp4").read_bytes()),
     }
-    assert "13.mp4 is missing and skipped" in caplog.text
-    assert "1 of 3 clips are missing" in caplog.text
+    gone = folder / "videos" / "000051_000100" / "13.mp4"
+    assert f"1 of 3 clips are missing and skipped: {gone}\n" in caplog.text
 
 
 def test_any_folder_with_captions(tmp_path):
@@ -79,10 +82,107 @@ def test_other_captions_make_another_dataset(tmp_path):
 
 
 def test_bytes_are_stored_unchanged(tmp_path):
-    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n")
-    (tmp_path / "in" / "1.mp4").write_bytes(b"\0\xff not a video \0\0")
-    (record,) = build(tmp_path / "in", tmp_path / "tfds")
-    assert record["video"] == b"\0\xff not a video \0\0"
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n2.mp4,two\n")
+    for name in ("1.mp4", "2.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"\0\xff not a video \0\0")
+    for record in build(tmp_path / "in", tmp_path / "tfds"):
+        assert record["video"] == b"\0\xff not a video \0\0"
+
+
+def test_all_captions_of_a_file_are_on_one_side(tmp_path):
+    folder = tmp_path / "in"
+    names = [f"{i}.mp4" for i in range(40)]
+    rows = [f"{name},{word} {name}" for word in ("a", "the", "some") for name in names]
+    rows += [f"./{name},again {name}" for name in names] + ["link.mp4,the linked 7.mp4"]
+    write(folder / "captions.csv", "\n".join(["file,caption", *rows]))
+    for name in names:
+        write(folder / name, name)
+    (folder / "link.mp4").symlink_to("7.mp4")
+    sides = split(list_clips(folder), folder)
+    held_out, trained = (
+        {clip.path.resolve().name for clip in sides[name]} for name in ("validation", "train")
+    )
+    assert len(held_out) == 2
+    assert held_out | trained == set(names)
+    assert not held_out & trained
+    assert sum(map(len, sides.values())) == len(rows)
+    # Whatever their order, and where the folder lies.
+    backwards = split(list_clips(folder)[::-1], folder)
+    assert {side: sorted(clips) for side, clips in backwards.items()} == {
+        side: sorted(clips) for side, clips in sides.items()
+    }
+    moved = folder.rename(tmp_path / "moved")
+    again = split(list_clips(moved), moved)["validation"]
+    assert {clip.path.resolve().name for clip in again} == held_out
+    # And so they are stored.
+    builder = VideoFolder(config=VideoFolderConfig(moved), data_dir=tmp_path / "tfds")
+    for name, clips in sides.items():
+        records = open_split(builder, name)
+        assert sorted(record["caption"].decode() for record in records) == sorted(
+            clip.caption for clip in clips
+        )
+
+
+class SplitByRecord(VideoFolder, skip_registration=True):
+    """As it was before."""
+
+    name = "video_folder"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(list_clips(self.builder_config.folder))}
+
+
+def test_a_dataset_that_was_not_split_by_file_is_built_again(tmp_path):
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n2.mp4,two\n")
+    for name in ("1.mp4", "2.mp4"):
+        write(tmp_path / "in" / name, "bytes")
+    config = VideoFolderConfig(tmp_path / "in")
+    before = SplitByRecord(config=config, data_dir=tmp_path / "tfds")
+    assert len(open_split(before, "train")) == 2
+    after = VideoFolder(config=config, data_dir=tmp_path / "tfds")
+    assert after.data_path.parent == before.data_path.parent
+    assert [len(open_split(after, name)) for name in ("train", "validation")] == [1, 1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 30, 100])
+def test_a_twentieth_of_the_files_is_for_validation_and_one_at_least(tmp_path, count):
+    clips = [video_folder.Clip(tmp_path / f"{i}.mp4", "") for i in range(count)]
+    sides = split(clips, tmp_path)
+    assert len(sides["validation"]) == max(1, round(count / 20))
+    assert len(sides["train"]) == count - len(sides["validation"])
+
+
+def test_one_file_is_too_few_however_often_it_is_described(tmp_path):
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n1.mp4,two\n")
+    write(tmp_path / "in" / "1.mp4", "bytes")
+    with pytest.raises(InputError, match=r"in has one clip only, .*1\.mp4: training needs another"):
+        build(tmp_path / "in", tmp_path / "tfds")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n2.mp4,two\n")
+    for name in ("1.mp4", "2.mp4"):
+        write(tmp_path / "in" / name, "bytes")
+    read_bytes = pathlib.Path.read_bytes
+
+    def fail(path):
+        if path.suffix == ".mp4":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+    with pytest.raises(InputError, match=r"[12]\.mp4 cannot be read: Permission denied"):
+        build(tmp_path / "in", tmp_path / "tfds")
+    monkeypatch.undo()
+    assert len(build(tmp_path / "in", tmp_path / "tfds")) == 2
+
+
+def test_files_may_lie_outside_of_the_folder(tmp_path):
+    outside = tmp_path / "outside.mp4"
+    write(outside, "bytes")
+    write(tmp_path / "in" / "a.csv", f"file,caption\n../outside.mp4,one\n{outside},two\n")
+    assert [clip.path.resolve() for clip in list_clips(tmp_path / "in")] == [outside] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,12 +192,26 @@ def test_bytes_are_stored_unchanged(tmp_path):
         ({"a.csv": "", "b.jsonl": ""}, "of captions, but has a.csv, b.jsonl"),
         ({"a.csv": ""}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n"}, "gives no clips: it lists none"),
-        ({"a.csv": "file,caption\n1.mp4,one\n"}, "gives no clips: all 1 files are missing"),
-        ({"a.csv": "file,text\n1.mp4,one\n"}, "clip 1: has file, text, needs file and caption"),
-        ({"a.csv": "file,caption\n1.mp4\n"}, "clip 1: has file, needs file and caption"),
-        ({"a.jsonl": '{"file": "1.mp4"}'}, "clip 1: has file, needs"),
-        ({"a.jsonl": "[1]"}, "clip 1: has nothing, needs"),
-        ({"a.jsonl": '{"file"'}, "a.jsonl cannot be read: "),
+        (
+            {"a.csv": "file,caption\n" + "".join(f"{i}.mp4,one\n" for i in range(1, 8))},
+            r"gives no clips: all 7 files are missing: \S*1.mp4, .*, \S*5.mp4 and 2 more$",
+        ),
+        ({"a.csv": "file,text\n1.mp4,one\n"}, "line 2: has file, text, needs file and caption"),
+        (
+            {"a.csv": "file,caption\n1.mp4,one\n\n2.mp4,a bike, on a street\n"},
+            "a.csv, line 4: has 3 field.s., the header has 2; put a caption that has commas",
+        ),
+        ({"a.csv": "file,caption\n1.mp4\n"}, "line 2: has 1 field.s., the header has 2; put"),
+        ({"a.csv": "name,file,caption\na,1.mp4\n"}, "line 2: has 2 field.s., the header has 3"),
+        ({"a.csv": 'file,caption\n1.mp4,"one\n2.mp4,two\n'}, "line 2: unexpected end of data; put"),
+        ({"a.csv": 'file,caption\n1.mp4,"one" or two\n'}, "line 2: ',' expected after '\"'; put"),
+        ({"a.jsonl": '\n{"file": "1.mp4"}'}, "line 2: has file, needs"),
+        ({"a.jsonl": "[1]"}, "line 1: has nothing, needs"),
+        ({"a.jsonl": '{"file"'}, "a.jsonl, line 1: is no JSON: "),
+        ({"a.jsonl": "[" * 100_000}, "a.jsonl, line 1: is no JSON: "),
+        ({"a.jsonl": '{"file": "1", "caption": ["a"]}'}, "line 1: caption is list, not text"),
+        ({"a.jsonl": r'{"file": "1", "caption": "\ud800"}'}, "line 1: caption is not text"),
+        ({"a.csv": f"file,caption\n{'x' * 5000},one\n"}, "all 1 files are missing"),
         ({"a.csv": "file,caption\n1.mp4,\ud800\n"}, "a.csv cannot be read: "),
     ],
 )

@@ -30,8 +30,7 @@ def clips(tmp_path_factory):
 
 def validation_names(train):
     builder, _, _ = data.open_dataset(train)
-    records = data.open_split(builder, data.splits(train, builder)[1])
-    return {record["name"].decode() for record in records}
+    return {record["name"].decode() for record in data.open_split(builder, "validation")}
 
 
 @pytest.mark.slow  # the pipeline's tests skip broken files, too
@@ -57,13 +56,12 @@ def test_validation_takes_what_can_be_used(clips, tmp_path):
     train = small_config("vae", tmp_path, dataset=str(clips)).train.vae
     builder, read, captions = data.open_dataset(train)
     assert sorted(captions) == sorted(f"clip number {i}" for i in range(CLIPS))
-    assert data.splits(train, builder) == ("train[:-2]", "train[-2:]")
 
     def batches(read):
         return data.validation_batches(train, builder, read, ClipSpec(1, 4, 6), None)
 
     assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
-    names = [record["name"] for record in data.open_split(builder, "train[-2:]")]
+    names = [record["name"] for record in data.open_split(builder, "validation")]
     broken = names[:1]
 
     def read_but_one(record, spec, rng):
@@ -88,8 +86,26 @@ def test_a_folder_of_few_clips_validates_on_one(clips, tmp_path):
     builder, _, captions = data.open_dataset(train)
     # What was there when the dataset was built may be gone now.
     assert list(captions) == ["one", "two", "gone"]
-    assert data.splits(train, builder) == ("train[:-1]", "train[-1:]")
-    assert len(data.open_split(builder, "train[:-1]")) == 1
+    for name in ("train", "validation"):
+        assert len(data.open_split(builder, name)) == 1
+
+
+def test_training_and_validation_share_no_file_of_two_captions(clips, tmp_path):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    rows = [f"{i}.mp4,clip {i} {word}" for word in ("once", "again") for i in range(3)]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    train = small_config("vae", tmp_path, dataset=str(folder), batch_size=4).train.vae
+    train.validation_batch_size = 2
+    builder, read, _ = data.open_dataset(train)
+    spec = ClipSpec(1, 4, 6)
+
+    def files(batches):
+        return {caption.split()[1] for batch in batches for caption in batch["caption"]}
+
+    (held_out,) = files(data.validation_batches(train, builder, read, spec, None))
+    iterator = data.training_batches(train, builder, read, spec, None)
+    trained = files(next(iterator) for _ in range(3))
+    assert trained == {"0", "1", "2"} - {held_out}
 
 
 def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
