@@ -1,12 +1,15 @@
 """Clips that somebody hands over to be learnt from, or inverted."""
 
 import struct
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import tiny
+from show1_jax import invert
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import decode, read_clip
 from show1_jax.errors import InputError
@@ -150,6 +153,11 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path):
         found = to_uint8(read_clip(tmp_path / name, spec))
         assert found.shape == (1, 48, 64, 3)
         assert np.abs(found[0, 12::24, 16::32].astype(int) - COLORS).max() < 6
+    # For the first frame, of which one is enough; what needs more says so.
+    cascade = SimpleNamespace(config=tiny.get_config(), size=lambda stage: (48, 64))
+    assert invert._read(cascade, "first_frame", tmp_path / "a.png").shape[0] == 1
+    with pytest.raises(InputError, match="it is a still picture, not 8 frames"):
+        invert._read(cascade, "keyframes", tmp_path / "a.png")
     # Cameras do not turn pictures, but say how to.
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter clockwise
