@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -37,6 +38,11 @@ def resize_uint8(frames: np.ndarray, height: int, width: int) -> np.ndarray:
         for frame in flat
     ]
     return np.stack(resized).reshape(*frames.shape[:-3], height, width, 3)
+
+
+# PyAV's names of the matrices of ITU-T H.273.
+_MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}
+_FULL_RANGE = 2
 
 
 def yuv_matrix(width: int, height: int) -> str:
@@ -88,12 +94,29 @@ def read_mp4(path: str | PathLike[str]) -> np.ndarray:
     """
     try:
         with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            frames = [to_rgb(frame) for frame in container.decode(video=0)]
     except (OSError, av.FFmpegError, IndexError) as error:
         raise InputError(f"{path} cannot be read: {_reason(error)}") from None
     if not frames:
         raise InputError(f"{path} cannot be read: it has no frames")
     return np.stack(frames)
+
+
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame in the colors that it is tagged with: `(height, width, 3)` uint8."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        return frame.to_ndarray(format="rgb24")
+    matrix = _MATRICES.get(frame.colorspace, yuv_matrix(frame.width, frame.height))
+    return frame.reformat(
+        format="rgb24",
+        # PyAV before 17 ignores tags, and without any swscale assumes BT.601 for every size.
+        # BT.2020 has no name before PyAV 18.
+        src_colorspace=matrix if matrix in Colorspace.__members__ else "ITU709",
+        # RGB has no matrix, but PyAV before 17 ignores the source's unless the two differ.
+        dst_colorspace="ITU601",
+        src_color_range="JPEG" if frame.color_range == _FULL_RANGE else "MPEG",
+        dst_color_range="JPEG",
+    ).to_ndarray()
 
 
 def _tag(codec: av.VideoCodecContext, matrix: str) -> None:

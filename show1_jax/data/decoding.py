@@ -9,12 +9,11 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Colorspace
 from PIL import Image, ImageOps
 
 from show1_jax.data.clip import ROUNDING, ClipSpec, UnusableClip
 from show1_jax.errors import InputError
-from show1_jax.media import from_uint8, yuv_matrix
+from show1_jax.media import from_uint8, to_rgb
 
 # PyAV reads damaged metadata by itself from version 19 on, and before it when told to.
 _LENIENT: dict[str, Any] = (
@@ -22,10 +21,6 @@ _LENIENT: dict[str, Any] = (
 )
 
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # as Pillow calls them
-
-# PyAV's names of the matrices of ITU-T H.273.
-_MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}
-_FULL_RANGE = 2
 
 
 def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
@@ -52,7 +47,12 @@ def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> n
         with av.open(io.BytesIO(content), "r", **_LENIENT) as container:
             frames = _frames(container, spec, rng)
             place = _place(rng)
-            return np.stack([_fit(_image(frame), spec, place) for frame in frames])
+            return np.stack(
+                [
+                    _fit(Image.fromarray(_upright(to_rgb(frame), frame)), spec, place)
+                    for frame in frames
+                ]
+            )
     except av.FFmpegError as error:
         raise UnusableClip(f"it does not decode: {error.strerror}") from None
 
@@ -140,25 +140,6 @@ def _picture(content: bytes) -> Image.Image | None:
         Image.DecompressionBombError,
     ) as error:
         raise UnusableClip(f"it does not decode: {error}") from None
-
-
-def _image(frame: av.VideoFrame) -> Image.Image:
-    """A frame as it is to be shown."""
-    if frame.format.is_rgb or frame.format.has_palette:
-        rgb = frame.reformat(format="rgb24")
-    else:
-        matrix = _MATRICES.get(frame.colorspace, yuv_matrix(frame.width, frame.height))
-        rgb = frame.reformat(
-            format="rgb24",
-            # PyAV before 17 ignores tags, and without any swscale assumes BT.601 for every size.
-            # BT.2020 has no name before PyAV 18.
-            src_colorspace=matrix if matrix in Colorspace.__members__ else "ITU709",
-            # RGB has no matrix, but PyAV before 17 ignores the source's unless the two differ.
-            dst_colorspace="ITU601",
-            src_color_range="JPEG" if frame.color_range == _FULL_RANGE else "MPEG",
-            dst_color_range="JPEG",
-        )
-    return Image.fromarray(_upright(rgb.to_ndarray(), frame))
 
 
 def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
