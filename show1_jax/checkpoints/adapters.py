@@ -22,7 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from show1_jax.checkpoints.keys import CONV, CONV_FRAMES, DENSE, SAME, Layout
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.tables import UNET
-from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
+from show1_jax.checkpoints.torch_files import read_header, read_metadata
+from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.errors import InputError
 from show1_jax.paths import local_path
 
@@ -208,7 +209,7 @@ def _peft_config(metadata: Mapping[str, str], path: Path, from_peft: bool) -> di
         config = {key.removeprefix(PREFIXES[0]): value for key, value in config.items()}
     except InputError as error:
         raise InputError(f"{path} is PEFT's, whose rank and alpha are elsewhere: {error}") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: its {PEFT} cannot be read: {error}") from None
     if unknown := [name for name in UNSUPPORTED if config.get(name)]:
         raise InputError(f"{path} sets {unknown[0]}, which is not supported")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from show1_jax.checkpoints.layout import PARAMS, REFERENCE, params_folder
 from show1_jax.checkpoints.network_config import t5_json, vae_json
-from show1_jax.checkpoints.pipelines import PARAMS
 from show1_jax.checkpoints.released import PIPELINES
 from show1_jax.checkpoints.scheduler_config import scheduler_json
 from show1_jax.checkpoints.store import discard, save_params
@@ -86,12 +86,18 @@ def export_scheduler(checkpoint: Path, stage: str, name: str, solver: SolverConf
 
 
 def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
-    """Copies a part, such as the text encoder, unless it is there already."""
+    """Copies a part, such as the text encoder, unless it is there already.
+
+    Parameters that it shares with another network are copied with it.
+    """
     if (checkpoint / PIPELINES[stage][0] / source.name).is_dir():
         return
 
     def write(folder: Path) -> None:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(REFERENCE)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+        if (params := params_folder(source)).parent != source:
+            shutil.copytree(params, folder / PARAMS)
 
     _put(checkpoint, stage, source.name, write)
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from show1_jax.checkpoints.layout import PARAMS, has_params, params_folder
 from show1_jax.checkpoints.networks import abstract_params, network, read_json
-from show1_jax.checkpoints.pipelines import PARAMS, find_pipelines
+from show1_jax.checkpoints.pipelines import find_pipelines
 from show1_jax.checkpoints.scheduler_config import solver_config
 from show1_jax.checkpoints.store import load_params
 from show1_jax.diffusion.schedule import NoiseSchedule
@@ -36,8 +37,8 @@ class StageFolder:
     folder: Path
 
     def has(self, name: str) -> bool:
-        """Whether the network `name` is here with its weights."""
-        return (self.folder / name / PARAMS).is_dir()
+        """Whether the network `name` is here with its weights, or refers to another's."""
+        return has_params(self.folder / name)
 
     def module(self, name: str, dtype: DTypeLike) -> nn.Module:
         """Builds a network as its `config.json` says, to compute in `dtype`.
@@ -61,7 +62,7 @@ class StageFolder:
         Raises:
           InputError: if they cannot be restored or do not fit the network.
         """
-        return load_params(self.folder / name / PARAMS, sampling_params(module, dtype))
+        return load_params(params_folder(self.folder / name), sampling_params(module, dtype))
 
     def solver(self) -> SolverConfig:
         """The solver that `scheduler/scheduler_config.json` describes."""

@@ -1,17 +1,21 @@
-"""Parameters in and out of Orbax, whole trees at a time."""
+"""Parameters in and out of Orbax: whole trees, or array by array."""
 
+import contextlib
 import hashlib
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from show1_jax.checkpoints.layout import REFERENCE, params_folder
+from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import is_shared
 from show1_jax.parallel.sharding import placed
@@ -21,7 +25,7 @@ CONCURRENT_BYTES = 64 * 2**20
 SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take minutes to read
 
 
-def _checkpointer(largest: int = 0) -> ocp.Checkpointer:
+def _checkpointer(largest: int = 0, lazy: LazyHandler | None = None) -> ocp.Checkpointer:
     # The handler's own limits count whole gigabytes; those of the one inside count bytes.
     limit = max(CONCURRENT_BYTES, largest + 1)
     options = ocp.options.MultiprocessingOptions()
@@ -31,10 +35,14 @@ def _checkpointer(largest: int = 0) -> ocp.Checkpointer:
         options = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
         )
+    types = lazy and ocp.type_handlers.create_type_handler_registry(
+        (LazyArray, lazy), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
     inner = ocp.BasePyTreeCheckpointHandler(
         save_concurrent_bytes=limit,
         restore_concurrent_bytes=limit,
         multiprocessing_options=options,
+        **({"type_handler_registry": types} if types else {}),
     )
     handler = ocp.PyTreeCheckpointHandler(handler_impl=inner, multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
@@ -46,16 +54,19 @@ def _largest(tree: Any) -> int:
 
 
 def save_params(folder: Path, params: Mapping[str, Any]) -> None:
-    """Writes a tree of `jax.Array`s as one Orbax checkpoint.
+    """Writes a tree of `jax.Array`s, or one of `LazyArray`s, as one Orbax checkpoint.
 
     The folder appears only when it is complete.
 
     Raises:
-      InputError: if it cannot be written.
+      InputError: if it cannot be written. What a `LazyArray` raises is passed on.
     """
+    lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
     try:
-        with _checkpointer(_largest(params)) as checkpointer:
+        with _checkpointer(_largest(params), LazyHandler() if lazy else None) as checkpointer:
             checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+    except InputError:
+        raise
     except (ValueError, OSError) as error:
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
 
@@ -121,13 +132,77 @@ def load_params(folder: Path, target: Any = None) -> Any:
         raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def _restoring(folder: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise for a damaged checkpoint into InputErrors."""
+    try:
+        yield
+    except (InputError, RuntimeError):
+        raise
+    except Exception as error:
+        # TensorStore raises a bare Exception where data are lost.
+        expected = ValueError, OSError, LookupError, AttributeError, TypeError
+        if type(error) is not Exception and not isinstance(error, expected):
+            raise
+        raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
+
+
+def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the arrays of a checkpoint, by slashed path.
+
+    Raises:
+      InputError: if the folder is no checkpoint, or is damaged.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist")
+    with _restoring(folder), _checkpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        return {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in flatten_dict(tree, sep="/").items()
+        }
+
+
+def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None:
+    """Restores the arrays of a checkpoint one at a time.
+
+    Args:
+      folder: the Orbax checkpoint.
+      visit: receives the slashed path and the value of each, in another thread.
+
+    Raises:
+      InputError: if the folder is no checkpoint, or is damaged. What `visit` raises is passed on.
+    """
+    described = describe_params(folder)
+    paths = {path.replace("/", "."): path for path in described}
+    handler = LazyHandler(lambda name, array: visit(paths[name], array))
+    wanted = unflatten_dict(described, sep="/")
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=LazyArray), wanted)
+    with _restoring(folder), _checkpointer(lazy=handler) as checkpointer:
+        checkpointer.restore(
+            folder.absolute(), ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+        )
+
+
 def fingerprint(folder: Path, parts: Sequence[str], salt: bytes = b"") -> str:
-    """Tells apart what folders of a folder hold, by names, sizes and first bytes of files."""
+    """Tells apart what folders of a folder hold, by names, sizes and first bytes of files.
+
+    Parameters that a part shares with another network count as its own.
+
+    Raises:
+      InputError: if it refers to a network that is not there.
+    """
     digest = hashlib.sha256(salt)
     for part in parts:
-        for path in sorted((folder / part).rglob("*")):
+        own, params = folder / part, params_folder(folder / part)
+        files = {path.relative_to(folder).as_posix(): path for path in own.rglob("*")}
+        files.pop(f"{part}/{REFERENCE}", None)
+        if params.parent != own:
+            for path in params.rglob("*"):
+                files[f"{part}/{path.relative_to(params.parent).as_posix()}"] = path
+        for name, path in sorted(files.items(), key=lambda item: Path(item[0])):
             if path.is_file():
-                name = path.relative_to(folder).as_posix()
                 digest.update(f"{name} {path.stat().st_size}".encode())
                 with path.open("rb") as file:
                     digest.update(file.read(SAMPLED_BYTES))

@@ -1,16 +1,16 @@
-"""PyTorch weight files, read and written one tensor at a time.
+"""PyTorch weight files, read one tensor at a time.
 
 Files are never mapped into memory or loaded whole: their headers say where
-each tensor lies, and its bytes are read when asked for. So the memory a
-conversion takes is that of the network it makes.
+each tensor lies, and its bytes are read when asked for.
 """
 
 import dataclasses
 import json
 import math
+import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,10 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "weights")
 # The full precision first, where a folder has several.
 ENDINGS = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 
+# Names that a checkpoint may give its files: of these endings, and in its own folder.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.(bin|safetensors)", re.ASCII)
+_INDEX_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.index(\.[\w-]+)?\.json", re.ASCII)
+
 # What unpickling raises on damaged bytes; its documentation leaves the list open.
 DAMAGE: tuple[type[Exception], ...] = (RuntimeError, EOFError, OSError, ValueError, TypeError)
 DAMAGE += (LookupError, AttributeError, AssertionError, struct.error)
@@ -35,6 +39,8 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
 }
+PIECE = 2**24  # bytes that are compared at once
+MAX_DIMENSIONS = 8  # of a tensor; NumPy has 64
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -45,6 +51,11 @@ class Stored(NamedTuple):
     offset: int
     dtype: np.dtype
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """Reads the tensor's bytes.
@@ -62,6 +73,46 @@ class Stored(NamedTuple):
         if flat.size != count:
             raise InputError(f"{self.file} is truncated: copy it again")
         return flat.reshape(self.shape)
+
+
+def same_tensors(
+    one: Mapping[str, Stored], other: Mapping[str, Stored], note: Callable[[int], None]
+) -> bool:
+    """Whether two networks' tensors are equal in key, dtype, shape and every bit.
+
+    Those in the same file at the same place, as hard links are, are not read.
+
+    Args:
+      one: the tensors of a network.
+      other: and of another.
+      note: receives the number of bytes that were compared, now and then.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    if one.keys() != other.keys() or any(
+        (own.dtype, own.shape) != (other[key].dtype, other[key].shape) for key, own in one.items()
+    ):
+        return False
+    return all(_same_bytes(own, other[key], note) for key, own in one.items())
+
+
+def _same_bytes(one: Stored, other: Stored, note: Callable[[int], None]) -> bool:
+    try:
+        if one.offset == other.offset and one.file.samefile(other.file):
+            note(one.nbytes)
+            return True
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.offset)
+            second.seek(other.offset)
+            for start in range(0, one.nbytes, PIECE):
+                size = min(PIECE, one.nbytes - start)
+                if first.read(size) != second.read(size):
+                    return False
+                note(size)
+    except OSError as error:
+        raise InputError(f"{error.filename or one.file} cannot be read: {error.strerror}") from None
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +154,25 @@ def find_weights(folder: Path) -> WeightFiles:
     )
 
 
+def is_file_name(name: Any, index: bool = False) -> bool:
+    """Whether a checkpoint may call a weight file, or an index of shards, so.
+
+    Anything that could lie outside of its own folder, or is no string, may not.
+    """
+    pattern = _INDEX_NAME if index else _FILE_NAME
+    return isinstance(name, str) and pattern.fullmatch(name) is not None
+
+
 def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise InputError(f"{index} has no weight_map")
+    for name in weight_map.values():
+        if not is_file_name(name):
+            raise InputError(
+                f"{index} names the shard {name!r}: give plain names that end in .bin or "
+                ".safetensors, of files beside it"
+            )
     return list(dict.fromkeys(weight_map.values()))
 
 
@@ -132,7 +198,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{file} is truncated or cannot be read: {reason}") from None
     for stored in tensors.values():
-        if stored.offset + math.prod(stored.shape) * stored.dtype.itemsize > size:
+        if stored.offset + stored.nbytes > size:
             raise InputError(f"{file} is truncated: copy it again")
     return tensors
 
@@ -141,9 +207,13 @@ def _safetensors_header(file: Path) -> dict[str, Stored]:
     start, header = _safetensors_json(file)
     header.pop("__metadata__", None)
     try:
-        return {key: _safetensors_entry(file, start, key, entry) for key, entry in header.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        tensors = {
+            key: _safetensors_entry(file, start, key, entry) for key, entry in header.items()
+        }
+        _check_layout(tensors, start, file.stat().st_size)
+    except (ValueError, KeyError) as error:
         raise InputError(f"{file} is no safetensors file, or a damaged one: {error}") from None
+    return tensors
 
 
 def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
@@ -155,23 +225,61 @@ def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
             length = int.from_bytes(stream.read(8), "little")
             if length > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_unique)
         if not isinstance(header, dict):
             raise ValueError("the header is no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
             reason = "the header is not JSON"
         raise InputError(f"{file} is no safetensors file, or a damaged one: {reason}") from None
     return 8 + length, header
 
 
-def _safetensors_entry(file: Path, start: int, key: str, entry: Mapping[str, Any]) -> Stored:
-    begin, end = entry["data_offsets"]
-    stored = Stored(file, start + begin, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
-    if begin < 0 or end - begin != math.prod(stored.shape) * stored.dtype.itemsize:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may come twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("the header has a key twice")
+    return found
+
+
+def _safetensors_entry(file: Path, start: int, key: str, entry: Any) -> Stored:
+    if not key.isprintable():
+        raise ValueError(f"{key!r} is no name of a tensor")
+    if not isinstance(entry, dict):
+        raise ValueError(f"{key} is no object")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
+        raise ValueError(f"{key} is of {dtype}, not of {', '.join(SAFETENSORS_DTYPES)}")
+    if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{key} has no shape of whole numbers")
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{key} has no offsets of two whole numbers")
+    stored = Stored(file, start + offsets[0], SAFETENSORS_DTYPES[dtype], tuple(shape))
+    if offsets[1] - offsets[0] != stored.nbytes:
         raise ValueError(f"{key} has other bytes than its shape takes")
     return stored
+
+
+def _is_sizes(value: Any) -> bool:
+    # bool is an int to Python.
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _check_layout(tensors: Mapping[str, Stored], start: int, size: int) -> None:
+    """The format has tensors lie one behind the other, without holes, to the file's end.
+
+    Raises:
+      ValueError: if they overlap or leave holes. A file that ends early is told elsewhere.
+    """
+    end = start
+    for key, stored in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if stored.offset != end:
+            raise ValueError(f"{key} does not begin where the tensor before it ends")
+        end += stored.nbytes
+    if end < size:
+        raise ValueError("there are bytes behind the last tensor")
 
 
 def _bin_header(file: Path) -> dict[str, Stored]:
@@ -198,8 +306,10 @@ def _bin_header(file: Path) -> dict[str, Stored]:
     return {key: _bin_entry(file, key, tensor) for key, tensor in state.items()}
 
 
-def _bin_entry(file: Path, key: str, tensor: Any) -> Stored:
+def _bin_entry(file: Path, key: Any, tensor: Any) -> Stored:
     torch = import_torch(file)
+    if not isinstance(key, str) or not key.isprintable():
+        raise InputError(f"{file}: {key!r} is no name of a tensor")
     dtypes = {
         torch.float32: np.float32,
         torch.float16: np.float16,
@@ -209,8 +319,10 @@ def _bin_entry(file: Path, key: str, tensor: Any) -> Stored:
     }
     if not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
         raise InputError(f"{file}: {key} is not a tensor of fp32, fp16, bf16 or integers")
-    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-    if start is None or not tensor.is_contiguous():
+    # Sparse and quantized tensors have no storage; negated ones hold other values than they say.
+    plain = tensor.layout == torch.strided and tensor.is_contiguous() and not tensor.is_neg()
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if plain else None
+    if start is None:
         raise InputError(
             f"{file}: {key} is not stored plainly; re-save the state dict with torch.save"
         )
@@ -240,60 +352,11 @@ def read_metadata(file: Path) -> dict[str, str]:
       InputError: if the file is damaged.
     """
     metadata = _safetensors_json(file)[1].get("__metadata__", {})
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(
-            f"{file} is no safetensors file, or a damaged one: the metadata is no object"
+            f"{file} is no safetensors file, or a damaged one: the metadata is no object of texts"
         )
     return metadata
-
-
-def write_file(
-    file: Path,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes one `.bin` or `.safetensors` file.
-
-    A `.bin` stores an array given twice once, and no metadata.
-    """
-    if file.suffix == ".bin":
-        torch = import_torch(file)
-        made: dict[int, Any] = {}
-        state = {}
-        for key, array in tensors:
-            if id(array) not in made:
-                made[id(array)] = (array, _as_torch(torch, array))
-            state[key] = made[id(array)][1]
-        torch.save(state, file)
-    else:
-        _write_safetensors(file, dict(tensors), metadata or {})
-
-
-def _as_torch(torch: Any, array: np.ndarray) -> Any:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _write_safetensors(
-    file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    offset = 0
-    for key, array in tensors.items():
-        header[key] = {
-            "dtype": SAFETENSORS_NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
-        for array in tensors.values():
-            np.ascontiguousarray(array).tofile(stream)
 
 
 def by_file(files: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:

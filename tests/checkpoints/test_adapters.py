@@ -14,7 +14,8 @@ from show1_jax.checkpoints.adapters import (
     parse_adapter,
     save_adapter,
 )
-from show1_jax.checkpoints.torch_files import read_header, read_metadata, write_file
+from show1_jax.checkpoints.torch_files import read_header, read_metadata
+from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.errors import InputError
 from show1_jax.training.customize import changes
 from show1_jax.training.lora import new_lora

@@ -11,7 +11,8 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from show1_jax.checkpoints.torch_files import find_weights, read_header, write_file
+from show1_jax.checkpoints.torch_files import find_weights, read_header
+from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.convert import load_diffusers
 from show1_jax.errors import InputError
 from tests.checkpoints.weights import (
