@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from show1_jax.checkpoints.adapters import apply_adapters, load_adapter, parse_adapter
 from show1_jax.checkpoints.export import export_network
-from show1_jax.checkpoints.pipelines import PARAMS
+from show1_jax.checkpoints.layout import PARAMS, reference, write_reference
 from show1_jax.checkpoints.released import PIPELINES, find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
@@ -57,6 +57,10 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
             else:
                 name, ignored = each.folder.name, None
             shutil.copytree(each.folder, partial / name, ignore=ignored)
+        for network in partial.glob("*/*"):
+            owner, _, part = (reference(network) or "").partition("/")
+            if owner == folder.folder.name:
+                write_reference(network, f"{PIPELINES[STAGE][0]}/{part}")
         export_network(partial, STAGE, unet, changed)
         partial.rename(merged)
     except OSError as error:

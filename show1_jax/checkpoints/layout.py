@@ -20,6 +20,28 @@ def has_params(network: Path) -> bool:
     return (network / PARAMS).is_dir() or (network / REFERENCE).is_file()
 
 
+def reference(network: Path) -> str | None:
+    """The name of the network whose parameters this one shares, such as `show-1-base/unet`.
+
+    Args:
+      network: its folder, such as `CHECKPOINT/show-1-sr1/text_encoder`.
+
+    Returns:
+      The name in the checkpoint; None for a network that has its own.
+
+    Raises:
+      InputError: if what it refers to is no such name.
+    """
+    path = network / REFERENCE
+    if (network / PARAMS).is_dir() or not path.is_file():
+        return None
+    name = read_json(path).get(_KEY)
+    # Two plain names: it cannot lead out of the checkpoint.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/\w+", name, re.ASCII):
+        raise InputError(f"{path} does not name a network, such as show-1-base/text_encoder")
+    return name
+
+
 def params_folder(network: Path) -> Path:
     """The Orbax checkpoint of a network's parameters, which may be an equal network's.
 
@@ -29,14 +51,10 @@ def params_folder(network: Path) -> Path:
     Raises:
       InputError: if it refers to a network that is not in the same checkpoint.
     """
-    if (network / PARAMS).is_dir() or not (network / REFERENCE).is_file():
+    name = reference(network)
+    if name is None:
         return network / PARAMS
-    path = network / REFERENCE
-    name = read_json(path).get(_KEY)
-    # Two plain names: it cannot lead out of the checkpoint.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/\w+", name, re.ASCII):
-        raise InputError(f"{path} does not name a network, such as show-1-base/text_encoder")
-    other = network.parent.parent / name / PARAMS
+    other = network.absolute().parent.parent / name / PARAMS
     if not other.is_dir():
         raise InputError(
             f"{network} has the parameters of {name}, but there is no {other}: "

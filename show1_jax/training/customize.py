@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.adapters import Adapter, base_fingerprint, save_adapter
-from show1_jax.checkpoints.pipelines import PARAMS
+from show1_jax.checkpoints.layout import PARAMS
 from show1_jax.checkpoints.released import find_stages, sampling_params, t5_folder
 from show1_jax.checkpoints.store import load_params
 from show1_jax.data.clip import ClipSpec

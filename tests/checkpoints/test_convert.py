@@ -479,6 +479,76 @@ def test_a_damaged_list_of_torch_files(content, ours, tmp_path):
     assert "torch_files.json" in refusal(ours, tmp_path / "dst", "--to-torch")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.bin", "OUTSIDE/evil.bin", "a/b.bin", "..", "config.json", ".bin", "evil.sh",
+     "a\\b.bin", "", 3, None],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["file", "index"])
+def test_torch_files_are_written_beside_their_config(name, place, ours, tmp_path):
+    (tmp_path / "outside").mkdir()
+    name = name.replace("OUTSIDE", str(tmp_path / "outside")) if isinstance(name, str) else name
+    file = ours / "text_encoder/torch_files.json"
+    origin = json.loads(file.read_text())
+    if place == "file":
+        origin["files"] |= {next(iter(origin["files"])): name}
+    elif name is None:
+        return  # no index
+    else:
+        origin["index"] = name.replace(".bin", ".json") if isinstance(name, str) else name
+    file.write_text(json.dumps(origin))
+    assert f"{file} names the file " in refusal(ours, tmp_path / "dst", "--to-torch")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [[2**40], [-1], [], [2.5], 77, [True]])
+def test_a_buffer_of_no_possible_shape(shape, ours, tmp_path):
+    file = ours / "text_encoder/torch_files.json"
+    origin = json.loads(file.read_text())
+    assert origin["buffers"]
+    origin["buffers"] = dict.fromkeys(origin["buffers"], shape)
+    file.write_text(json.dumps(origin))
+    line = refusal(ours, tmp_path / "dst", "--to-torch")
+    assert "torch_files.json does not list this network" in line
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", "..", ""])
+def test_parts_are_folders_of_their_pipeline(name, src, tmp_path):
+    name = name.replace("/outside", str(tmp_path / "outside")) if name[:1] == "/" else name
+    shutil.copytree(src / "text_encoder", tmp_path / "outside")
+    (src / "a" / "b").mkdir(parents=True)
+    edit(src / "model_index.json", **{name: CLASSES["text_encoder"]})
+    line = refusal(src, tmp_path / "dst")
+    assert f"a part is called {name!r}, which is no folder's name" in line
+
+
+def test_links_out_of_a_checkpoint_are_not_followed(src, tmp_path):
+    (tmp_path / "private").write_text("secret")
+    (src / "text_encoder/notes.txt").symlink_to("../../private")
+    line = refusal(src, tmp_path / "dst")
+    assert f"notes.txt is a link to {tmp_path / 'private'}, elsewhere: put a copy" in line
+    # Nor those of folders.
+    (src / "text_encoder/notes.txt").unlink()
+    shutil.move(src / "text_encoder", tmp_path / "elsewhere")
+    (src / "text_encoder").symlink_to(tmp_path / "elsewhere")
+    assert "elsewhere: put a copy in its place" in refusal(src, tmp_path / "dst")
+
+
+def test_links_within_a_checkpoint_and_into_the_hubs_cache_are_followed(src, tmp_path):
+    snapshot = tmp_path / "models--x" / "snapshots" / "0123"
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir(parents=True)
+    for file in [path for path in src.rglob("*") if path.is_file()]:
+        link = snapshot / file.relative_to(src)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, blobs / file.name)
+        link.symlink_to(blobs / file.name)
+    (snapshot / "text_encoder/notes.txt").symlink_to("../model_index.json")
+    convert(snapshot, tmp_path / "dst")
+    assert not any(path.is_symlink() for path in (tmp_path / "dst").rglob("*"))
+    assert (tmp_path / "dst/text_encoder/notes.txt").is_file()
+
+
 def test_a_damaged_orbax_checkpoint(ours, tmp_path):
     (ours / "text_encoder/params/_METADATA").write_text("{")
     line = refusal(ours, tmp_path / "dst", "--to-torch")

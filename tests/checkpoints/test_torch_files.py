@@ -5,13 +5,14 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from show1_jax.checkpoints.torch_files import find_weights, read_header
+from show1_jax.checkpoints.torch_files import find_weights, read_header, read_metadata
 from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.convert import load_diffusers
 from show1_jax.errors import InputError
@@ -132,6 +133,12 @@ def test_files_that_we_write_are_read_by_pytorch(tmp_path, tensors, name):
         assert same_tensor(back[key], expected), key
 
 
+def test_a_bin_that_we_write_is_a_sound_zip_file(tmp_path, tensors):
+    write_file(tmp_path / "weights.bin", ((key, value.numpy()) for key, value in tensors.items()))
+    with zipfile.ZipFile(tmp_path / "weights.bin") as archive:
+        assert archive.testzip() is None
+
+
 def test_a_bin_stores_an_array_given_twice_once(tmp_path):
     array = np.zeros(10_000, np.float32)
     write_file(tmp_path / "once.bin", [("a", array), ("b", array)])
@@ -231,6 +238,67 @@ def test_safetensors_with_a_broken_header(folder):
         assert str(file) in message(folder), header
 
 
+SMALL = '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [true, 2], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [[2]], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": {"2": 1}, "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [9223372036854775807, 8], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [%s2], "data_offsets": [0, 8]}}' % ("1, " * 70),
+        '{"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}',
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [false, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}, "b": 3}',
+        f'{{"a": {SMALL}, "b": {SMALL}}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        f'{{"a": {SMALL}, "a": {SMALL}}}',
+        f'{{"a\\nb": {SMALL}}}',
+        '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"a": ' * 100_000 + "1" + "}" * 100_000,
+    ],
+    ids=["negative", "float", "bool", "nested", "object", "huge", "many", "dtype list",
+         "float offsets", "bool offsets", "three offsets", "number", "overlap", "hole before",
+         "bytes behind", "duplicate", "key of two lines", "deep list", "deep object"],
+)  # fmt: skip
+def test_safetensors_with_a_header_that_makes_no_sense(folder, header):
+    text = header.encode()
+    file = folder / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    assert f"{file} is no safetensors file, or a damaged one: " in message(folder)
+
+
+def test_safetensors_with_metadata_that_is_no_text(tmp_path):
+    text = b'{"__metadata__": {"format": 3}}'
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert read_header(file) == {}
+    with pytest.raises(InputError, match="the metadata is no object of texts"):
+        read_metadata(file)
+
+
+def test_json_that_is_nested_too_deeply(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 100_000)
+    assert "cannot be read as JSON" in message(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/tmp/model.bin", "a/b.bin", "..", "model.txt", "", 3, None]
+)
+def test_shards_are_beside_their_index(folder, tensors, name):
+    write_tensors(folder.parent / "model.safetensors", tensors)
+    index = {"weight_map": dict.fromkeys(tensors, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"names the shard {name!r}: give plain names" in message(folder)
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -239,8 +307,12 @@ def test_safetensors_with_a_broken_header(folder):
         {"a": 3},
         [torch.zeros(3)],
         torch.zeros(3),
+        {3: torch.zeros(3)},
+        {"a\nb": torch.zeros(3)},
+        {"a": torch.eye(3).to_sparse()},
+        {"a": torch.zeros(3, dtype=torch.complex64).conj().imag},
     ],
-    ids=["complex", "nested", "number", "list", "tensor"],
+    ids=["complex", "nested", "number", "list", "tensor", "key", "two lines", "sparse", "negated"],
 )
 def test_bin_of_something_else(folder, state):
     torch.save(state, folder / "pytorch_model.bin")
