@@ -128,7 +128,6 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     # Conversion is bytes in, bytes out: keep accelerators out of it.
     jax.config.update("jax_platforms", "cpu")
-    _return_freed_memory()
     dtype = np.dtype(DTYPES[args.dtype]) if args.dtype else None
     with _Signals() as signals:
         progress = Progress(check=signals.check)

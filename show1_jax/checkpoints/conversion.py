@@ -27,6 +27,7 @@ from show1_jax.checkpoints.pipelines import (
 from show1_jax.checkpoints.progress import Progress
 from show1_jax.checkpoints.store import check_shapes, describe_params, save_params, visit_params
 from show1_jax.checkpoints.torch_files import (
+    WeightFiles,
     by_file,
     find_weights,
     is_file_name,
@@ -194,17 +195,18 @@ class _ToOrbax:
 
     def __init__(self, dtype: np.dtype | None, progress: Progress):
         self._dtype, self._progress = dtype, progress
+        self._weights: dict[Path, WeightFiles] = {}
 
     def equal(self, job: _Job, finished: list[_Job]) -> str | None:
         """The name of a finished text encoder that has the same weights, if there is one."""
         if "/" not in job.name or not job.encoder:
             return None
-        module, tensors = open_network(job.src).module, find_weights(job.src).tensors
+        module, tensors = open_network(job.src).module, self._find(job.src).tensors
         for other in finished:
             if not (other.encoder and (other.dst / PARAMS).is_dir()):
                 continue
             if open_network(other.src).module == module:
-                theirs = find_weights(other.src).tensors
+                theirs = self._find(other.src).tensors
                 total = sum(stored.nbytes for stored in tensors.values())
                 with self._progress.bar(f"{job.label}: compare with {other.label}", total):
                     if same_tensors(tensors, theirs, self._progress.add):
@@ -215,7 +217,7 @@ class _ToOrbax:
 
     def write(self, job: _Job) -> Digests:
         """Writes a network's parameters; returns their digests by path."""
-        built, tensors = open_network(job.src), find_weights(job.src).tensors
+        built, tensors = open_network(job.src), self._find(job.src).tensors
         digests: Digests = {}
 
         def noting(path: str, lazy: LazyArray) -> LazyArray:
@@ -252,8 +254,14 @@ class _ToOrbax:
             visit_params(job.dst / PARAMS, visit)
         _compare(job, digests, read)
 
+    def _find(self, folder: Path) -> WeightFiles:
+        """The weights of a network, whose headers take a second to read."""
+        if folder not in self._weights:
+            self._weights[folder] = find_weights(folder)
+        return self._weights[folder]
+
     def _write_origin(self, job: _Job) -> None:
-        weights, buffers = find_weights(job.src), open_network(job.src).table.buffers
+        weights, buffers = self._find(job.src), open_network(job.src).table.buffers
         origin = {
             "index": weights.index.name if weights.index else None,
             "files": {key: stored.file.name for key, stored in weights.tensors.items()},

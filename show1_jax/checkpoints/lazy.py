@@ -54,7 +54,11 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
         Args:
           visit: receives the dotted name and the value of each array that is restored.
         """
-        super().__init__()
+        try:
+            # What is read here is nobody else's, and need not be copied before it is written.
+            super().__init__(deepcopy_host_arrays=False)
+        except TypeError:  # Orbax had no choice before 0.11.29 or so
+            super().__init__()
         self._visit = visit
 
     async def serialize(
