@@ -57,7 +57,7 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
         try:
             # What is read here is nobody else's, and need not be copied before it is written.
             super().__init__(deepcopy_host_arrays=False)
-        except TypeError:  # Orbax had no choice before 0.11.29 or so
+        except TypeError:  # older releases of Orbax always copy
             super().__init__()
         self._visit = visit
 
