@@ -32,6 +32,7 @@ if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11):
 
 GOLDENS = Path(__file__).parent / "goldens"
 RELEASE = Path(__file__).parent / "release"
+KEPT_PROGRAMS = "SHOW1_TESTS_COMPILED"  # a folder
 
 IN_RELEASE = {
     "unet3d_base": "show-1-base/unet",
@@ -100,10 +101,13 @@ def _exact_matmuls():
 
 @pytest.fixture(autouse=True, scope="session")
 def _compile_once(tmp_path_factory):
-    """Programs that are the same in several tests, and in those that start others."""
+    """Programs that are the same in several tests, and in those that start others.
+
+    `tests/mutants.py` keeps them from one run of tests to the next.
+    """
     import jax
 
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    folder = os.environ.get(KEPT_PROGRAMS) or str(tmp_path_factory.mktemp("compiled"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
