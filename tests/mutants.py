@@ -29,7 +29,8 @@ SAMPLING = "show1_jax/stages/sampling.py"
 UPSCALERS = "show1_jax/stages/super_resolution.py"
 TRANSLATION = "show1_jax/stages/translation.py"
 
-# By mirrors, which show each number that reaches a network, and by what real videos show.
+# The first have mirrors in place of networks, which show all that reaches one; the second make
+# real videos, which takes four times as long.
 WIRING, SHOWN = "tests/test_wiring.py::test_", "tests/test_shown.py::test_"
 KEYFRAMES = WIRING + "keyframes"
 TRANSLATED = WIRING + "translation_starts_from_the_noised_clip_at_its_strength"
@@ -111,7 +112,7 @@ MUTANTS = [
            "denoiser.solver.config.schedule, progress", SCHEDULE, times=2),
     Mutant("super_resolution_from_the_keyframes", CASCADE,
            'video = put_batch(made_by("interpolation"))',
-           'video = put_batch(np.repeat(made_by("keyframes"), 4, axis=1)[:, :29])', SHRUNK),
+           'video = put_batch(np.repeat(made_by("keyframes"), 4, axis=1)[:, :29])', WINDOWS),
     Mutant("window_sees_one_frame_early", UPSCALERS, "upsample(video[:, at : at + window]",
            "upsample(video[:, max(0, at - 1) : max(0, at - 1) + window]", SHRUNK),
     Mutant("window_starts_one_frame_early", UPSCALERS, "min(start, frames - window)",
@@ -119,7 +120,7 @@ MUTANTS = [
     Mutant("windows_go_on_from_the_first_frame", UPSCALERS, "condition, result[:, at])",
            "condition, result[:, 0])", WINDOWS),
     Mutant("translation_from_interpolation", CASCADE, 'made_by("super_resolution")',
-           'made_by("interpolation")', DEPARTURE),
+           'made_by("interpolation")', TRANSLATED),
     Mutant("strength_ignored", CASCADE, "config.strength, config.vae_frames",
            "1.0, config.vae_frames", DEPARTURE),
     Mutant("first_step_ignored", SAMPLING, "solver.timesteps.tolist(), first_step",
@@ -134,7 +135,8 @@ MUTANTS = [
     Mutant("posterior_too_wide", TRANSLATION, "(mean + jnp.exp(0.5 * logvar)",
            "(mean + jnp.exp(logvar)", TRANSLATED),
     Mutant("mean_and_variance_swapped", "show1_jax/models/vae.py", "mean, logvar = jnp.split(",
-           "logvar, mean = jnp.split(", DEPARTURE),
+           "logvar, mean = jnp.split(",
+           "tests/models/test_vae.py::test_encodes_and_decodes_as_recorded"),
     Mutant("pixels_not_clipped", "show1_jax/media.py",
            "np.clip(np.asarray(video, np.float32), -1, 1)", "np.asarray(video, np.float32)",
            TRANSLATED),
@@ -149,7 +151,8 @@ MUTANTS = [
     Mutant("weight_of_adapters_ignored", "show1_jax/checkpoints/adapters.py",
            "np.float32(weight) * _whole(change)", "_whole(change)", ADAPTER),
     Mutant("rate_of_mp4s_fixed", "show1_jax/outputs.py", '".mp4"), frames, settings["fps"])',
-           '".mp4"), frames, 7.5)', SHOWN + "the_videos_show_what_was_asked_for"),
+           '".mp4"), frames, 7.5)',
+           "tests/test_generate.py::test_every_stage_of_every_prompt_is_there"),
 ]  # fmt: skip
 
 
@@ -168,6 +171,7 @@ def run_tests(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
     compiled = folder / "compiled"
     environment = os.environ | {
         "PYTHONPATH": str(folder),
+        "COLUMNS": "200",  # of the lines that say what failed
         "PYTHONDONTWRITEBYTECODE": "1",  # a fault may be as long and as old as what it replaces
         KEPT_PROGRAMS: os.environ.get(KEPT_PROGRAMS, str(compiled)),
     }
