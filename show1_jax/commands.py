@@ -16,6 +16,8 @@ from show1_jax.paths import local_path
 
 flags.disclaim_key_flags()  # what is defined below belongs to the program: --help shows it
 
+# What Orbax's other reads and writes of arrays say, with nobody waiting, when one has failed.
+OVERTAKEN = "Event loop is closed|was never awaited|Encountered error while reading array index"
 FAILURES = (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError)
 
 
@@ -179,8 +181,8 @@ def _of_interest(record: python_logging.LogRecord) -> bool:
 
 
 def _unraisable(found: Any) -> None:
-    """Reports what cannot be raised, except TensorStore's reads that a damaged one overtook."""
-    if "Event loop is closed" not in str(found.exc_value):
+    """Reports what cannot be raised, except Orbax's reads that a damaged one overtook."""
+    if not re.search(OVERTAKEN, str(found.exc_value)):
         sys.__unraisablehook__(found)
 
 

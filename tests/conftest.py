@@ -116,16 +116,32 @@ def _compile_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def _overtaken_by_failure():
     """Orbax's other reads and writes go on, with nobody waiting for them, when one has failed."""
+    from show1_jax.commands import OVERTAKEN
+
     hook = sys.unraisablehook
 
     def quiet(found):
-        if not re.search("Event loop is closed|was never awaited", str(found.exc_value)):
+        if not re.search(OVERTAKEN, str(found.exc_value)):
             hook(found)
 
     sys.unraisablehook = quiet
     yield
     gc.collect()
     sys.unraisablehook = hook
+
+
+@pytest.fixture
+def noise(capsys, monkeypatch):
+    """Whether a program would have shown a traceback of what nobody waits for."""
+    from show1_jax import commands
+
+    monkeypatch.setattr(sys, "unraisablehook", commands._unraisable)
+
+    def found() -> bool:
+        gc.collect()
+        return bool(re.search("Exception ignored|Traceback", capsys.readouterr().err))
+
+    return found
 
 
 @contextlib.contextmanager

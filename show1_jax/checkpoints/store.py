@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
 from show1_jax.errors import InputError
@@ -56,7 +57,7 @@ def _largest(tree: Any) -> int:
 def save_params(folder: Path, params: Mapping[str, Any]) -> None:
     """Writes a tree of `jax.Array`s, or one of `LazyArray`s, as one Orbax checkpoint.
 
-    The folder appears only when it is complete.
+    The folder appears only when it is complete, but for the checksums of its files.
 
     Raises:
       InputError: if it cannot be written. What a `LazyArray` raises is passed on.
@@ -65,6 +66,7 @@ def save_params(folder: Path, params: Mapping[str, Any]) -> None:
     try:
         with _checkpointer(_largest(params), LazyHandler() if lazy else None) as checkpointer:
             checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+        write_checksums(folder)
     except InputError:
         raise
     except (ValueError, OSError) as error:
@@ -84,14 +86,18 @@ def discard(folder: Path) -> None:
             return
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong with a checkpoint, in few words.
 
     TensorStore says it last, behind all the files that were involved and before details.
     """
     line = (str(error).splitlines() or [type(error).__name__])[0]
     said, *details = re.split(r" \[[a-z_]+(?:\[\d+\])?='", line)
-    return said.split(": ")[-1] if details else getattr(error, "strerror", None) or said
+    if not details:
+        return getattr(error, "strerror", None) or said
+    *before, last = said.split(": ")
+    # Numbers say little without what they are of.
+    return f"{before[-1]}: {last}" if before and re.match("expected=|0x", last) else last
 
 
 def load_params(folder: Path, target: Any = None) -> Any:
@@ -112,12 +118,15 @@ def load_params(folder: Path, target: Any = None) -> Any:
     folder = folder.absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist")
-    try:
+    with restoring(folder):
+        check_files(folder)
         with _checkpointer() as checkpointer:
-            stored = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                checkpointer.metadata(folder).item_metadata.tree,
-            )
+            metadata = checkpointer.metadata(folder).item_metadata
+        if metadata is None:
+            raise InputError(f"{folder} cannot be restored: it is no checkpoint, or is damaged")
+        stored = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
+        )
         if target is not None:
             check_shapes(_shapes(stored), _shapes(target), folder)
         wanted = placed(stored if target is None else target)
@@ -126,25 +135,37 @@ def load_params(folder: Path, target: Any = None) -> Any:
             return checkpointer.restore(
                 folder, ocp.args.PyTreeRestore(wanted, restore_args=arguments)
             )
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
 
 
 @contextlib.contextmanager
-def _restoring(folder: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise for a damaged checkpoint into InputErrors."""
+def restoring(folder: Path, advice: str = "") -> Iterator[None]:
+    """Turns what goes wrong with reading a checkpoint into one line.
+
+    Args:
+      folder: the checkpoint.
+      advice: what to do if it is damaged.
+
+    Raises:
+      InputError: if it cannot be read.
+      MemoryError: if memory is short.
+      RuntimeError: if a device's memory is short; see `errors.fitting`.
+    """
     try:
         yield
-    except (InputError, RuntimeError):
+    except InputError:
         raise
+    # Orbax raises Exception itself where TensorStore cannot read an array, and whatever its own
+    # code meets in damaged metadata: KeyError, TypeError, AttributeError, AssertionError, …
     except Exception as error:
-        # TensorStore raises a bare Exception where data are lost.
-        expected = ValueError, OSError, LookupError, AttributeError, TypeError
-        if type(error) is not Exception and not isinstance(error, expected):
-            raise
-        raise InputError(f"{folder} cannot be restored: {reason(error)}") from error
+        origin: BaseException = error
+        while origin.__cause__ is not None:
+            origin = origin.__cause__
+        short = "RESOURCE_EXHAUSTED" in str(origin)
+        if isinstance(origin, MemoryError) or (short and isinstance(origin, RuntimeError)):
+            raise origin from None
+        # Short of file handles, for one: no reason to give up on the checkpoint.
+        line = reason(origin) + (f"; {advice}" if advice and not short else "")
+        raise InputError(f"{folder} cannot be restored: {line}") from error
 
 
 def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -156,7 +177,7 @@ def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     folder = folder.absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist")
-    with _restoring(folder), _checkpointer() as checkpointer:
+    with restoring(folder), _checkpointer() as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -176,13 +197,26 @@ def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None
     """
     described = describe_params(folder)
     paths = {path.replace("/", "."): path for path in described}
-    handler = LazyHandler(lambda name, array: visit(paths[name], array))
+    failures: list[Exception] = []
+
+    def guarded(name: str, array: np.ndarray) -> None:
+        try:
+            visit(paths[name], array)
+        except Exception as error:
+            failures.append(error)  # passed on below: the checkpoint is not to blame
+            raise
+
     wanted = unflatten_dict(described, sep="/")
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=LazyArray), wanted)
-    with _restoring(folder), _checkpointer(lazy=handler) as checkpointer:
-        checkpointer.restore(
-            folder.absolute(), ocp.args.PyTreeRestore(wanted, restore_args=arguments)
-        )
+    try:
+        with restoring(folder), _checkpointer(lazy=LazyHandler(guarded)) as checkpointer:
+            checkpointer.restore(
+                folder.absolute(), ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+            )
+    except InputError:
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def fingerprint(folder: Path, parts: Sequence[str], salt: bytes = b"") -> str:

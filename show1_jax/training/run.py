@@ -1,25 +1,30 @@
 """The folder of one run: its settings, and checkpoints of everything that it is.
 
 WORKDIR/PART/config.json      the settings; a run goes on only with the same
-WORKDIR/PART/checkpoints/N/   state and data position after step N (Orbax)
+WORKDIR/PART/checkpoints/N/   state and data position after step N, and their digests (Orbax)
+WORKDIR/PART/lock             who trains here now
 """
 
 import contextlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.networks import read_json
-from show1_jax.checkpoints.store import reason
+from show1_jax.checkpoints.store import reason, restoring
 from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
+from show1_jax.training.lock import locked
 from show1_jax.training.step import TrainState
 
 # Settings that a run may go on with changed: how long it is, what it tells of
@@ -90,12 +95,16 @@ class RunFolder:
           inputs: what tells the dataset and the frozen networks from others.
 
         Raises:
-          InputError: if the folder holds a run with other settings, or cannot be written.
+          InputError: if the folder holds a run with other settings, another run trains in it, or
+            it cannot be written.
         """
         self.folder = folder
         settings = _settings(config, part) | {"inputs": inputs}
         path = folder / "config.json"
-        with _writing(folder):
+        with contextlib.ExitStack() as stack, _writing(folder):
+            if first():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder))
             self._manager = _Manager(
                 (folder / "checkpoints").absolute(),
                 options=ocp.CheckpointManagerOptions(
@@ -109,6 +118,7 @@ class RunFolder:
                 temporary = path.with_name("config.json.tmp")
                 temporary.write_text(json.dumps(settings, indent=2) + "\n")
                 temporary.rename(path)
+            self._lock = stack.pop_all()
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
         """The newest checkpoint: state and data positions; None if there is none.
@@ -122,16 +132,16 @@ class RunFolder:
         step = self._manager.latest_step()
         if step is None:
             return None
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(placed(state)), data=ocp.args.JsonRestore()
-        )
-        try:
-            restored = self._manager.restore(step, args=items)
-        except (ValueError, OSError, KeyError) as error:
-            raise InputError(
-                f"{self.folder}/checkpoints/{step} cannot be restored: {reason(error)}; "
-                "remove it to go on from the one before"
-            ) from error
+        items = {"state": ocp.args.StandardRestore(placed(state)), "data": ocp.args.JsonRestore()}
+        folder = self.folder / "checkpoints" / str(step)
+        advice = "remove it to go on from the one before"
+        if (folder / "digests").is_dir():  # checkpoints of earlier versions have none
+            items["digests"] = ocp.args.JsonRestore()
+        with restoring(folder, advice):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = _digests(restored.state, restored.data)
+            if restored.get("digests", found) != found:
+                raise ValueError("what it holds is not what was saved")
         return restored.state, restored.data
 
     def save(self, state: TrainState, data: list[Any]) -> None:
@@ -144,7 +154,11 @@ class RunFolder:
         Raises:
           InputError: if this one or the one before cannot be written.
         """
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            digests=ocp.args.JsonSave(_digests(state, data)),
+        )
         with _writing(self.folder, self._manager):
             self._manager.save(int(state.step), args=items)
 
@@ -154,8 +168,8 @@ class RunFolder:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits as `wait` does, and frees what the manager holds."""
-        with _writing(self.folder, self._manager):
+        """Waits as `wait` does, and frees what the manager holds, and the folder for other runs."""
+        with self._lock, _writing(self.folder, self._manager):
             self._manager.close()
 
 
@@ -170,6 +184,27 @@ def _writing(folder: Path, manager: ocp.CheckpointManager | None = None) -> Iter
         last = manager.latest_step() if manager else None
         kept = f"; the run can go on from step {last}" if last else ""
         raise InputError(f"{folder} cannot be written: {reason(error)}{kept}") from error
+
+
+def _digests(state: TrainState, data: list[Any]) -> dict[str, int]:
+    """Of a state and data positions: where a byte of a file flips, Orbax may not notice."""
+    total = 0
+    for leaf in jax.device_get(list(map(_digest, jax.tree.leaves(state)))):
+        total = (total * 31 + int(leaf)) % 2**32
+    return {"state": total, "data": zlib.crc32(json.dumps(data, sort_keys=True).encode())}
+
+
+@jax.jit
+def _digest(leaf: jax.Array) -> jax.Array:
+    """The sum of an array's numbers, as bits, times odd numbers by their places, modulo 2**32.
+
+    The same however the array is split. One number that differs always shows.
+    """
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 
 
 def _settings(config: ConfigDict, part: str) -> dict[str, Any]:

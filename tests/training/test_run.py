@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import init_state
+from tests.checkpoints.damage import WAYS, each_damaged
 from tests.conftest import largest_file
 from tests.stages.test_stages import random_params
 from tests.training.small import assert_same, small_config
@@ -359,37 +361,102 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(train, begun, straigh
     assert_same(saved(begun, 4), saved(straight, 4))
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run's folder that holds a checkpoint of a small state, and how to restore it."""
+    workdir = tmp_path_factory.mktemp("kept")
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {str(i): {"kernel": jax.random.normal(key, (32, 16))} for i, key in enumerate(keys)}
+    state = init_state(optax.sgd(1.0), params, {})
+    position = [{"rows": 2, "iterator": {"next_index": 14}}]
+
+    def opened():
+        return contextlib.closing(RunFolder(workdir, small_config("vae"), "vae", {}))
+
+    def restored():
+        with opened() as folder:
+            return folder.restore(jax.eval_shape(lambda: state))
+
+    with opened() as folder:
+        folder.save(state, position)
+    assert_same(restored(), (state, position))
+    return workdir / "checkpoints" / "0", restored
 
 
-def cut_data(folder):
-    for path in (folder / "state" / "d").iterdir():
-        cut(path)
+def named(error, checkpoint):
+    """Whether one line says which checkpoint is damaged, and what to do."""
+    text = str(error)
+    assert "\n" not in text
+    assert text.startswith(f"{checkpoint} cannot be restored: ")
+    assert text.endswith("; remove it to go on from the one before")
 
 
-DAMAGES = {
-    "no data": lambda folder: shutil.rmtree(folder / "state" / "d"),
-    "half of the data": cut_data,
-    "no manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
-    "half of a manifest": lambda folder: cut(folder / "state" / "manifest.ocdbt"),
-    "no metadata": lambda folder: (folder / "state" / "_METADATA").unlink(),
-    "half of the metadata": lambda folder: cut(folder / "state" / "_METADATA"),
-    "no state": lambda folder: shutil.rmtree(folder / "state"),
-    "no position": lambda folder: shutil.rmtree(folder / "data"),
-    "an empty position": lambda folder: (folder / "data" / "metadata").write_text(""),
-    "half of a position": lambda folder: cut(folder / "data" / "metadata"),
-    "nothing": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
-}
+@pytest.mark.parametrize("way", WAYS)
+def test_a_damaged_file_is_named_or_does_not_matter(kept, way, noise):
+    checkpoint, restored = kept
+    expected, refused = restored(), set()
+    for path in each_damaged(checkpoint, way):
+        try:
+            assert_same(restored(), expected)
+        except InputError as error:
+            refused.add(path)
+            named(error, checkpoint)
+    state = checkpoint / "state"
+    numbers = max(state.rglob("*"), key=lambda path: path.stat().st_size)
+    needed = {numbers, state / "_METADATA", state / "manifest.ocdbt"}
+    assert needed | {checkpoint / name / "metadata" for name in ("data", "digests")} <= refused
+    assert not noise()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named(train, begun, damage):
-    DAMAGES[damage](begun / "vae" / "checkpoints" / "4")
-    with pytest.raises(InputError, match=r"vae/checkpoints/4 cannot be restored: .+; remove it to "
-                       "go on from the one before") as error:  # fmt: skip
+@pytest.mark.parametrize("missing", ["state/manifest.ocdbt", "state/_METADATA", "state/d", "state",
+                                     "data", "digests/metadata", ""])  # fmt: skip
+def test_a_file_that_is_missing_is_named(kept, missing):
+    checkpoint, restored = kept
+    path, away = checkpoint / missing, checkpoint.parent.parent / "away"
+    path.rename(away)
+    if not missing:
+        checkpoint.mkdir()
+    with pytest.raises(InputError) as error:
+        restored()
+    if not missing:
+        checkpoint.rmdir()
+    away.rename(path)
+    named(error.value, checkpoint)
+
+
+def test_a_checkpoint_without_digests_is_restored(kept):
+    """As of earlier versions."""
+    checkpoint, restored = kept
+    expected = restored()
+    away = (checkpoint / "digests").rename(checkpoint.parent.parent / "away")
+    assert_same(restored(), expected)
+    away.rename(checkpoint / "digests")
+
+
+def test_a_run_that_cannot_go_on_says_so(train, begun):
+    checkpoint = begun / "vae" / "checkpoints" / "4"
+    shutil.rmtree(checkpoint / "state" / "d")
+    with pytest.raises(InputError) as error:
         train(begun)
-    one_line(error)
+    named(error.value, checkpoint)
+
+
+def test_a_folder_has_one_run_at_a_time(train, tmp_path, monkeypatch):
+    config, workdir = small_config("vae"), tmp_path / "vae"
+    with contextlib.closing(RunFolder(workdir, config, "vae", {})):
+        with pytest.raises(InputError, match="vae is in use by another run") as error:
+            train(tmp_path)
+        assert f"(process {os.getpid()} on {socket.gethostname()})" in one_line(error)
+        # Of a run's processes the first has it.
+        with monkeypatch.context() as patch:
+            patch.setattr("show1_jax.training.run.first", lambda: False)
+            RunFolder(workdir, config, "vae", {}).close()
+    # One that is refused, or cannot begin, leaves it to the next.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.data, "training_batches", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path)
+    RunFolder(workdir, config, "vae", {}).close()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])

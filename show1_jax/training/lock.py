@@ -1,0 +1,48 @@
+"""One run at a time in a folder."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from show1_jax.errors import InputError
+
+FILE = "lock"
+# What file systems without locks say.
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder, which exists, from other programs that ask for it likewise.
+
+    The operating system frees it when the program ends, however it does. Machines that share an
+    NFS folder see each other's locks unless it is mounted with `nolock` or `local_lock`; other
+    network file systems may know none, which is logged.
+
+    Raises:
+      InputError: if another program has it.
+      OSError: if the lock's file cannot be written.
+    """
+    with (folder / FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is in use by another run ({file.read(200).strip() or 'unknown'}): wait "
+                "until it ends, or give another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            logging.warning("%s cannot be locked: let no other run train there", folder)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
