@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
@@ -32,8 +33,8 @@ class Metrics:
         self._path, self._active = folder / FILE, active
         if not active:
             return
-        kept = [line for line in _read(self._path) if line["step"] <= step]
         with self._writing():
+            kept = [line for line in _read(self._path) if line["step"] <= step]
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             temporary.rename(self._path)
@@ -185,8 +186,22 @@ def loss_curve(folder: Path) -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; the last may have been cut off."""
+    """The lines of a file that are whole: the last may have been cut off, others be damaged."""
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    *lines, _ = path.read_bytes().split(b"\n")
+    found = [numbers for line in lines if (numbers := _numbers(line))]
+    if damaged := sum(map(bool, lines)) - len(found):
+        logging.warning("%d damaged line(s) of %s are skipped", damaged, path)
+    return found
+
+
+def _numbers(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is damaged."""
+    try:
+        numbers = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(numbers, dict) or type(numbers.get("step")) is not int:
+        return None
+    return numbers if all(type(x) in (int, float) for x in numbers.values()) else None

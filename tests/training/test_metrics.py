@@ -57,6 +57,21 @@ def test_what_an_interrupted_run_wrote_after_its_checkpoint_is_dropped(tmp_path)
     assert shown == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
+def test_damaged_lines_are_skipped_and_counted(tmp_path, caplog):
+    write(tmp_path, 0, [1, 2])
+    damaged = (b"", b"\0" * 20, b'{"step": 1', b"[]", b'{"loss": 1.0}', b'{"step": "1"}',
+               b'{"step": 2, "loss": "\xff"}', b"[" * 100_000)  # fmt: skip
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.writelines(line + b"\n" for line in damaged)
+    write(tmp_path, 2, [3])
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    (record,) = caplog.records
+    message = f"7 damaged line(s) of {tmp_path}/metrics.jsonl are skipped"  # one is empty
+    assert record.getMessage() == message
+    loss_curve(tmp_path)
+    assert len(caplog.records) == 1
+
+
 def test_pictures_are_on_tensorboard(tmp_path):
     log = Metrics(tmp_path, 0)
     log.picture(3, "samples", np.zeros((4, 6, 3), np.uint8))
