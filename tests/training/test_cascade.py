@@ -2,6 +2,7 @@
 
 import shutil
 
+import av
 import numpy as np
 import pytest
 
@@ -49,11 +50,13 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
             assert_same(load_params(back), load_params(params))
 
     generate(
-        config, str(trained), ["a small red circle", "a blue square"], None, tmp_path / "out",
-        seeds=[0], stages=None, overrides={},
+        config=config, checkpoint=str(trained), prompts=["a small red circle", "a blue square"],
+        prompts_file=None, seeds=[0], out=tmp_path / "out", stages=None, overrides={},
     )  # fmt: skip
     section = config.translation
     for item in ("000", "001"):
-        video = np.load(tmp_path / "out" / item / "translation.npy")
-        assert video.shape == (5, section.height, section.width, 3)
-        assert np.isfinite(video).all()
+        for stage in STAGES[:-1]:
+            assert np.isfinite(np.load(tmp_path / "out" / item / f"{stage}.npy")).all()
+        with av.open(str(tmp_path / "out" / item / "translation.mp4")) as file:
+            shapes = [frame.to_ndarray(format="rgb24").shape for frame in file.decode(video=0)]
+        assert shapes == [(section.height, section.width, 3)] * 5
