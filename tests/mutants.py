@@ -146,12 +146,10 @@ MUTANTS = [
            STEPS),
     Mutant("steps_of_one_stage_for_all", "show1_jax/generate.py", "[stage] if stage else STAGES",
            "STAGES", STEPS),
-    Mutant("adapters_ignored", CASCADE, "keyframes.adapted(unet, self.adapters[stage])", "unet",
-           ADAPTER),
+    Mutant("adapters_ignored", CASCADE, ", self.adapters[stage])", ", [])", ADAPTER),
     Mutant("weight_of_adapters_ignored", "show1_jax/checkpoints/adapters.py",
            "np.float32(weight) * _whole(change)", "_whole(change)", ADAPTER),
-    Mutant("rate_of_mp4s_fixed", "show1_jax/outputs.py", '".mp4"), frames, settings["fps"])',
-           '".mp4"), frames, 7.5)',
+    Mutant("rate_of_mp4s_fixed", "show1_jax/media.py", "Fraction(fps)", "Fraction(7.5)",
            "tests/test_generate.py::test_every_stage_of_every_prompt_is_there"),
 ]  # fmt: skip
 

@@ -39,7 +39,11 @@ GUIDANCE = {
 NOISE_LEVELS = {"first_frame": 150, "super_resolution": 400}
 START, AUGMENTATION, POSTERIOR = range(3)
 RED, GREEN, BLUE = range(3)
-NAMES = ("red: text and guidance", "green: timestep and noise level", "blue: what it starts from")
+NAMES = (
+    "red: text and guidance",
+    "green: timestep, noise level, parameter",
+    "blue: what it starts from",
+)
 # One step of each stage, so that the noise that it starts from is not gone in the end.
 SETTINGS = {"steps": ["1", "translation=2"], "guidance": [f"{k}={v}" for k, v in GUIDANCE.items()]}
 
