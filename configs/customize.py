@@ -50,7 +50,7 @@ def get_config(base: str = "") -> ConfigDict:
         # Clips shown without their caption in other colors, for motion of what looks otherwise.
         "recolor": 0.0,
         "objective": objective,
-        "dtype": "bfloat16",
+        "dtype": "auto",
         "remat": "nothing_saveable",
         "seed": 0,
         "log_every": 50,

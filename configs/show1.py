@@ -90,7 +90,7 @@ def training(**changes: Any) -> dict[str, Any]:
         "b2": 0.99,
         "clip_norm": 1.0,
         "ema_decay": 0.9999,
-        "dtype": "bfloat16",  # what networks compute in; parameters are fp32
+        "dtype": "auto",  # what networks compute in, as below; parameters are fp32
         "seed": 0,
         "threads": 8,
         "workers": 0,  # processes that make batches; 0 for threads alone
@@ -134,7 +134,9 @@ def get_config(stage: str = "") -> ConfigDict:
         {
             "stage": stage,
             "checkpoint": "",
-            "dtype": "bfloat16",  # what networks compute in; T5 overflows in float16
+            # What networks compute in: float32, bfloat16, or auto, which is float32 on CPUs
+            # (they take twice as long and more memory in bfloat16) and bfloat16 elsewhere.
+            "dtype": "auto",
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
             # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's
             # training has 12 to 26 GiB of parameters and optimizer, which fsdp shares out.

@@ -12,7 +12,6 @@ that are equal are stored once.
 """
 
 import argparse
-import ctypes
 import signal
 import sys
 import threading
@@ -61,18 +60,6 @@ def load_diffusers(
     built = network(read_json(folder / "config.json"), str(folder / "config.json"))
     cast = None if dtype is None else np.dtype(dtype)
     return built.module, params_from_torch(built, find_weights(folder).tensors, str(folder), cast)
-
-
-def _return_freed_memory() -> None:
-    """Makes the C library give every freed array back at once.
-
-    glibc would keep those below 32 MiB, which is nearly all of a network.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            m_mmap_threshold = -3
-            mallopt(m_mmap_threshold, 2**20)
 
 
 class _Signals:

@@ -1,6 +1,7 @@
 """The one exception that a person at a terminal is meant to read, and what several of them say."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 # What to change where memory is short.
@@ -12,6 +13,12 @@ LESS_MEMORY_SAMPLING = (
     "make batch_size or translation.vae_frames smaller, or use more devices: mesh.frames spreads "
     "each clip, mesh.fsdp and mesh.tensor the parameters"
 )
+LESS_MEMORY_NETWORK = (
+    "end other programs that hold memory, or use more devices: mesh.fsdp and mesh.tensor spread "
+    "the parameters"
+)
+# How errors of different libraries say it.
+SHORT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
 
 
 class InputError(ValueError):
@@ -27,7 +34,7 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def fitting(what: str, advice: str) -> Iterator[None]:
-    """Turns what JAX says when a device's memory is short into an InputError.
+    """Turns what is raised when the memory of a device or of the host is short into an InputError.
 
     Args:
       what: is computed.
@@ -38,7 +45,17 @@ def fitting(what: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # JaxRuntimeError is one
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, OSError) as error:  # JaxRuntimeError is a RuntimeError
+        if not short_of_memory(error):
             raise
-        raise InputError(f"{what} does not fit the device's memory: {advice}") from error
+        whose = "the device's" if isinstance(error, RuntimeError) else "this machine's"
+        raise InputError(f"{what} does not fit {whose} memory: {advice}") from error
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or of the host is short."""
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in SHORT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    )

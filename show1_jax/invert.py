@@ -65,12 +65,12 @@ def invert_clip(
     first_step = int(denoiser.solver.first_step(strength))
     video = _read(cascade, stage, clip)
     with jax.set_mesh(cascade.mesh), contextlib.closing(Bars()) as bars:
-        texts = cascade.encode([prompt])
+        texts = cascade.encode([prompt], bars.update)
         embeddings = texts.clip if stage == "translation" else texts.t5
         assert embeddings is not None
         text = jnp.asarray(np.stack([embeddings[None], embeddings[prompt]]))[:, None]
         seeds, guidance = jnp.full(1, seed, jnp.uint32), jnp.float32(1)
-        keys, params = clip_keys(seeds, stage), cascade.params(stage)
+        keys, params = clip_keys(seeds, stage), cascade.params(stage, bars.update)
         pieces = _taken_apart(cascade, stage, jnp.asarray(video), params, keys[0])
         found = []
         for i in range(len(pieces.clean)):

@@ -544,6 +544,18 @@ def test_a_checkpoint_without_a_stage(tmp_path):
         )
 
 
+def test_a_misplaced_denoiser_is_named(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny.CHECKPOINT, checkpoint)
+    # Translation is trained last: what comes before can be sampled.
+    shutil.rmtree(checkpoint / "show-1-sr2" / "unet")
+    assert Cascade(config(), checkpoint).stages == list(STAGES[:4])
+    (checkpoint / "show-1-interpolation" / "unet").rename(tmp_path / "unet")
+    with pytest.raises(InputError, match=r"show-1-interpolation/unet/params is missing, though"):
+        Cascade(config(), checkpoint)
+    assert Cascade(config(), checkpoint, ["keyframes"]).stages == ["keyframes"]
+
+
 def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
     command = [
         sys.executable, ROOT / "sample.py", "--prompt=a red circle", "--stages=keyframes",
@@ -552,7 +564,8 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(line.startswith("keyframes:") for line in done.stderr.splitlines() if line.strip())
+    # Of each what is done, and what took longer than some seconds.
+    assert {line.split(":")[0] for line in done.stderr.splitlines()} == {"t5", "keyframes"}
     assert (tmp_path / "000/keyframes.mp4").is_file()
 
 

@@ -14,7 +14,7 @@ from show1_jax.checkpoints.layout import PARAMS, has_params, params_folder
 from show1_jax.checkpoints.networks import abstract_params, network, read_json
 from show1_jax.checkpoints.pipelines import find_pipelines
 from show1_jax.checkpoints.scheduler_config import solver_config
-from show1_jax.checkpoints.store import load_params
+from show1_jax.checkpoints.store import StoredParams
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
@@ -62,7 +62,20 @@ class StageFolder:
         Raises:
           InputError: if they cannot be restored or do not fit the network.
         """
-        return load_params(params_folder(self.folder / name), sampling_params(module, dtype))
+        return self.stored(name, module, dtype).read()
+
+    def size(self, name: str) -> int:
+        """How many bytes a network's parameters have on disk."""
+        files = params_folder(self.folder / name).rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    def stored(self, name: str, module: nn.Module, dtype: DTypeLike) -> StoredParams:
+        """A network's parameters, checked but not read yet, as `sampling_params` says.
+
+        Raises:
+          InputError: if they do not fit the network.
+        """
+        return StoredParams(params_folder(self.folder / name), sampling_params(module, dtype))
 
     def solver(self) -> SolverConfig:
         """The solver that `scheduler/scheduler_config.json` describes."""

@@ -1,11 +1,11 @@
-"""Parameters in and out of Orbax: whole trees, or array by array."""
+"""Parameters in and out of Orbax: whole trees, parts of them, or array by array."""
 
 import contextlib
 import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, short_of_memory
 from show1_jax.parallel.mesh import is_shared
 from show1_jax.parallel.sharding import placed
 
@@ -101,40 +101,64 @@ def reason(error: BaseException) -> str:
 
 
 def load_params(folder: Path, target: Any = None) -> Any:
-    """Restores what `save_params` wrote.
+    """Restores what `save_params` wrote; see `StoredParams`."""
+    return StoredParams(folder, target).read()
 
-    Args:
-      folder: the Orbax checkpoint.
-      target: tree of `jax.ShapeDtypeStruct`s; each array is restored into its
-        dtype. None restores shapes and dtypes as stored.
 
-    Returns:
-      The tree, each array where it belongs on the mesh that is set; see `parallel/sharding.py`.
+class StoredParams:
+    """Parameters in an Orbax checkpoint, to be read whole or in parts.
 
-    Raises:
-      InputError: if the folder is no checkpoint, is damaged, or does not hold
-        what `target` describes.
+    Attributes:
+      folder: the checkpoint.
     """
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist")
-    with restoring(folder):
-        check_files(folder)
-        with _checkpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder).item_metadata
-        if metadata is None:
-            raise InputError(f"{folder} cannot be restored: it is no checkpoint, or is damaged")
-        stored = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
-        )
+
+    def __init__(self, folder: Path, target: Any = None):
+        """Checks what is there; no array is read yet.
+
+        Args:
+          folder: the Orbax checkpoint.
+          target: tree of `jax.ShapeDtypeStruct`s; each array is restored into its
+            dtype. None restores shapes and dtypes as stored.
+
+        Raises:
+          InputError: if the folder is no checkpoint, is damaged, or does not hold
+            what `target` describes.
+        """
+        self.folder = folder = folder.absolute()
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist")
+        with restoring(folder):
+            check_files(folder)
+        stored = _stored(folder)
         if target is not None:
             check_shapes(_shapes(stored), _shapes(target), folder)
-        wanted = placed(stored if target is None else target)
-        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        with _checkpointer(_largest(wanted)) as checkpointer:
-            return checkpointer.restore(
-                folder, ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+        self._wanted = stored if target is None else target
+
+    def read(self, names: Collection[str] | None = None) -> Any:
+        """Restores arrays.
+
+        Args:
+          names: of what to restore at the top of the tree, such as "block_0"; None for all.
+
+        Returns:
+          The tree, each array where it belongs on the mesh that is set; see
+          `parallel/sharding.py`.
+
+        Raises:
+          InputError: if an array is damaged.
+        """
+        wanted = self._wanted
+        if names is not None:
+            wanted = {name: wanted[name] for name in names}
+        wanted = placed(wanted)
+        with restoring(self.folder):
+            arguments = ocp.args.PyTreeRestore(
+                wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=names is not None,
             )
+            with _checkpointer(_largest(wanted)) as checkpointer:
+                return checkpointer.restore(self.folder, arguments)
 
 
 @contextlib.contextmanager
@@ -147,8 +171,7 @@ def restoring(folder: Path, advice: str = "") -> Iterator[None]:
 
     Raises:
       InputError: if it cannot be read.
-      MemoryError: if memory is short.
-      RuntimeError: if a device's memory is short; see `errors.fitting`.
+      MemoryError: if memory is short, or RuntimeError or OSError; see `errors.fitting`.
     """
     try:
         yield
@@ -160,10 +183,10 @@ def restoring(folder: Path, advice: str = "") -> Iterator[None]:
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__
-        short = "RESOURCE_EXHAUSTED" in str(origin)
-        if isinstance(origin, MemoryError) or (short and isinstance(origin, RuntimeError)):
+        if short_of_memory(origin):
             raise origin from None
         # Short of file handles, for one: no reason to give up on the checkpoint.
+        short = "RESOURCE_EXHAUSTED" in str(origin)
         line = reason(origin) + (f"; {advice}" if advice and not short else "")
         raise InputError(f"{folder} cannot be restored: {line}") from error
 
@@ -174,15 +197,20 @@ def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       InputError: if the folder is no checkpoint, or is damaged.
     """
-    folder = folder.absolute()
+    return flatten_dict(_stored(folder.absolute()), sep="/")
+
+
+def _stored(folder: Path) -> Any:
+    """The tree of a checkpoint, as shapes and dtypes."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist")
     with restoring(folder), _checkpointer() as checkpointer:
-        tree = checkpointer.metadata(folder).item_metadata.tree
-        return {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for path, leaf in flatten_dict(tree, sep="/").items()
-        }
+        metadata = checkpointer.metadata(folder).item_metadata
+        if metadata is None:
+            raise InputError(f"{folder} cannot be restored: it is no checkpoint, or is damaged")
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
+        )
 
 
 def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None:

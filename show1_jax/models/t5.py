@@ -101,6 +101,21 @@ class Block(nn.Module):
         return x + nn.Dense(config.d_model, use_bias=False, name="ff_out", **types)(h)
 
 
+def attention_bias(position: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    """The bias by relative position, with padding hidden.
+
+    Args:
+      position: `(1, heads, length, length)`; see `T5Encoder.position_bias`.
+      attention_mask: `(batch, length)`, 0 at padding and 1 elsewhere.
+
+    Returns:
+      fp32 `(batch, heads, length, length)`.
+    """
+    return position + jnp.where(
+        attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min
+    )
+
+
 class T5Encoder(nn.Module):
     """The encoder half of T5 v1.1. Compute in bfloat16 or float32; float16 overflows."""
 
@@ -154,9 +169,16 @@ class T5Encoder(nn.Module):
         Raises:
           InputError: if the compute dtype is float16.
         """
-        hidden = jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
-        bias = self.position_bias(input_ids.shape[1]) + hidden
-        x = self.token_embedding(input_ids).astype(self.dtype)
+        bias = attention_bias(self.position_bias(input_ids.shape[1]), attention_mask)
+        x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x, bias)
+        return self.finish(x)
+
+    def embed(self, input_ids: jax.Array) -> jax.Array:
+        """What the first block is given, `(batch, length)` to `(batch, length, d_model)`."""
+        return self.token_embedding(input_ids).astype(self.dtype)
+
+    def finish(self, x: jax.Array) -> jax.Array:
+        """Normalises what the last block made."""
         return self.final_norm(x)

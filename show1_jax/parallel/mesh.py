@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from show1_jax.errors import InputError
@@ -19,6 +21,9 @@ from show1_jax.errors import InputError
 AXES = ("data", "fsdp", "frames", "tensor")
 BATCH = ("data", "fsdp")
 """The axes that clips are spread over."""
+
+# Not float16: T5 overflows in it.
+DTYPES = ("float32", "bfloat16", "auto")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -77,3 +82,21 @@ def target() -> tuple[str, float]:
     # A GPU's kernels are chosen by the one that is here: nothing compiles for others.
     capability = str(getattr(jax.local_devices()[0], "compute_capability", 0))
     return "gpu", float(capability) if re.fullmatch(r"[\d.]+", capability) else 0.0  # AMD: gfx942
+
+
+def compute_dtype(name: str, setting: str = "dtype") -> np.dtype:
+    """The dtype that networks compute in, on the mesh that is set.
+
+    Args:
+      name: one of `DTYPES`. "auto" is float32 on CPUs, which compute bfloat16 in float32 and
+        convert it back and forth, and bfloat16 on all else.
+      setting: what to call the setting in messages.
+
+    Raises:
+      InputError: if it is none of them.
+    """
+    if name not in DTYPES:
+        raise InputError(f"{setting} {name!r} is not one of {', '.join(DTYPES)}")
+    if name == "auto":
+        name = "float32" if target()[0] == "cpu" else "bfloat16"
+    return jnp.dtype(name)

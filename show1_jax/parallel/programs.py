@@ -18,6 +18,7 @@ from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.parallel import mesh
 from show1_jax.parallel.aot import Program, predict
 from show1_jax.parallel.mesh import BATCH, rounded_up
 from show1_jax.parallel.sharding import placed, shardings
@@ -179,7 +180,7 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
       stage: "t5", "clip", or one of `STAGES`.
       parts: into how many the mesh splits a batch.
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype = mesh.compute_dtype(config.dtype)
     batch = rounded_up(config.batch_size, parts)
     if stage in ("t5", "clip"):
         yield _encoder_program(config, stage, batch, dtype)

@@ -9,11 +9,12 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,11 +31,11 @@ from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.released import StageFolder, find_stages, t5_folder
 from show1_jax.checkpoints.store import fingerprint
 from show1_jax.diffusion.solvers import make_solver
-from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, fitting
+from show1_jax.errors import LESS_MEMORY_NETWORK, LESS_MEMORY_SAMPLING, InputError, fitting
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
-from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
+from show1_jax.parallel.mesh import batch_parts, compute_dtype, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
 from show1_jax.paths import local_path
 from show1_jax.stages import interpolation, inversion, keyframes, super_resolution, translation
@@ -60,8 +61,12 @@ IMAGES = ("first_frame",)
 # Whose size the frames of a stage have that has none of its own.
 SIZES = {"interpolation": "keyframes", "first_frame": "super_resolution"}
 
-# Not float16: T5 overflows in it.
-DTYPES = ("float32", "bfloat16")
+
+class StageProgress(Protocol):
+    """What is called to tell how far a run is; `Bars.update` is one."""
+
+    def __call__(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
+        """Told a stage or a text encoder, and what `Progress` is told of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +101,7 @@ class Cascade:
         """
         self.config = config
         self.checkpoint = checkpoint = local_path(checkpoint)
-        if config.dtype not in DTYPES:
-            raise InputError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
-        self.dtype = jnp.dtype(config.dtype)
+        self.dtype = compute_dtype(config.dtype)
         self.folders = find_stages(checkpoint)
         self.noise = None
         if config.from_noise:
@@ -125,6 +128,7 @@ class Cascade:
             there = [stage for stage in useful if stage in self.folders]
             there = [stage for stage in there if self.folders[stage].has("unet")] or there
             missing = [stage for stage in useful if stage not in there]
+            self._check_gaps(there, missing)
             if missing:
                 logging.warning("The checkpoint has no %s: left out.", ", ".join(missing))
             stages = there
@@ -138,6 +142,19 @@ class Cascade:
                 "adapters are for the keyframes, which are not among the stages to run"
             )
         return [stage for stage in STAGES if stage in stages]
+
+    def _check_gaps(self, there: Sequence[str], missing: Sequence[str]) -> None:
+        """Raises InputError if a stage's folder is there, but not its denoiser, and later ones are.
+
+        The last stages may be missing: they are trained last.
+        """
+        before = STAGES[: STAGES.index(there[-1])] if there else ()
+        for stage in missing:
+            if stage in before and stage in self.folders:
+                raise InputError(
+                    f"{self.folders[stage].folder / 'unet' / 'params'} is missing, though {stage} "
+                    f"comes before {there[-1]}: put it there, or name the --stages to run"
+                )
 
     def _denoiser(self, stage: str) -> Denoiser:
         folder, config = self.folders[stage], self.config[stage]
@@ -240,37 +257,46 @@ class Cascade:
         if "interpolation" in self.stages and stage == "keyframes" and config.frames < 2:
             raise InputError("keyframes.frames is 1, but interpolation needs at least 2")
 
-    def encode(self, prompts: Sequence[str]) -> Texts:
+    def encode(self, prompts: Sequence[str], progress: StageProgress | None = None) -> Texts:
         """Encodes prompts with the encoders that the stages need, which are then dropped.
 
+        Args:
+          prompts: the texts.
+          progress: told of "t5" and "clip".
+
         Raises:
-          InputError: if the checkpoint lacks an encoder or its tokenizer.
+          InputError: if the checkpoint lacks an encoder or its tokenizer, or memory is short.
         """
         clean = clean_caption if self.config.text.clean_captions else normalize
         texts: dict[str | None, str] = {prompt: clean(prompt) for prompt in prompts}
         t5 = clip = None
         if set(self.stages) - {"translation"}:
             tokens = self.config.text.t5_tokens
-            t5 = self._encode("t5", t5_folder(self.folders), texts | {None: ""}, tokens)
+            folder = t5_folder(self.folders)
+            t5 = self._encode("t5", folder, texts | {None: ""}, tokens, progress)
         if "translation" in self.stages:
             texts |= {None: self.config.translation.negative_prompt}
-            clip = self._encode("clip", self.folders["translation"], texts, LENGTH)
+            clip = self._encode("clip", self.folders["translation"], texts, LENGTH, progress)
         return Texts(t5, clip)
 
     def _encode(
-        self, name: str, folder: StageFolder, texts: Mapping[str | None, str], tokens: int
+        self,
+        name: str,
+        folder: StageFolder,
+        texts: Mapping[str | None, str],
+        tokens: int,
+        progress: StageProgress | None,
     ) -> dict[str | None, np.ndarray]:
         """Embeddings by what the texts are of, in batches of one size."""
+        if progress is not None:
+            progress(name, 0, 1, f"reading {_size(folder.size('text_encoder'))}")
         encoder = load_encoder(folder, self.dtype, tokens)
         _warn_of_differences(name, self.config.text.get(name), encoder.module.config)
-        embeddings: dict[str, np.ndarray] = {}
-        for batch in _batches(list(dict.fromkeys(texts.values())), self.batch_size):
-            rows = encoder([text for text, _ in batch])
-            embeddings |= {
-                text: row
-                for row, (text, wanted) in zip(np.asarray(rows), batch, strict=True)
-                if wanted
-            }
+        own_progress = functools.partial(progress, name) if progress else None
+        distinct = list(dict.fromkeys(texts.values()))
+        embeddings = dict(
+            zip(distinct, encoder(distinct, self.batch_size, own_progress), strict=True)
+        )
         return {of: embeddings[text] for of, text in texts.items()}
 
     def run(
@@ -278,7 +304,7 @@ class Cascade:
         prompts: Sequence[str],
         seeds: Sequence[int],
         results: Results,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: StageProgress | None = None,
         items: Iterable[int] | None = None,
     ) -> None:
         """Runs the stages on the items that lack their results.
@@ -289,7 +315,7 @@ class Cascade:
           prompts: one for each item.
           seeds: one for each item, 0 to 2**32 - 1.
           results: holds the results of stages that are not run here, and receives the others.
-          progress: called with the stage, its steps done and its steps in all.
+          progress: told what goes on: what is read, compiled and run.
           items: which of them to make; None for all.
 
         Raises:
@@ -311,7 +337,7 @@ class Cascade:
         prompts: Sequence[str],
         seeds: Sequence[int],
         results: Results,
-        progress: Callable[[str, int, int], None] | None,
+        progress: StageProgress | None,
         left: list[int],
     ) -> None:
         made_by = self.made_by
@@ -324,7 +350,7 @@ class Cascade:
         left = [item for item in left if self._is_text(prompts[item], item, results)]
         if not left:
             return
-        texts = self.encode([prompts[item] for item in left])
+        texts = self.encode([prompts[item] for item in left], progress)
         for stage in self.stages:
             settings = made_by[stage]
             missing = [item for item in left if not results.done(item, stage, settings)]
@@ -332,7 +358,7 @@ class Cascade:
                 continue
             failed = set(self._unusable(stage, missing, results))
             usable = [item for item in missing if item not in failed]
-            params = self.params(stage) if usable else {}
+            params = self.params(stage, progress) if usable else {}
             own_progress = functools.partial(progress, stage) if progress else None
             batches = list(_batches(usable, self.batch_size))
             for i, batch in enumerate(batches):
@@ -370,13 +396,24 @@ class Cascade:
             return False
         return True
 
-    def params(self, stage: str) -> dict[str, Any]:
-        """The parameters of a stage's "unet", with its adapters, and of its "vae" if it has one."""
+    def params(self, stage: str, progress: StageProgress | None = None) -> dict[str, Any]:
+        """The parameters of a stage's "unet", with its adapters, and of its "vae" if it has one.
+
+        Raises:
+          InputError: if they cannot be read, or memory is short.
+        """
         folder = self.folders[stage]
-        unet = folder.params("unet", self.denoisers[stage].unet, self.dtype)
-        params = {"unet": keyframes.adapted(unet, self.adapters[stage])}
+        networks: dict[str, nn.Module] = {"unet": self.denoisers[stage].unet}
         if self.vae is not None and stage == "translation":
-            params["vae"] = folder.params("vae", self.vae, self.dtype)
+            networks["vae"] = self.vae
+        if progress is not None:
+            size = sum(folder.size(name) for name in networks)
+            progress(stage, 0, 1, f"reading {_size(size)}")
+        with fitting(stage, LESS_MEMORY_NETWORK):
+            params = {
+                name: folder.params(name, module, self.dtype) for name, module in networks.items()
+            }
+            params["unet"] = keyframes.adapted(params["unet"], self.adapters[stage])
         return params
 
     def _unusable(self, stage: str, items: Sequence[int], results: Results) -> Iterator[int]:
@@ -422,7 +459,7 @@ class Cascade:
             "unet": dataclasses.asdict(denoiser.unet.config),
             # JSON has no infinity, which stands for what is not clipped.
             "solver": {name: value for name, value in solver.items() if value != -math.inf},
-            "dtype": self.config.dtype,
+            "dtype": self.dtype.name,
             "clean_captions": self.config.text.clean_captions,
             "t5_tokens": self.config.text.t5_tokens,
             "checkpoint": str(self.checkpoint.absolute()),
@@ -588,6 +625,11 @@ def sample_size(
         "first_frame": (batch, 1, *large),
         "super_resolution": (batch, min(config.super_resolution.window, frames), *large),
     }[stage]
+
+
+def _size(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _digest(file: str) -> str:

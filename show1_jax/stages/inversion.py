@@ -111,6 +111,8 @@ def invert(
     """
     steps = denoiser.solver.num_steps - first_step
     sample = jnp.asarray(clean, jnp.float32)
+    if progress is not None:
+        progress(0, steps, "compiling")
     for done, step in enumerate(reversed(range(first_step, steps + first_step)), start=1):
         own = params_at(params, int(denoiser.solver.timesteps[step]))
         sample = _back(denoiser, own, sample, jnp.int32(step), conditions)

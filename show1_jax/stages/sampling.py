@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,13 @@ from show1_jax.models.unet import UNet
 from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.sharding import over_clips
 
-Progress = Callable[[int, int], None]
-"""Called with the number of steps done and of all steps."""
+
+class Progress(Protocol):
+    """What is called to tell how far a piece of work is."""
+
+    def __call__(self, done: int, steps: int, doing: str = "", /) -> None:
+        """Told the number of steps done and of all steps, and what is done now other than them."""
+
 
 START, AUGMENTATION, POSTERIOR, STEPS = range(4)
 
@@ -245,7 +250,7 @@ def run(
       params: the network's parameters, or `ByTimestep`.
       start: `(batch, frames, height, width, channels)`, noised to the first step.
       conditions: what the network is told.
-      progress: told after each segment.
+      progress: told before it is compiled, before the first segment, and after each.
       first_step: the first step to execute.
 
     Returns:
@@ -255,9 +260,14 @@ def run(
     # A copy, since each segment takes over the memory of the state it is given.
     state = denoiser.solver.init(jnp.array(start))
     segment = max(1, (steps - first_step) // 20)
-    if progress is not None:
-        progress(0, steps - first_step)
     timesteps, begin = denoiser.solver.timesteps.tolist(), first_step
+    if progress is not None:
+        jax.block_until_ready(state)
+        progress(0, steps - first_step, "compiling")
+        # No step, so that it is compiled and nothing else.
+        own, none = params_at(params, timesteps[begin]), jnp.int32(begin)
+        state = jax.block_until_ready(advance(denoiser, own, state, conditions, none, none))
+        progress(0, steps - first_step)
     while begin < steps:
         own, end = params_at(params, timesteps[begin]), begin + 1
         while end < min(begin + segment, steps) and params_at(params, timesteps[end]) is own:
@@ -274,4 +284,8 @@ def in_parts(progress: Progress | None, part: int, parts: int) -> Progress | Non
     """What to tell of one of several equal parts so that `progress` hears of the whole."""
     if progress is None:
         return None
-    return lambda done, steps: progress(part * steps + done, parts * steps)
+
+    def whole(done: int, steps: int, doing: str = "", /) -> None:
+        progress(part * steps + done, parts * steps, doing)
+
+    return whole

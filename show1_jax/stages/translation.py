@@ -123,15 +123,23 @@ def sample(
     Raises:
       InputError: if `strength` leaves no step.
     """
+
+    def tell(done: int, doing: str) -> None:
+        if progress is not None:
+            progress(done, steps, doing)
+
     keys = clip_keys(seeds, STAGE)
-    mean, logvar = encode(vae, vae_params, video, vae_frames)
-    latents = to_latents(vae, mean, logvar, draw(keys, POSTERIOR, mean.shape[1:]))
     solver = denoiser.solver
     first = int(solver.first_step(strength))
+    steps = solver.num_steps - first
+    tell(0, "encoding")
+    mean, logvar = encode(vae, vae_params, video, vae_frames)
+    latents = to_latents(vae, mean, logvar, draw(keys, POSTERIOR, mean.shape[1:]))
     timesteps = jnp.full(len(seeds), solver.timesteps[first])
     alphas = jnp.asarray(solver.config.schedule.alphas_cumprod)
     start = add_noise(alphas, latents, draw(keys, START, mean.shape[1:]), timesteps)
     latents = run(denoiser, params, start, Conditions(text, guidance, keys), progress, first)
+    tell(steps, "decoding")
     return decode(vae, vae_params, latents, vae_frames)
 
 

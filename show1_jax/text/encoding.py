@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -11,38 +11,144 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from show1_jax.checkpoints.released import StageFolder
+from show1_jax.checkpoints.store import StoredParams
+from show1_jax.errors import LESS_MEMORY_NETWORK, fitting
 from show1_jax.models.clip import CLIPText
-from show1_jax.models.t5 import T5Encoder
+from show1_jax.models.t5 import Block, T5Encoder, attention_bias
+from show1_jax.parallel.mesh import target
 from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder with its parameters and its tokenizer."""
+    """A text encoder with its parameters and its tokenizer.
+
+    Attributes:
+      module: the network.
+      params: its parameters, or where they are, to be read layer by layer at each call.
+      tokenize: makes texts into tokens.
+    """
 
     module: T5Encoder | CLIPText
     params: Any
     tokenize: Tokenizer
 
-    def __call__(self, prompts: Sequence[str]) -> jax.Array:
-        """Embeddings of cleaned prompts, fp32 `(batch, length, width)`."""
-        tokens = self.tokenize(prompts)
-        if isinstance(self.module, T5Encoder):
-            return encode_t5(self.module, self.params, tokens)
-        return encode_clip(self.module, self.params, tokens)
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Embeddings of cleaned prompts, fp32 `(len(prompts), length, width)`.
+
+        Args:
+          prompts: the texts.
+          batch_size: how many are encoded together; None for all.
+          progress: told how much of the work is done, and of how much.
+
+        Raises:
+          InputError: if memory is short.
+        """
+        size = batch_size or len(prompts)
+        # The last batch is filled up, so that the same program runs all of them.
+        filled = [*prompts, *[""] * (-len(prompts) % size)]
+        batches = [self.tokenize(filled[i : i + size]) for i in range(0, len(filled), size)]
+        with fitting("the text encoder", LESS_MEMORY_NETWORK):
+            if isinstance(self.module, T5Encoder) and isinstance(self.params, StoredParams):
+                rows = encode_by_layer(self.module, self.params.read, batches, progress)
+            else:
+                function: Any = encode_t5 if isinstance(self.module, T5Encoder) else encode_clip
+                rows = []
+                for tokens in batches:
+                    rows.append(np.asarray(function(self.module, self.params, tokens)))
+                    if progress is not None:
+                        progress(len(rows), len(batches))
+            return np.concatenate(rows)[: len(prompts)]
 
 
 def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) -> TextEncoder:
     """The text encoder of a stage's folder, to compute in `dtype` on prompts of `tokens` tokens.
 
+    On CPUs no more than one layer of T5 is in memory at a time: the released one is as large as
+    the memory of many machines.
+
     Raises:
-      InputError: if it or its tokenizer is missing or damaged.
+      InputError: if it or its tokenizer is missing or damaged, or memory is short.
     """
     module = folder.module("text_encoder", dtype)
     assert isinstance(module, T5Encoder | CLIPText)
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
-    return TextEncoder(module, folder.params("text_encoder", module, dtype), tokenize)
+    stored = folder.stored("text_encoder", module, dtype)
+    if isinstance(module, T5Encoder) and target()[0] == "cpu":
+        return TextEncoder(module, stored, tokenize)
+    with fitting("the text encoder", LESS_MEMORY_NETWORK):
+        return TextEncoder(module, stored.read(), tokenize)
+
+
+def encode_by_layer(
+    module: T5Encoder,
+    read: Callable[[Collection[str]], Any],
+    batches: Sequence[Tokens],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[np.ndarray]:
+    """Embeddings by T5, of whose layers one is in memory at a time, whatever the device.
+
+    Args:
+      module: the encoder.
+      read: gives the parameters of the names given, as in the tree of all.
+      batches: tokens of one shape. All pass a layer before the next one is read.
+      progress: told how many layers are done, and of how many.
+
+    Returns:
+      What `encode_t5` makes of each batch.
+
+    Raises:
+      InputError: if the module computes in float16, or parameters are damaged.
+    """
+    names = ("token_embedding", "relative_bias")
+    params = read(names)
+    position = _position_bias(module, params, batches[0].input_ids.shape[1])
+    states = [np.asarray(_embed(module, params, tokens.input_ids)) for tokens in batches]
+    del params
+    block, layers = Block(module.config, module.dtype), module.config.num_layers
+    for i in range(layers):
+        if progress is not None:
+            progress(i, layers)
+        (params,) = read((f"block_{i}",)).values()
+        states = [
+            np.asarray(_layer(block, params, state, position, tokens.attention_mask))
+            for state, tokens in zip(states, batches, strict=True)
+        ]
+        del params
+    params = read(("final_norm",))
+    states = [np.asarray(_finish(module, params, state)) for state in states]
+    if progress is not None:
+        progress(layers, layers)
+    return states
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _position_bias(module: T5Encoder, params: Any, length: int) -> jax.Array:
+    return jnp.asarray(module.apply({"params": params}, length, method="position_bias"))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(module: T5Encoder, params: Any, input_ids: np.ndarray) -> jax.Array:
+    return jnp.asarray(module.apply({"params": params}, input_ids, method="embed"))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(
+    block: Block, params: Any, state: np.ndarray, position: jax.Array, mask: np.ndarray
+) -> jax.Array:
+    bias = attention_bias(position, jnp.asarray(mask))
+    return jnp.asarray(block.apply({"params": params}, state, bias))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(module: T5Encoder, params: Any, state: np.ndarray) -> jax.Array:
+    return jnp.asarray(module.apply({"params": params}, state, method="finish"), jnp.float32)
 
 
 def encode_t5(module: T5Encoder, params: Any, tokens: Tokens) -> jax.Array:

@@ -24,6 +24,7 @@ from show1_jax.parallel.sharding import own_rows
 from show1_jax.paths import local_path
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
+from show1_jax.training.tasks import compute_dtype
 
 SHAPES = "moving_shapes"
 
@@ -56,20 +57,21 @@ def open_text(
     """The embeddings of a dataset's captions, which are computed if they are not there yet.
 
     Args:
-      train: a config's `train` section; in its `dtype` they are computed.
+      train: a config's `train` section; see `compute_dtype`.
       captions: of the dataset.
       folder: has the text encoder and its tokenizer.
       clean: whether captions are cleaned as DeepFloyd's are.
       tokens: of each caption.
     """
-    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{train.dtype}"
+    dtype = compute_dtype(train)
+    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{dtype.name}"
     cache = local_path(train.data_dir) / "text" / name
     prepare = clean_caption if clean else normalize
     encoder: list[TextEncoder] = []
 
     def encode(texts: list[str]) -> np.ndarray:
         if not encoder:  # loaded only if a caption is new
-            encoder.append(load_encoder(folder, train.dtype, tokens))
+            encoder.append(load_encoder(folder, dtype, tokens))
         # Of one size always, so that it is compiled once.
         rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
         return np.asarray(encoder[0](rows))[: len(texts)]

@@ -26,6 +26,7 @@ from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
 from show1_jax.training.lock import locked
 from show1_jax.training.step import TrainState
+from show1_jax.training.tasks import compute_dtype
 
 # Settings that a run may go on with changed: how long it is, what it tells of
 # itself, and what helps when a loss is not finite or memory is short.
@@ -210,7 +211,7 @@ def _digest(leaf: jax.Array) -> jax.Array:
 def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
     """What a run of one part depends on, as JSON gives it back."""
     plain = json.loads(config.to_json_best_effort())
-    train = plain.pop("train")[part]
+    train = plain.pop("train")[part] | {"dtype": compute_dtype(config.train[part]).name}
     sections = {part: plain[part]} if part in plain else {}
     for name, keys in OTHERS[part].items():
         sections[name] = {key: plain[name][key] for key in keys}

@@ -16,6 +16,7 @@ from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.parallel import mesh
 from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolution, translation
 from show1_jax.stages.sampling import Denoiser
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
@@ -134,12 +135,13 @@ def solver_config(section: ConfigDict) -> SolverConfig:
 def compute_dtype(train: ConfigDict) -> Any:
     """What networks compute in; parameters, losses and the optimizer are in fp32 always.
 
+    Args:
+      train: settings of a training, whose `dtype` is one of `mesh.DTYPES`.
+
     Raises:
-      InputError: if it is neither of the two that work.
+      InputError: if it is none of them.
     """
-    if train.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"train dtype {train.dtype!r} is not float32 or bfloat16")
-    return jnp.dtype(train.dtype)
+    return mesh.compute_dtype(train.dtype, "train dtype")
 
 
 def _autoencoder_task(config: ConfigDict) -> Task:

@@ -1,10 +1,12 @@
 """Meshes are what was asked for, or a line that says what would work."""
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.mesh import AXES, batch_parts, make_mesh
+from show1_jax.parallel.mesh import AXES, batch_parts, compute_dtype, make_mesh
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": -1}, {"fsdp": 1, "tensor": -1}])
@@ -29,3 +31,25 @@ def test_one_device_is_a_mesh(sizes):
 def test_what_cannot_be_laid_out_is_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(sizes, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "expected"),
+    [
+        ("cpu", "auto", jnp.float32),
+        ("cpu", "bfloat16", jnp.bfloat16),
+        ("tpu", "auto", jnp.bfloat16),
+        ("tpu", "float32", jnp.float32),
+        ("gpu", "auto", jnp.bfloat16),
+    ],
+)
+def test_the_dtype_is_the_devices_unless_it_is_given(platform, name, expected):
+    device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+    sizes, types = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
+    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, types, abstract_device=device)):
+        assert compute_dtype(name) == expected
+
+
+def test_float16_is_refused():
+    with pytest.raises(InputError, match="dtype 'float16' is not one of float32, bfloat16, auto"):
+        compute_dtype("float16")

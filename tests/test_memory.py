@@ -1,0 +1,174 @@
+"""Sampling networks that are as large as a machine's memory."""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import show1, tiny
+from show1_jax import generate, memory
+from show1_jax.checkpoints.released import StageFolder
+from show1_jax.checkpoints.store import StoredParams
+from show1_jax.errors import InputError, fitting
+from show1_jax.stages.cascade import Cascade
+from show1_jax.text.encoding import load_encoder
+from tests.conftest import RELEASE, assert_close
+from tests.text.test_encoding import PROMPTS
+
+KEPT = """
+import sys
+import numpy as np
+from show1_jax.memory import return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+if sys.argv[1] == "yes":
+    return_freed_memory()
+before = resident()
+np.ones(2**23, np.uint8)  # glibc keeps what is smaller than this from here on
+arrays = [np.ones(2**22, np.uint8) for _ in range(50)]
+last = np.ones(2**21, np.uint8)  # behind them, and not freed
+del arrays
+print(resident() - before)
+"""
+
+
+def small_config():
+    result = tiny.get_config()
+    result.keyframes.update(frames=2, height=8, width=16, steps=1)
+    return result.lock()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_arrays_go_back_to_the_system():
+    kept, returned = (
+        float(
+            subprocess.run(
+                [sys.executable, "-c", KEPT, answer], check=True, capture_output=True, text=True
+            ).stdout
+        )
+        for answer in ("no", "yes")
+    )
+    assert returned < 20
+    assert kept > 100 or kept < 20  # other C libraries do so unasked
+
+
+def test_sampling_gives_freed_memory_back(monkeypatch):
+    called = []
+    monkeypatch.setattr(generate, "return_freed_memory", lambda: called.append(True))
+    generate.prepare(small_config(), str(tiny.CHECKPOINT), {})
+    assert called
+    assert memory.return_freed_memory.__module__ == "show1_jax.memory"
+
+
+def test_one_layer_of_t5_is_in_memory_at_a_time(converted_release, monkeypatch):
+    folder = StageFolder(converted_release / "show-1-base")
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(load_whole(folder)))
+    monkeypatch.setattr(StoredParams, "read", watched(StoredParams.read, sizes := []))
+    encoder = load_encoder(folder, "float32")
+    told = []
+    rows = encoder(PROMPTS, 2, lambda *of: told.append(of))
+    expected = load_file(RELEASE / "expected_text.safetensors")["t5.embeddings"]
+    assert rows.dtype == np.float32
+    assert_close(rows, expected, 2e-5)
+    layers = encoder.module.config.num_layers
+    # The tables, the layers and the last norm, each once however many batches there are.
+    assert len(sizes) == layers + 2
+    assert sum(sizes) == whole
+    assert max(sizes) < whole / 2
+    assert told == [(done, layers) for done in range(layers + 1)]
+
+
+def load_whole(folder: StageFolder):
+    return folder.params("text_encoder", folder.module("text_encoder", "float32"), "float32")
+
+
+def watched(read, sizes):
+    """`read`, which notes how many bytes it gives, and that those before are no longer there."""
+    given = []
+
+    def watch(self, names=None):
+        gc.collect()
+        assert not any(reference() is not None for reference in given)
+        params = read(self, names)
+        leaves = jax.tree.leaves(params)
+        given[:] = [weakref.ref(leaf) for leaf in leaves]
+        sizes.append(sum(leaf.nbytes for leaf in leaves))
+        return params
+
+    return watch
+
+
+def test_layers_are_compiled_once(converted_release):
+    encoder = load_encoder(StageFolder(converted_release / "show-1-base"), "float32")
+    encoder(PROMPTS[:2], 2)
+    with jax.no_tracing():
+        encoder([*PROMPTS[:2], "another"], 2)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")])
+def test_short_memory_is_one_line_wherever_networks_are_read(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    cascade = Cascade(small_config(), tiny.CHECKPOINT, ["keyframes"])
+    with monkeypatch.context() as patch, jax.set_mesh(cascade.mesh):
+        patch.setattr(StoredParams, "read", fail)
+        with pytest.raises(InputError, match=r"keyframes does not fit .* memory: end other"):
+            cascade.params("keyframes")
+        with pytest.raises(InputError, match="the text encoder does not fit"):
+            cascade.encode(["a red circle"])
+
+
+@pytest.mark.parametrize(
+    ("error", "caught"),
+    [
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("INTERNAL"), False),
+        (OSError(13, "Permission denied"), False),
+    ],
+)
+def test_only_short_memory_is_taken_for_it(error, caught):
+    with pytest.raises(InputError if caught else type(error)) as found, fitting("it", "do this"):
+        raise error
+    assert isinstance(found.value, InputError) == str(found.value).endswith("memory: do this")
+
+
+def test_what_is_read_compiled_and_run_is_told():
+    told = []
+    config = small_config()
+    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
+
+    class Nothing:
+        def __getattr__(self, name):
+            return lambda *_: False
+
+    cascade.run(["a red circle"], [0], Nothing(), lambda *of: told.append(of))
+    assert [(of[0], of[3].split()[0]) for of in told if len(of) > 3 and of[3]] == [
+        ("t5", "reading"),
+        ("keyframes", "reading"),
+        ("keyframes", "compiling"),
+    ]
+    assert told[-1][:3] == ("keyframes", 1, 1)
+
+
+def test_cpus_compute_in_float32_unless_told_otherwise():
+    config = tiny.get_config()
+    config.dtype = show1.get_config().dtype
+    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
+    assert cascade.denoisers["keyframes"].unet.dtype == jnp.float32
+    assert cascade.settings("keyframes")["dtype"] == "float32"
+    config.dtype = "bfloat16"
+    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
+    assert cascade.denoisers["keyframes"].unet.dtype == jnp.bfloat16
+    assert cascade.settings("keyframes")["dtype"] == "bfloat16"
