@@ -3,13 +3,14 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from tqdm import tqdm
 
 SECONDS_ON_TERMINAL = 0.2
-SECONDS_IN_LOG = 8.0
+SECONDS_IN_LOG = 6.0
 
 
 class Progress:
@@ -32,6 +33,7 @@ class Progress:
         self._lines = not self._stream.isatty()
         self._seconds = seconds or (SECONDS_IN_LOG if self._lines else SECONDS_ON_TERMINAL)
         self._check = check
+        self._drawn = time.monotonic()
         self._bar: Any = None
 
     @contextlib.contextmanager
@@ -68,8 +70,10 @@ class Progress:
             self._bar.n += count
 
     def _draw(self, bar: Any, stopped: threading.Event) -> None:
-        while not stopped.wait(self._seconds):
+        # Counted from what the bar before this one drew, so that no two are silent in a row.
+        while not stopped.wait(max(0, self._drawn + self._seconds - time.monotonic())):
             bar.refresh()
+            self._drawn = time.monotonic()
 
 
 class _Lines:

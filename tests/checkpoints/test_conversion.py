@@ -362,6 +362,16 @@ def test_a_log_gets_lines_even_when_nothing_moves():
     assert "\r" not in stream.getvalue()
 
 
+def test_short_pieces_of_work_are_not_silent_together():
+    stream = io.StringIO()
+    progress = Progress(stream, seconds=0.1)
+    deadline = time.monotonic() + 10
+    while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+        with progress.bar("unet", 10):
+            time.sleep(0.03)
+    assert stream.getvalue().count("\n") >= 2
+
+
 def test_a_short_piece_of_work_says_nothing_in_a_log():
     stream = io.StringIO()
     with Progress(stream).bar("unet", 10):
