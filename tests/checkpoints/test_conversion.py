@@ -32,7 +32,7 @@ from tests.conftest import RELEASE
 
 T5 = "show-1-base/text_encoder"
 SHARING = ("show-1-interpolation", "show-1-sr1")
-NAMES = ("a/vae", "b/text_encoder", "c/text_encoder", "d/vae")
+CLIP = "show-1-sr2/text_encoder"
 
 
 class Killed(BaseException):
@@ -41,9 +41,11 @@ class Killed(BaseException):
 
 @pytest.fixture
 def src(tmp_path) -> Path:
-    """Four networks, of which the two encoders are equal."""
-    for name in NAMES:
-        pipeline(tmp_path / "src" / name[0], f"show-1-sr2/{name[2:]}")
+    """Four encoders, of which b and c are equal."""
+    for name, change in (("a", 1), ("b", 0), ("c", 0), ("d", 2)):
+        tensors = read_tensors(RELEASE / CLIP)
+        tensors["text_model.final_layer_norm.bias"] += change
+        pipeline(tmp_path / "src" / name, CLIP, tensors)
     return tmp_path / "src"
 
 
@@ -92,18 +94,18 @@ def test_a_killed_conversion_goes_on(src, tmp_path, monkeypatch, capsys):
         run(src, dst)
     assert not dst.exists()
     monkeypatch.undo()
-    before = written(partial / "checkpoint/a/vae")
+    before = written(partial / "checkpoint/a/text_encoder")
     capsys.readouterr()
     run(src, dst, "--verify")
     lines = capsys.readouterr().out.splitlines()
     assert ["finished before" in line for line in lines] == [True, True, True, False]
     assert all(line.endswith(", verified") for line in lines)
-    assert written(dst / "a/vae") == before
+    assert written(dst / "a/text_encoder") == before
     assert not partial.exists()
     assert {path.name for path in dst.iterdir()} == {"a", "b", "c", "d"}
     straight = tmp_path / "straight"
     run(src, straight)
-    for name in ("a/vae", "b/text_encoder", "d/vae"):
+    for name in ("a/text_encoder", "b/text_encoder", "d/text_encoder"):
         ours, theirs = (load_params(folder / name / "params") for folder in (dst, straight))
         assert same_params(flatten_dict(ours), flatten_dict(theirs))
 
@@ -119,7 +121,7 @@ def test_a_signal_leaves_what_is_finished(number, src, tmp_path, monkeypatch, ca
     assert f"stopped; 1 network(s) are finished in {partial}: the same command goes on" in said
     assert not (tmp_path / "dst").exists()
     assert {path.name for path in partial.iterdir()} == {"checkpoint", "conversion.json"}
-    assert [path.name for path in partial.glob("checkpoint/*/*")] == ["vae"]
+    assert [path.name for path in partial.glob("checkpoint/*/*")] == ["text_encoder"]
     monkeypatch.undo()
     run(src, tmp_path / "dst")
     assert capsys.readouterr().out.count("finished before") == 1
@@ -141,7 +143,7 @@ def test_only_what_the_same_conversion_made_is_kept(change, src, tmp_path, monke
     capsys.readouterr()
     options = ["--dtype", "fp32"] if change == "options" else []
     if change == "weights":
-        os.utime(next((src / "a/vae").glob("*.bin")))
+        os.utime(next((src / "a/text_encoder").glob("*.bin")))
     elif change == "release":
         src = src.rename(tmp_path / "other")
     elif change == "direction":
@@ -156,7 +158,7 @@ def test_what_is_damaged_after_it_was_written_is_noticed(src, tmp_path, monkeypa
     with pytest.raises(Killed):
         run(src, tmp_path / "dst", "--verify")
     monkeypatch.undo()
-    params = tmp_path / "dst.partial/checkpoint/a/vae/params"
+    params = tmp_path / "dst.partial/checkpoint/a/text_encoder/params"
     file = max(params.rglob("*"), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -175,7 +177,7 @@ def test_torch_files_that_are_damaged_after_they_were_written_are_noticed(
 
     def damaged(folder):
         found = find_weights(folder)
-        stored = found.tensors["decoder.conv_in.weight"]
+        stored = found.tensors["text_model.final_layer_norm.bias"]
         with stored.file.open("r+b") as file:
             file.seek(stored.offset)
             byte = file.read(1)[0]
@@ -185,7 +187,7 @@ def test_torch_files_that_are_damaged_after_they_were_written_are_noticed(
 
     monkeypatch.setattr(conversion, "find_weights", damaged)
     line = status(tmp_path / "ours", tmp_path / "dst", "--to-torch", "--verify")
-    assert "decoder.conv_in.weight did not survive the conversion" in str(line)
+    assert "text_model.final_layer_norm.bias did not survive the conversion" in str(line)
 
 
 def test_what_is_in_the_way_is_left_alone(src, tmp_path):
@@ -213,7 +215,7 @@ def test_a_full_disk_leaves_what_is_finished(src, tmp_path, monkeypatch):
     cut_off(monkeypatch, 1, full)
     line = str(status(src, tmp_path / "dst"))
     assert "cannot be written: No space left on device; 1 network(s) are finished in " in line
-    assert (tmp_path / "dst.partial/checkpoint/a/vae/params").is_dir()
+    assert (tmp_path / "dst.partial/checkpoint/a/text_encoder/params").is_dir()
 
 
 # --- equal encoders -----------------------------------------------------------
@@ -337,11 +339,14 @@ def test_what_reading_an_array_raises_is_passed_on(tmp_path):
 def test_a_checkpoint_of_former_versions_goes_back(src, tmp_path):
     """Those hold `jax.Array`s, compressed."""
     run(src / "a", tmp_path / "ours")
-    params = load_params(tmp_path / "ours/vae/params")
-    shutil.rmtree(tmp_path / "ours/vae/params")
-    save_params(tmp_path / "ours/vae/params", params)
+    params = load_params(tmp_path / "ours/text_encoder/params")
+    shutil.rmtree(tmp_path / "ours/text_encoder/params")
+    save_params(tmp_path / "ours/text_encoder/params", params)
     run(tmp_path / "ours", tmp_path / "back", "--to-torch", "--verify")
-    found, expected = read_tensors(tmp_path / "back/vae"), read_tensors(src / "a/vae")
+    found, expected = (
+        read_tensors(tmp_path / "back/text_encoder"),
+        read_tensors(src / "a/text_encoder"),
+    )
     assert all(same_tensor(found[key], value) for key, value in expected.items())
 
 
