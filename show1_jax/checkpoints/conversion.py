@@ -182,7 +182,7 @@ def _convert(
     if finished["same_as"]:
         said += [f"the same as {finished['same_as']}, stored once"]
     if verify and not finished["verified"]:
-        # What an equal network has was compared with the source, bit for bit, to find that out.
+        # That a network is equal was found by comparing it bit for bit.
         if not finished["same_as"]:
             direction.verify(job, finished["digests"])
         finished["verified"] = True
