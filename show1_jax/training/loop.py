@@ -132,10 +132,13 @@ class Run:
             self.validation = data.validation_batches(*arguments)
         if text is not None:
             self.constants["empty"] = put_array(np.asarray(text(EMPTY), np.float32))
-        self.folder = RunFolder(workdir / part, config, part, inputs)
-        self.batches = data.training_batches(*arguments)
         self.optimizer = make_optimizer(settings)
         self.key = jax.random.key(settings.seed)
+        with contextlib.ExitStack() as stack:
+            self.folder = RunFolder(workdir / part, config, part, inputs)
+            stack.callback(self.folder.close)
+            self.batches = data.training_batches(*arguments)
+            stack.pop_all()
 
     def train(self) -> None:
         """Trains to the end, from wherever the run was."""
@@ -256,23 +259,22 @@ class Run:
         return jax.jit(loss, static_argnums=4)
 
     def _sample(self, state: TrainState, step: int, metrics: Metrics) -> None:
-        """Writes clips of the validation split (above) and what the part makes of them (below)."""
-        params, constants = merge(averaged(state.optimizer), state.frozen), self.constants
-        if jax.process_count() > 1:
-            params, constants = hosts.fetch((params, constants))
+        """Writes clips of the validation split (above) and what the part makes of them (below).
+
+        All processes make them, with the parameters split as training has them; the first writes.
+        """
+        params = merge(averaged(state.optimizer), state.frozen)
+        batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
+        count, at_once = len(batch["video"]), batch_parts(jax.sharding.get_mesh())
+        given = (batch, np.arange(count, dtype=np.uint32))
+        made: list[np.ndarray] = []
+        # One clip a device at a time: its memory holds the state as well.
+        for begin in range(0, count, at_once):
+            own = jax.tree.map(lambda x, i=begin: x[i : i + at_once], given)
+            made += list(hosts.fetch(self.task.sample(params, self.constants, *put_padded(own))))
         if not hosts.first():
             return
-        with hosts.own_devices():
-            params, constants = jax.device_put((params, constants))
-            batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
-            count, at_once = len(batch["video"]), batch_parts(jax.sharding.get_mesh())
-            given = (batch, np.arange(count, dtype=np.uint32))
-            made: list[np.ndarray] = []
-            # One clip a device at a time: its memory holds the state as well.
-            for begin in range(0, count, at_once):
-                own = jax.tree.map(lambda x, i=begin: x[i : i + at_once], given)
-                made += list(np.asarray(self.task.sample(params, constants, *put_padded(own))))
-            sheet = np.concatenate([np.asarray(pixels(batch)), np.stack(made[:count])], axis=2)
+        sheet = np.concatenate([np.asarray(pixels(batch)), np.stack(made[:count])], axis=2)
         video = to_uint8(np.concatenate(list(sheet), axis=2))
         folder = self.folder.folder / "samples"
         folder.mkdir(exist_ok=True)

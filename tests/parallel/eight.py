@@ -2,19 +2,22 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' 2 keyframes translation
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged gathered attention padded
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged gathered attention padded sampled
 
 Run in a process of its own, since how many devices a process has is settled
 when it starts. Ends with an assertion if they differ.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import re
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +33,11 @@ from show1_jax.parallel.mesh import make_mesh
 from show1_jax.parallel.programs import training_program
 from show1_jax.stages.sampling import apply
 from show1_jax.training import loop
+from show1_jax.training.metrics import Metrics
+from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import compile_step, init_state
+from show1_jax.training.tasks import pixels
 from tests.training.small import by_path, made_up_batch, small_config, small_task
 
 KEY = jax.random.key(1)
@@ -164,6 +170,44 @@ def padded():
     print("three clips on eight devices")
 
 
+def sampled():
+    """All processes sample, with the parameters as training has split them; the first writes."""
+    task, params, constants = small_task("keyframes")
+    batch, received = made_up_batch(task, loop.SAMPLED), []
+
+    def sample(params, constants, batch, seeds):
+        received.append(params)
+        return pixels(batch)
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        folder, where = Path(name), sharding.shardings(params)
+        optimizer = make_optimizer(small_config("keyframes").train.keyframes)
+        state = init_state(optimizer, jax.device_put(params, where), {})
+        run = SimpleNamespace(
+            task=dataclasses.replace(task, sample=sample),
+            constants=constants,
+            validation=[batch],
+            folder=SimpleNamespace(folder=folder),
+        )
+        patch.setattr(jax, "process_count", lambda: 2)
+        for process in range(2):
+            patch.setattr(jax, "process_index", lambda process=process: process)
+            with contextlib.closing(Metrics(folder, 0, process == 0)) as metrics:
+                loop.Run._sample(run, state, process, metrics)
+        assert {path.name for path in (folder / "samples").iterdir()} == {
+            "00000000.png",
+            "00000000.mp4",
+        }
+    assert len(received) == 2
+    for own in received:
+        assert jax.tree.map(lambda leaf: leaf.sharding, own) == where
+    print("sampled where they lie")
+
+
 def resumed(workdir):
     """A run that goes on on another mesh, and then on one device."""
     workdir = Path(workdir)
@@ -214,6 +258,6 @@ if __name__ == "__main__":
     if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed)}):
         alone[sys.argv[1]](*sys.argv[2:])
     else:
-        together = {f.__name__: f for f in (exchanged, gathered, attention, padded)}
+        together = {f.__name__: f for f in (exchanged, gathered, attention, padded, sampled)}
         for name in sys.argv[1:]:
             together[name]()

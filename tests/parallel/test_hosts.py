@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from PIL import Image
 
 from show1_jax.errors import InputError
 from show1_jax.parallel import hosts
@@ -161,6 +162,12 @@ def losses(workdir):
     return found
 
 
+def samples(workdir):
+    """By step, the pictures of samples."""
+    paths = (Path(workdir) / "keyframes" / "samples").glob("*.png")
+    return {int(path.stem): np.asarray(Image.open(path)).astype(int) for path in paths}
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
@@ -190,3 +197,7 @@ def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-5), key
+    expected, found = samples(one), samples(two)
+    assert found.keys() == expected.keys() == {8, 16, 20}  # the first by two processes
+    for step, picture in expected.items():
+        assert np.abs(found[step] - picture).max() <= 2, step

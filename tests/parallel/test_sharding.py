@@ -88,7 +88,7 @@ def test_keyframes_are_the_same_on_eight_devices():
 @pytest.fixture(scope="module")
 def found_on_eight():
     """Of what takes seconds: one process for all of it."""
-    return on_eight_devices("exchanged", "gathered", "attention", "padded")
+    return on_eight_devices("exchanged", "gathered", "attention", "padded", "sampled")
 
 
 def test_frames_are_exchanged_and_never_gathered(found_on_eight):
@@ -105,6 +105,10 @@ def test_attention_is_the_same_on_eight_devices(found_on_eight):
 
 def test_a_batch_that_does_not_divide_is_padded(found_on_eight):
     assert "three clips on eight devices" in found_on_eight
+
+
+def test_samples_are_made_with_the_parameters_where_they_lie(found_on_eight):
+    assert "sampled where they lie" in found_on_eight
 
 
 @pytest.mark.slow
