@@ -74,6 +74,7 @@ def load(folder):
     return diffusers.UNet3DConditionModel.from_pretrained(folder), *load_diffusers(folder)
 
 
+@pytest.mark.smoke
 def test_what_peft_saved_does_the_same_here(folder, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     net, module, params = load(folder)

@@ -168,6 +168,32 @@ def samples(workdir):
     return {int(path.stem): np.asarray(Image.open(path)).astype(int) for path in paths}
 
 
+def compare(workdir, straight):
+    """Whether runs of the same settings came to the same."""
+    expected, found = losses(straight), losses(workdir)
+    assert len(expected) == 22
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+    expected, found = samples(straight), samples(workdir)
+    assert found.keys() == expected.keys() == {8, 16, 20}
+    for step, picture in expected.items():
+        assert np.abs(found[step] - picture).max() <= 2, step
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_two_processes_train_as_one_does(tmp_path):
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    for running in (
+        start(1, workdir=one, mesh={"data": 1}),
+        start(1, processes=2, workdir=two, mesh={"fsdp": 2}),
+    ):
+        statuses, outputs = end(running)
+        assert set(statuses) == {0}, outputs
+    compare(two, one)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
@@ -192,12 +218,4 @@ def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
     statuses, outputs = end(start(8, workdir=two, mesh={"fsdp": 2, "tensor": 2}))
     assert statuses == [0], outputs
 
-    expected, found = losses(one), losses(two)
-    assert len(expected) == 22
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-5), key
-    expected, found = samples(one), samples(two)
-    assert found.keys() == expected.keys() == {8, 16, 20}  # the first by two processes
-    for step, picture in expected.items():
-        assert np.abs(found[step] - picture).max() <= 2, step
+    compare(two, one)

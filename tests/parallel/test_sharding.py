@@ -112,6 +112,7 @@ def test_samples_are_made_with_the_parameters_where_they_lie(found_on_eight):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     assert "6 losses equal" in on_eight_devices("resumed", str(tmp_path))
 

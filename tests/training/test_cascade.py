@@ -17,6 +17,7 @@ from tests.training.small import assert_same, small_config
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, capsys):
     encoders = tmp_path / "encoders"
     shutil.copytree(checkpoint, encoders)

@@ -14,7 +14,6 @@ from show1_jax.checkpoints.store import load_params
 from tests.training.small import assert_same
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 400
 # While starting; some time after a step was made; while the first checkpoint is being
 # written; and some time after, or while the next is, when this very process has saved one.
 KILLS = ("starting", "step", "saving", *("saved", "saving next") * 3, "starting")
@@ -24,12 +23,13 @@ KILLS = ("starting", "step", "saving", *("saved", "saving next") * 3, "starting"
 def start(checkpoint, data_dir, tmp_path):
     """Starts `train.py` in a folder; its output goes to a file there."""
 
-    def process(workdir):
+    def process(workdir, steps):
         workdir.mkdir(exist_ok=True)
         command = [
             sys.executable, "train.py", "--config=tests/training/interrupted.py:keyframes",
             f"--config.checkpoint={checkpoint}",
             f"--config.train.keyframes.data_dir={data_dir}",
+            f"--config.train.keyframes.steps={steps}",
             f"--workdir={workdir}",
         ]  # fmt: skip
         settings = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
@@ -41,10 +41,10 @@ def start(checkpoint, data_dir, tmp_path):
     return process
 
 
-def finish(process, workdir):
+def finish(process, workdir, steps):
     """Lets a run end, and gives what it left."""
     assert process.wait(600) == 0, (workdir / "output.txt").read_text()
-    last = workdir / "keyframes" / "checkpoints" / str(STEPS)
+    last = workdir / "keyframes" / "checkpoints" / str(steps)
     text = (workdir / "keyframes" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     return {
@@ -90,23 +90,28 @@ def wait_for(process, moment, workdir, chance):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_if_they_had_not_been(start, tmp_path):
-    expected = finish(start(tmp_path / "straight"), tmp_path / "straight")
+@pytest.mark.parametrize(
+    ("kills", "steps"),
+    [pytest.param(("saved",), 200, marks=pytest.mark.smoke, id="once"), (KILLS, 400)],
+)
+def test_killed_runs_end_as_if_they_had_not_been(start, tmp_path, kills, steps):
+    straight = tmp_path / "straight"
+    expected = finish(start(straight, steps), straight, steps)
     assert expected["steps"] == sorted(expected["steps"])
 
     workdir, chance = tmp_path / "killed", random.Random(0)
     cut_off = 0
-    for moment in KILLS:
-        process = start(workdir)
+    for moment in kills:
+        process = start(workdir, steps)
         wait_for(process, moment, workdir, chance)
         process.kill()
         assert process.wait() == -9, (workdir / "output.txt").read_text()
         whole, begun = checkpoints(workdir)
         cut_off += bool(begun)
         print(moment, sorted(whole), begun)
-    assert cut_off > 0
-    assert 0 < max(whole) < STEPS
-    found = finish(start(workdir), workdir)
+    assert cut_off > 0 or "saving" not in kills
+    assert 0 < max(whole) < steps
+    found = finish(start(workdir, steps), workdir, steps)
     for name in ("state", "exported"):
         assert_same(found.pop(name), expected.pop(name))
     assert found == expected
