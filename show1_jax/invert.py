@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from show1_jax.bars import Bars
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
-from show1_jax.generate import Bars, prepare
+from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
 from show1_jax.stages import inversion
 from show1_jax.stages.cascade import Cascade, clip_frames

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from show1_jax import generate
-from show1_jax.generate import Bars
+from show1_jax import bars as module
+from show1_jax.bars import Bars
 
 
 class Terminal(io.StringIO):
@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(generate, "TICK", 0.01)
-    monkeypatch.setattr(generate, "SILENCE", 0.02)
+    monkeypatch.setattr(module, "TICK", 0.01)
+    monkeypatch.setattr(module, "SILENCE", 0.02)
 
 
 def wait_for(stream: io.StringIO, text: str) -> None:
@@ -47,7 +47,7 @@ def test_what_takes_long_is_said_and_its_time_moves(kind, monkeypatch):
 
 
 def test_a_short_run_is_a_line_for_each_stage_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.setattr(generate, "SILENCE", 60.0)
+    monkeypatch.setattr(module, "SILENCE", 60.0)
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     bars = Bars()

@@ -73,7 +73,7 @@ class StageFolder:
         """A network's parameters, checked but not read yet, as `sampling_params` says.
 
         Raises:
-          InputError: if they do not fit the network.
+          InputError: if they do not fit the network, or are damaged.
         """
         return StoredParams(params_folder(self.folder / name), sampling_params(module, dtype))
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from show1_jax.bars import Bars
 from show1_jax.data.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.errors import InputError
 from show1_jax.evaluation.cascade import aspect
@@ -24,7 +25,7 @@ from show1_jax.evaluation.metrics import centroid_error, centroids, edge_sharpne
 from show1_jax.evaluation.prompts import draw
 from show1_jax.evaluation.shapes import measure
 from show1_jax.evaluation.tables import table
-from show1_jax.generate import Bars, prepare
+from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.stages.cascade import STAGES, Cascade, clip_frames
 

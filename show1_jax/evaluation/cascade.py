@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from show1_jax.bars import Bars
 from show1_jax.errors import InputError
 from show1_jax.evaluation.arrays import Arrays
 from show1_jax.evaluation.prompts import SPLITS, Item, draw, swap
@@ -20,7 +21,7 @@ from show1_jax.evaluation.tables import (
     swap_accuracy,
     table,
 )
-from show1_jax.generate import Bars, prepare
+from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_png
 from show1_jax.stages.cascade import IMAGES, STAGES, Cascade
 from show1_jax.stages.results import Results
