@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 UNITS = {"t5": "layer", "clip": "batch"}  # of what has no steps
 TICK = 1.0  # seconds after which the time that is shown moves
-SILENCE = 8.0  # seconds after which stderr, if it is no terminal, is told what goes on
+SILENCE = 5.0  # seconds after which stderr, if it is no terminal, is told what goes on
 
 
 class Bars:
@@ -43,9 +43,16 @@ class Bars:
         self._closed.set()
         if self._shown:
             self._ticker.join()
-        self._finish_doing()
+        self.clear()
         for bar in self._bars.values():
             bar.close()
+
+    def clear(self) -> None:
+        """Takes away what is done other than steps: it is over."""
+        with self._lock:
+            if self._doing is not None:
+                self._doing.close()
+                self._doing = self._last = None
 
     def update(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
         """Shows how far a stage is.
@@ -59,7 +66,7 @@ class Bars:
         if not self._shown:
             return
         with self._lock:
-            self._finish_doing()
+            self.clear()
             if doing:
                 text = f"{stage}: {doing}"
                 self._doing = self._open(desc=text, bar_format="{desc} [{elapsed}]", leave=False)
@@ -77,11 +84,6 @@ class Bars:
         self._last = tqdm(file=self._stream if self._terminal else io.StringIO(), **settings)
         return self._last
 
-    def _finish_doing(self) -> None:
-        if self._doing is not None:
-            self._doing.close()
-            self._doing = None
-
     def _tick(self) -> None:
         """Keeps time moving where nothing else does; the thread's work."""
         # A stream that nobody reads any longer is no reason to stop.
@@ -97,5 +99,6 @@ class Bars:
 
     def _say(self, bar: tqdm) -> None:
         if not self._terminal:
-            print(bar, file=self._stream, flush=True)
+            self._stream.write(f"{bar}\n")  # at once: other lines may come between two writes
+            self._stream.flush()
             self._said = time.monotonic()

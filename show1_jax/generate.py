@@ -68,24 +68,26 @@ def generate(
         _start_from_noise(config, seeds, overrides)
     folder = prepare(config, checkpoint, overrides)
     asked = _asked([prompts] if isinstance(prompts, str) else prompts, prompts_file, seeds)
-    cascade = Cascade(config, folder, stages, jax.local_devices())
-    with hosts.first_alone("items"):
-        if not cascade.inputs(cascade.stages[0]):
-            outputs, items, places = _folder_for(asked, seeds, out)
-        else:
-            outputs = Outputs(local_path(out or DEFAULT_OUT), keeper=hosts.first())
-            items, places = _found(outputs, asked, seeds)
-        cascade.check_inputs(places, outputs)
-        known = [place for place in places if outputs.knows(place)]
-        replaced = _check_settings(outputs, cascade, known, overwrite)
-        all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
-        outputs.begin(all_prompts, all_seeds)
-        if hosts.first():
-            outputs.complete(known)
-    if replaced:
-        hosts.say(replaced)
-    own = places[jax.process_index() :: jax.process_count()]
     with contextlib.closing(Bars(hosts.first())) as bars:
+        bars.update("checkpoint", 0, 1, "checking")
+        cascade = Cascade(config, folder, stages, jax.local_devices())
+        with hosts.first_alone("items"):
+            if not cascade.inputs(cascade.stages[0]):
+                outputs, items, places = _folder_for(asked, seeds, out)
+            else:
+                outputs = Outputs(local_path(out or DEFAULT_OUT), keeper=hosts.first())
+                items, places = _found(outputs, asked, seeds)
+            cascade.check_inputs(places, outputs)
+            known = [place for place in places if outputs.knows(place)]
+            replaced = _check_settings(outputs, cascade, known, overwrite)
+            all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+            outputs.begin(all_prompts, all_seeds)
+            if hosts.first():
+                outputs.complete(known)
+        bars.clear()
+        if replaced:
+            hosts.say(replaced)
+        own = places[jax.process_index() :: jax.process_count()]
         cascade.run(all_prompts, all_seeds, outputs, bars.update, own)
     _report(outputs, cascade.stages, places)
 

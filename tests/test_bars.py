@@ -51,6 +51,8 @@ def test_a_short_run_is_a_line_for_each_stage_where_there_is_no_terminal(monkeyp
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     bars = Bars()
+    bars.update("checkpoint", 0, 1, "checking")
+    bars.clear()
     for stage in ("t5", "keyframes"):
         bars.update(stage, 0, 1, "reading 3.5 GB")
         bars.update(stage, 0, 2)
@@ -72,3 +74,16 @@ def test_nothing_is_left_behind(monkeypatch):
     bars.close()
     assert threading.active_count() == before
     assert stream.getvalue() == ""
+
+
+def test_what_is_over_is_not_said_any_longer(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    bars = Bars()
+    bars.update("checkpoint", 0, 1, "checking")
+    wait_for(stream, "checkpoint: checking")
+    bars.clear()
+    before = stream.getvalue()
+    time.sleep(0.1)
+    bars.close()
+    assert stream.getvalue() == before

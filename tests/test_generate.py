@@ -564,8 +564,9 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Of each what is done, and what took longer than some seconds.
-    assert {line.split(":")[0] for line in done.stderr.splitlines()} == {"t5", "keyframes"}
+    # Of each what is done, and what took longer than some seconds, such as to check.
+    said = {line.split(":")[0] for line in done.stderr.splitlines()}
+    assert said - {"checkpoint"} == {"t5", "keyframes"}
     assert (tmp_path / "000/keyframes.mp4").is_file()
 
 
@@ -597,9 +598,11 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     done = programs.run(ROOT / "sample.py", *arguments, "--out", tmp_path / "out")
     assert done.returncode == 1
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ")
+    # On a busy machine checking may take long enough to be said.
+    said = (line for line in done.stderr.splitlines() if not line.startswith("checkpoint: "))
+    (line,) = said
+    assert line.startswith("error: ")
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 

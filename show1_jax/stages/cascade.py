@@ -189,7 +189,8 @@ class Cascade:
 
     def _adapters(self, stage: str) -> list[tuple[Adapter, float]]:
         parsed = [parse_adapter(text) for text in self.config[stage].get("adapters", ())]
-        shapes = abstract_params(self.denoisers[stage].unet)
+        # Tracing a large network takes a second: only where there are adapters.
+        shapes = abstract_params(self.denoisers[stage].unet) if parsed else {}
         return [(load_adapter(path, shapes), weight) for path, weight in parsed]
 
     def _check_noise(self, found: inversion.Noise) -> None:
