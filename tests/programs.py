@@ -7,26 +7,31 @@ tests see it. JAX's environment variables are those of the first call.
 import contextlib
 import multiprocessing
 import os
+import resource
 import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 # Processes are forked from one that has imported what programs import, and nothing more.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "show1_jax.benchmark",
-        "show1_jax.evaluation.cascade",
-        "show1_jax.generate",
-        "show1_jax.parallel.programs",
-        "show1_jax.training.loop",
-    ]
-)
+PRELOADED = [
+    "show1_jax.benchmark",
+    "show1_jax.evaluation.cascade",
+    "show1_jax.generate",
+    "show1_jax.parallel.programs",
+    "show1_jax.training.loop",
+]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
-def _child(command: list[str], cwd: str, environment: dict, files: list[str]) -> None:
+def _child(
+    command: list[str], cwd: str, environment: dict, files: list[str], memory: int | None
+) -> None:
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY), descriptor)
     os.environ.clear()
@@ -41,13 +46,40 @@ def _child(command: list[str], cwd: str, environment: dict, files: list[str]) ->
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def run(program: object, *arguments: object, cwd: object = ".") -> subprocess.CompletedProcess:
-    """What `python PROGRAM ARGUMENTS` says, or with `-m` of a module, started in `cwd`."""
+def run(
+    program: object,
+    *arguments: object,
+    cwd: object = ".",
+    environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
+    memory: int | None = None,
+) -> subprocess.CompletedProcess:
+    """What `python PROGRAM ARGUMENTS` says, or with `-m` of a module.
+
+    Args:
+      program: a file that ends in .py, or a module.
+      *arguments: of the program.
+      cwd: where it is started.
+      environment: its environment variables; this process's by default.
+      limit: seconds after which it is killed.
+      memory: bytes that it may have.
+
+    Raises:
+      subprocess.TimeoutExpired: if it was killed at its limit.
+    """
     with contextlib.ExitStack() as stack:
-        out, err = (stack.enter_context(tempfile.NamedTemporaryFile("r")) for _ in range(2))
+        out, err = (
+            stack.enter_context(tempfile.NamedTemporaryFile("r", errors="backslashreplace"))
+            for _ in range(2)
+        )
         command = [str(program), *map(str, arguments)]
-        files = [out.name, err.name]
-        process = CONTEXT.Process(target=_child, args=(command, str(cwd), dict(os.environ), files))
+        environment = dict(os.environ if environment is None else environment)
+        given = (command, str(cwd), environment, [out.name, err.name], memory)
+        process = CONTEXT.Process(target=_child, args=given)
         process.start()
-        process.join()
+        process.join(limit)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, limit or 0, out.read(), err.read())
         return subprocess.CompletedProcess(command, process.exitcode, out.read(), err.read())
