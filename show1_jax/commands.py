@@ -1,5 +1,6 @@
 """How command-line programs start and how they fail: one line, status 1, no traceback."""
 
+import importlib
 import logging as python_logging
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from show1_jax.configuration import check_config
 from show1_jax.errors import InputError, Preempted
 from show1_jax.paths import local_path
 
@@ -115,15 +117,22 @@ def run(main: Callable[[], None], default_config: Path) -> None:
         try:
             left = _parse([program, *rest])
             # A file that cannot be loaded is reported when it is first used.
-            flags.FLAGS.config.is_locked  # noqa: B018
+            getattr(flags.FLAGS.config, "is_locked", None)
+            good = importlib.import_module(f"{default_config.parent.name}.{default_config.stem}")
+            check_config(flags.FLAGS.config, good.get_config())
         # ml_collections reports unknown keys and wrong types with any of these.
         except FAILURES as error:
             text = _reason(error)
-            if isinstance(error, KeyError | AttributeError):
+            if "no attribute 'get_config'" in text:
+                text = "the config file has no function get_config"
+            elif isinstance(error, KeyError | AttributeError):
                 key, _, hint = text.replace('"', "'").partition(" Did you mean ")
                 hint = f"; did you mean {hint.partition(' instead')[0]}?" if hint else ""
                 text = f"the config has no key {key.strip(chr(39))!r} there{hint}"
             sys.exit(f"error: {text}")
+        except Exception as error:  # noqa: BLE001 - config files are programs: they raise anything
+            kind, text = type(error).__name__, _one_line(str(error))
+            sys.exit(f"error: the config file cannot be used: {kind}{text and ': '}{text}")
         return left
 
     def guarded(argv: list[str]) -> None:
@@ -155,7 +164,9 @@ def _parse(arguments: list[str]) -> Any:
     try:
         return flags.FLAGS(arguments)
     except SystemExit:
-        sys.exit(0)  # only the flags for help exit while they are parsed
+        if any(re.match("--?help", text) for text in arguments):
+            sys.exit(0)
+        sys.exit("error: the config file ends the program")
 
 
 def _reason(error: Exception) -> str:
@@ -164,7 +175,11 @@ def _reason(error: Exception) -> str:
     if "Traceback" in text or "Failed loading" in text:
         text = re.sub(r"^[\w.]+Error: ", "", text.strip().splitlines()[-1])
     text = re.sub(r"^\s*\[Errno 2\] .*: ", "there is no file ", text)
-    return " ".join(text.replace("\\", "").split())
+    return _one_line(text.replace("\\", ""))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _leave(status: int) -> None:

@@ -26,6 +26,7 @@ def train_py(*arguments) -> subprocess.CompletedProcess:
         (["--workdir=w", "--config.train.vae.steps=few"], "few"),
         (["--workdir=w", "--config.train.vae.accumulate=7"], "cannot be split into 7 parts"),
         (["--workdir=w", "--config.train.vae.threads=-1"], "must be 0 to 1024"),
+        (["--workdir=w", "--config.train.vae.seed=-1"], "must be 0 to 4.29497e+09"),
         (["--workdir=w", "--config.batch_size=3"], "give --config.train.PART.batch_size"),
         (["--workdir=w", "--curve"], " has no runs"),
         (["--workdir=gs://bucket/w"], "paths with gs:// are not supported"),

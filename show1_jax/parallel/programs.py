@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.released import sampling_params
+from show1_jax.configuration import build
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
@@ -105,7 +106,9 @@ def training_program(config: ConfigDict, part: str) -> Program:
     settings = config.train[part]
     vae = None
     if part == "translation":
-        vae = VAE(VAEConfig(**config.translation.vae), compute_dtype(settings))
+        vae = VAE(
+            build(VAEConfig, config.translation.vae, "translation.vae"), compute_dtype(settings)
+        )
     task, optimizer = make_task(config, part, vae), make_optimizer(settings)
     seed = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
@@ -152,7 +155,7 @@ def _lower_step(
 def customization_program(config: ConfigDict) -> Program:
     """One step of fine-tuning the keyframes on a clip; under a mesh."""
     settings, section = config.customize, config.keyframes
-    unet = UNet(UNetConfig(**section.unet), compute_dtype(settings))
+    unet = UNet(build(UNetConfig, section.unet, "keyframes.unet"), compute_dtype(settings))
     tuning = customize.make_tuning(settings, unet, solver_config(section.solver))
 
     def start(params: Any) -> Any:
@@ -186,13 +189,13 @@ def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Pr
         yield _encoder_program(config, stage, batch, dtype)
         return
     section = config[stage]
-    unet = UNet(UNetConfig(**section.unet), dtype)
+    unet = UNet(build(UNetConfig, section.unet, f"{stage}.unet"), dtype)
     solver = make_solver(solver_config(section.solver), section.steps)
     denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
     params = placed(sampling_params(unet, dtype))
     vae, vae_params = None, None
     if stage == "translation":
-        vae = VAE(VAEConfig(**section.vae), dtype)
+        vae = VAE(build(VAEConfig, section.vae, "translation.vae"), dtype)
         vae_params = placed(sampling_params(vae, dtype))
     size = sample_size(config, stage, batch, vae.config if vae else None)
     rows, frames, height, width, channels = size

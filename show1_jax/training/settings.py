@@ -17,6 +17,7 @@ COUNTS = (
     "keep",
 )
 RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
     "learning_rate": (0, 1e3),
     "warmup_steps": (0, 1e12),
     "weight_decay": (0, 1e3),

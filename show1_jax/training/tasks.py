@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from show1_jax.configuration import build
 from show1_jax.data.clip import ClipSpec
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.schedule import NoiseSchedule
@@ -78,7 +79,9 @@ def make_task(config: ConfigDict, part: str, vae: VAE | None = None) -> Task:
         return _autoencoder_task(config)
     train, dtype = config.train[part], compute_dtype(config.train[part])
     solver = solver_config(config[part].solver)
-    unet = UNet(UNetConfig(**config[part].unet), dtype, remat=train.remat or None)
+    unet = UNet(
+        build(UNetConfig, config[part].unet, f"{part}.unet"), dtype, remat=train.remat or None
+    )
     objective = Objective(solver.schedule, solver.prediction, **train.objective)
     denoiser = Denoiser(
         UNet(unet.config, dtype),
@@ -129,7 +132,9 @@ def pixels(batch: dict[str, jax.Array]) -> jax.Array:
 def solver_config(section: ConfigDict) -> SolverConfig:
     """The solver that a config's `solver` section describes."""
     settings = section.to_dict()
-    return SolverConfig(**settings | {"schedule": NoiseSchedule(**settings["schedule"])})
+    if "schedule" in settings:
+        settings["schedule"] = build(NoiseSchedule, settings["schedule"], "PART.solver.schedule")
+    return build(SolverConfig, settings, "PART.solver")
 
 
 def compute_dtype(train: ConfigDict) -> Any:
@@ -146,7 +151,7 @@ def compute_dtype(train: ConfigDict) -> Any:
 
 def _autoencoder_task(config: ConfigDict) -> Task:
     train, section = config.train.vae, config.translation
-    vae = VAE(VAEConfig(**section.vae), compute_dtype(train))
+    vae = VAE(build(VAEConfig, section.vae, "translation.vae"), compute_dtype(train))
     weights = (train.kl_weight, train.gradient_weight, train.squared_weight)
     loss = functools.partial(autoencoder.loss, vae, *weights)
     reconstruct = jax.jit(vae.apply)
@@ -211,7 +216,7 @@ def _interpolation(config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _
 
 def _upscaler(part: str, config: ConfigDict, denoiser: Denoiser, vae: VAE | None) -> _Stage:
     section, train = config.super_resolution, config.train[part]
-    schedule = NoiseSchedule(**config[part].noise_schedule)
+    schedule = build(NoiseSchedule, config[part].noise_schedule, f"{part}.noise_schedule")
     small_size = (config.keyframes.height, config.keyframes.width)
     size = (section.height, section.width)
     if any(large % small for large, small in zip(size, small_size, strict=True)):

@@ -1,0 +1,88 @@
+"""Configs that are none, as files and as what they return."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import customize, show1, tiny
+from show1_jax.configuration import build, check_config
+from show1_jax.errors import InputError
+from show1_jax.models.vae import VAEConfig
+from tests import programs
+
+
+@pytest.mark.parametrize(
+    "config",
+    [show1.get_config("vae"), tiny.get_config(), customize.get_config("show1")],
+    ids=["show1", "tiny", "customize"],
+)
+def test_configs_that_are_there_are_good(config):
+    check_config(config, tiny.get_config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("keyframes.frames", "many", "config.keyframes.frames is 'many', not like 8"),
+        ("keyframes.frames", 2.5, "config.keyframes.frames is 2.5, not like 8"),
+        ("keyframes.frames", 10**12, "but must be"),
+        ("keyframes.guidance", float("inf"), "config.keyframes.guidance is inf, which is not"),
+        ("keyframes", 5, "config.keyframes is 5, not a ConfigDict"),
+        ("keyframes.unet.channels", ("a",), "config.keyframes.unet.channels is 'a', not like 32"),
+        ("keyframes.unet.channels", 3, "config.keyframes.unet.channels is 3, not like"),
+        ("train.vae.dataset", "a\0b", "which is no text"),
+        ("checkpoint", "\ud800", "which is no text"),
+        ("text.clean_captions", 1, "config.text.clean_captions is 1, not like False"),
+    ],
+)
+def test_settings_of_another_type_are_named(key, value, message):
+    config = tiny.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
+        check_config(config, tiny.get_config())
+
+
+@pytest.mark.parametrize("key", ["keyframes", "mesh.data", "train.vae.batch_size"])
+def test_missing_settings_are_named(key):
+    config = tiny.get_config()
+    section, names = config, key.split(".")
+    for name in names[:-1]:
+        section = section[name]
+    del section[names[-1]]
+    with pytest.raises(InputError, match=f"config.{key} is missing"):
+        check_config(config, tiny.get_config())
+
+
+def test_what_is_no_config_is_refused():
+    for wrong in (None, 5, {"stage": ""}):
+        with pytest.raises(InputError, match="not a ConfigDict"):
+            check_config(wrong, tiny.get_config())
+
+
+def test_sections_become_dataclasses():
+    assert build(VAEConfig, ConfigDict({"channels": (4,)}), "vae") == VAEConfig(channels=(4,))
+    with pytest.raises(InputError, match=r"config\.vae has no setting 'layers': take in_channels"):
+        build(VAEConfig, ConfigDict({"layers": 2}), "vae")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(", "SyntaxError: '(' was never closed"),
+        ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def get_config():\n    raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("def get_config():\n    return get_config()", "RecursionError: maximum recursion depth"),
+        ("def get_config():\n    raise SystemExit(3)", "the config file ends the program"),
+        ("def get_config():\n    return None", "config is None, not a ConfigDict"),
+        ("config = 5", "the config file has no function get_config"),
+    ],
+)
+def test_files_that_make_no_config_are_refused_in_one_line(text, message, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(text + "\n")
+    ended = programs.run("show1_jax.evaluation", f"--config={path}", cwd=tmp_path)
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1]  # absl warns of the function that returns nothing
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in ended.stderr
