@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 # What to change where memory is short.
@@ -19,6 +22,12 @@ LESS_MEMORY_NETWORK = (
 )
 # How errors of different libraries say it.
 SHORT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
+
+
+# What NumPy raises on damaged files of arrays: tokenize's of a header that is cut off, MemoryError
+# of one that says more than there is, RuntimeError of archives' encrypted or packed parts.
+ARRAY_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, KeyError, RuntimeError)
+ARRAY_DAMAGE += (MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 class InputError(ValueError):

@@ -7,13 +7,15 @@ state of the iterator, from `get_state()`, is a small dictionary that JSON can
 hold; `set_state()` continues with the batch that would have been next.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from google.protobuf.message import DecodeError
 
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.errors import InputError
@@ -41,7 +43,8 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
       split: "train" or "validation".
 
     Raises:
-      InputError: if there is no such split, it is empty, or the dataset cannot be written.
+      InputError: if there is no such split, it is empty, or the dataset is damaged or cannot be
+        written. Reading a damaged record raises it as well.
     """
     try:
         builder.download_and_prepare(file_format="array_record")
@@ -49,12 +52,46 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
         reason = str(error).splitlines()[0]
         raise InputError(f"{builder.data_dir} cannot be written: {reason}") from error
     try:
-        return builder.as_data_source(split)
+        source = builder.as_data_source(split)
     except ValueError:
         splits = ", ".join(builder.info.splits)
         raise InputError(
             f"{builder.name} has no clips in the split {split!r}; its splits are {splits}"
         ) from None
+    except NotImplementedError as error:  # what says in which format it is has been lost
+        raise InputError(
+            f"{builder.data_dir} is damaged; remove it, and it is built again"
+        ) from error
+    return _Records(source, str(builder.data_dir))
+
+
+class _Records(Sequence[Mapping[str, Any]]):
+    """The records of a split, whose files may be damaged."""
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], folder: str):
+        self._source, self._folder = source, folder
+        with self._reading():
+            self._length = len(source)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        with self._reading():
+            return self._source[index]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        # The array_record reader raises RuntimeErrors alone.
+        except (OSError, RuntimeError, ValueError, KeyError, DecodeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self._folder} is damaged: {reason}; remove it, and it is built again"
+            ) from error
 
 
 def make_pipeline(

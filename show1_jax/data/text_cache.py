@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from show1_jax.errors import InputError
+from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import make_folder, write_bytes
 
 EMPTY = ""  # always cached: what captions are replaced by for classifier-free guidance
 
-_DAMAGE = (OSError, ValueError, EOFError, IndexError, TypeError, RecursionError)
+_DAMAGE: tuple[type[Exception], ...] = (*ARRAY_DAMAGE, IndexError, TypeError, RecursionError)
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -45,6 +45,8 @@ class TextCache:
             part = path.with_suffix(".npy")
             try:
                 captions = json.loads(path.read_bytes())
+                if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+                    raise ValueError("the .json is no list of captions")
                 if not row_size:  # the same in all: to open each would take long
                     first = np.load(part, mmap_mode="r")
                     header, row_size = first.offset, first[0].nbytes

@@ -114,7 +114,11 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
     def __init__(self, folder: str | Path):
         """Arguments and exceptions as `list_clips`."""
         self.folder = Path(folder)
-        digest = hashlib.sha256(_caption_file(self.folder).read_bytes()).hexdigest()
+        path = _caption_file(self.folder)
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
         super().__init__(name=f"{self.folder.resolve().name}-{digest[:8]}")
 
 

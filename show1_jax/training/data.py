@@ -10,6 +10,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from flax.traverse_util import flatten_dict
+from google.protobuf.json_format import ParseError
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder
@@ -33,7 +34,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     """A config's dataset, how its records are read, and its captions.
 
     Raises:
-      InputError: if it is neither "moving_shapes" nor a folder of clips.
+      InputError: if it is neither "moving_shapes" nor a folder of clips, or is damaged.
     """
     data_dir = local_path(train.data_dir)
     if train.dataset == SHAPES:
@@ -43,12 +44,26 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
             for template in range(len(moving_shapes.TEMPLATES))
         )
         shapes = moving_shapes.MovingShapesConfig(train=train.clips)
-        builder = moving_shapes.MovingShapes(config=shapes, data_dir=data_dir)
+        builder = _builder(moving_shapes.MovingShapes, shapes, data_dir)
         return builder, moving_shapes.read, captions
     folder = local_path(train.dataset)
     config = video_folder.VideoFolderConfig(folder)
-    builder = video_folder.VideoFolder(config=config, data_dir=data_dir)
+    builder = _builder(video_folder.VideoFolder, config, data_dir)
     return builder, video_folder.read, video_folder.captions(folder)
+
+
+def _builder(
+    kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: Path
+) -> tfds.core.DatasetBuilder:
+    """Opens a dataset that may have been built before."""
+    try:
+        return kind(config=config, data_dir=data_dir)
+    except (OSError, ValueError, LookupError, ParseError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        folder = data_dir / kind.name / config.name
+        raise InputError(
+            f"{folder} is damaged: {reason}; remove it, and it is built again"
+        ) from error
 
 
 def open_text(

@@ -108,6 +108,41 @@ def test_training_and_validation_share_no_file_of_two_captions(clips, tmp_path):
     assert trained == {"0", "1", "2"} - {held_out}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_info.json", b"{}{"),
+        ("dataset_info.json", b"\xff"),
+        ("dataset_info.json", None),
+        ("*validation.array_record*", b"no records"),
+        ("*validation.array_record*", None),
+    ],
+)
+def test_a_damaged_dataset_is_named(built, clips, tmp_path, name, content):
+    train = small_config("vae", shutil.copytree(built, tmp_path / "data"), dataset=str(clips))
+    (path,) = (tmp_path / "data").glob(f"video_folder/*/*/{name}")
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"video_folder/.* is damaged.*remove it, and it is built"):
+        validation_names(train.train.vae)
+
+
+@pytest.fixture(scope="module")
+def built(clips, tmp_path_factory):
+    """Where the dataset of the clips is."""
+    folder = tmp_path_factory.mktemp("built")
+    validation_names(small_config("vae", folder, dataset=str(clips)).train.vae)
+    return folder
+
+
+def test_a_caption_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "captions.csv").symlink_to("nowhere")
+    train = small_config("vae", tmp_path / "data", dataset=str(tmp_path)).train.vae
+    with pytest.raises(InputError, match=r"captions\.csv cannot be read: No such file"):
+        data.open_dataset(train)
+
+
 def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
     folder = StageFolder(checkpoint / "show-1-base")
     train = small_config("keyframes", tmp_path).train.keyframes
