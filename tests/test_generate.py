@@ -649,7 +649,9 @@ def test_noise_is_followed_unless_something_else_is_asked_for(tmp_path):
     settings = config()
     for stage, shape in (("keyframes", (1, 2, 8, 16, 3)), ("interpolation", (1, 3, 8, 16, 3))):
         settings.from_noise = str(tmp_path / f"{stage}.npz")
-        save_noise(Path(settings.from_noise), Noise(stage, np.zeros(shape, np.float32), 3))
+        noise = np.zeros(shape, np.float32)
+        frames = noise if stage == "interpolation" else None
+        save_noise(Path(settings.from_noise), Noise(stage, noise, 3, 1.0, frames))
         cascade = Cascade(settings, tiny.CHECKPOINT)
         assert cascade.stages == list(STAGES[STAGES.index(stage) :])
         assert not cascade.inputs(stage)

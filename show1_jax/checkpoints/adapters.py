@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from show1_jax.checkpoints.fields import parse_json
 from show1_jax.checkpoints.keys import CONV, CONV_FRAMES, DENSE, SAME, Layout
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.tables import UNET
@@ -37,6 +38,7 @@ DIGEST = "digest"  # of the tensors
 TIMESTEPS = "timesteps"
 # How many axes PyTorch's arrays of a layout have.
 AXES = {DENSE: (2,), CONV: (4,), CONV_FRAMES: (5,), SAME: (1, 2)}
+MAX_RANK = 2**20  # and alpha, far beyond what there is
 UNSUPPORTED = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern")
 
 
@@ -159,7 +161,8 @@ def load_adapter(path: Path, params: Any) -> Adapter:
     for name, found in parts.items():
         if set(found) not in ({0}, {1, 2}):
             raise InputError(f"{path} has only half of what changes {name}: copy it again")
-        change = (found[0],) if 0 in found else (found[1], np.float32(scale) * found[2])
+        with np.errstate(over="ignore"):
+            change = (found[0],) if 0 in found else (found[1], np.float32(scale) * found[2])
         if shapes.get(name) != _shape(change):
             if change[0].ndim > 3 and len(change) == 2:
                 raise InputError(f"{path}: LoRA of convolutions over pixels is not supported")
@@ -167,6 +170,8 @@ def load_adapter(path: Path, params: Any) -> Adapter:
                 f"{path} is not for this network, whose {name} is "
                 f"{shapes.get(name, 'not there')}, not {_shape(change)}"
             )
+        if not _largest(change) < float(np.finfo(np.float32).max):
+            raise InputError(f"{path}: what changes {name} is beyond fp32")
         changes[name] = change
     if not changes:
         raise InputError(f"{path} changes nothing: it holds no tensor")
@@ -178,10 +183,10 @@ def load_adapter(path: Path, params: Any) -> Adapter:
 def _timesteps(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:
     if TIMESTEPS not in metadata:
         return None
-    match = re.fullmatch(r"\[(\d+), ?(\d+)\]", metadata[TIMESTEPS])
+    match = re.fullmatch(r"\[(\d{1,9}), ?(\d{1,9})\]", metadata[TIMESTEPS])
     first, end = map(int, match.groups()) if match else (0, 0)
     if first >= end:
-        text = metadata[TIMESTEPS]
+        text = metadata[TIMESTEPS][:40]
         raise InputError(f"{path}: its timesteps are {text}, not the first and one past the last")
     return first, end
 
@@ -203,7 +208,7 @@ def _place(key: str, path: Path) -> tuple[str, int, Layout]:
 def _peft_config(metadata: Mapping[str, str], path: Path, from_peft: bool) -> dict[str, Any]:
     """Rank and alpha: diffusers keeps them in the metadata, PEFT in a file beside."""
     try:
-        config = json.loads(metadata.get(PEFT, "{}"))
+        config = parse_json(metadata.get(PEFT, "{}"))
         if PEFT not in metadata and from_peft:
             config = read_json(path.with_name("adapter_config.json"))
         config = {key.removeprefix(PREFIXES[0]): value for key, value in config.items()}
@@ -220,8 +225,10 @@ def _scale(config: Mapping[str, Any]) -> float:
     """PEFT's alpha divided by its rank."""
     rank = config.get("r", 1)
     alpha = config.get("lora_alpha", rank)
-    if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
-        raise InputError(f"an adapter of rank {rank} and alpha {alpha} is not possible")
+    numbers = all(type(value) in (int, float) for value in (rank, alpha))
+    # NaN is within no range.
+    if not numbers or not 1 <= rank <= MAX_RANK or not abs(alpha) <= MAX_RANK:
+        raise InputError(f"an adapter of rank {rank!r:.40} and alpha {alpha!r:.40} is not possible")
     return alpha / rank
 
 
@@ -237,6 +244,12 @@ def _shape(change: tuple[np.ndarray, ...]) -> tuple[int, ...]:
     if len(change) == 1 or change[0].shape[-1] != change[1].shape[0]:
         return change[0].shape
     return (*change[0].shape[:-1], change[1].shape[-1])
+
+
+def _largest(change: tuple[np.ndarray, ...]) -> float:
+    """What no number of a change exceeds."""
+    bounds = [float(np.abs(part).max(initial=0)) for part in change]
+    return bounds[0] if len(change) == 1 else bounds[0] * bounds[1] * change[1].shape[0]
 
 
 def _whole(change: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -282,6 +295,8 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     Raises:
       InputError: if the weight is no number.
     """
+    if not isinstance(text, str):  # of a config
+        raise InputError(f"adapters are files or FILE=WEIGHT, not {text!r:.40}")
     file, _, weight = text.rpartition("=")
     if not file:
         return local_path(text), 1.0

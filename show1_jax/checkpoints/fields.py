@@ -1,9 +1,22 @@
 """Strict reading of the released JSON configurations."""
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from show1_jax.errors import InputError
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+      ValueError: if it is damaged, or nested so deeply that Python cannot follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class Fields:
@@ -24,7 +37,7 @@ class Fields:
     def choice(self, key: str, default: Any, options: Collection[Any]) -> Any:
         """Like `take`, but raises InputError unless the value is one of `options`."""
         value = self.take(key, default)
-        if value not in options:
+        if value not in tuple(options):  # the file's may be a list, which no set can look up
             known = ", ".join(repr(option) for option in options)
             raise InputError(f"{self.where}: {key} is {value!r}, which is not one of {known}")
         return value

@@ -16,14 +16,17 @@ from show1_jax.models.vae import VAEConfig
 
 Json = dict[str, Any]
 
+MAX_SIZE = 2**20  # of a layer or a vocabulary, far beyond what there is
+MAX_LAYERS = 1000
 
-def size(fields: Fields, key: str, default: int) -> int:
-    """A positive whole number.
+
+def size(fields: Fields, key: str, default: int, most: int = MAX_SIZE) -> int:
+    """A positive whole number, of `most` at most.
 
     Raises:
       InputError: if the file holds anything else.
     """
-    return positive(fields, key, fields.take(key, default))
+    return positive(fields, key, fields.take(key, default), most)
 
 
 def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
@@ -38,26 +41,31 @@ def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
     return tuple(positive(fields, key, value) for value in values)
 
 
-def positive(fields: Fields, key: str, value: Any) -> int:
-    """`value` of `key`, which must be a positive whole number.
+def positive(fields: Fields, key: str, value: Any, most: int = MAX_SIZE) -> int:
+    """`value` of `key`, which must be a positive whole number, of `most` at most.
 
     Raises:
       InputError: if it is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise InputError(f"{fields.where}: {key} has {value!r}, not a positive whole number")
+    if value > most:
+        raise InputError(f"{fields.where}: {key} has {value!r:.40}, but must be at most {most}")
     return value
 
 
-def number(fields: Fields, key: str, default: float) -> float:
-    """A number, whole or not.
+def number(
+    fields: Fields, key: str, default: float, least: float = -1e30, most: float = 1e30
+) -> float:
+    """A number, whole or not, of `least` to `most`.
 
     Raises:
       InputError: if the file holds anything else.
     """
     value = fields.take(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputError(f"{fields.where}: {key} is {value!r}, which is not a number")
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not least <= value <= most:  # nor is NaN
+        raise InputError(f"{fields.where}: {key} is {value!r:.40}, which is not a number")
     return float(value)
 
 
@@ -80,7 +88,7 @@ def vae_config(json: Mapping[str, Any], where: str) -> VAEConfig:
         out_channels=size(fields, "out_channels", 3),
         latent_channels=size(fields, "latent_channels", 4),
         channels=channels,
-        layers_per_block=size(fields, "layers_per_block", 1),
+        layers_per_block=size(fields, "layers_per_block", 1, MAX_LAYERS),
         norm_groups=size(fields, "norm_num_groups", 32),
         scaling_factor=number(fields, "scaling_factor", 0.18215),
     )
@@ -114,9 +122,13 @@ def vae_config(json: Mapping[str, Any], where: str) -> VAEConfig:
 
 
 def vae_json(config: VAEConfig) -> Json:
-    """The diffusers configuration of an autoencoder; `vae_config` reads it back."""
+    """The diffusers configuration of an autoencoder; `vae_config` reads it back.
+
+    Raises:
+      InputError: if it would not.
+    """
     levels = len(config.channels)
-    return {
+    json = {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.19.3",
         "act_fn": "silu",
@@ -131,6 +143,9 @@ def vae_json(config: VAEConfig) -> Json:
         "scaling_factor": config.scaling_factor,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
+    if vae_config(json, "config.translation.vae") != config:
+        raise InputError("this autoencoder has settings that no released class can express")
+    return json
 
 
 def t5_config(json: Mapping[str, Any], where: str) -> T5Config:
@@ -152,7 +167,7 @@ def t5_config(json: Mapping[str, Any], where: str) -> T5Config:
         d_model=size(fields, "d_model", 512),
         d_kv=size(fields, "d_kv", 64),
         d_ff=size(fields, "d_ff", 2048),
-        num_layers=size(fields, "num_layers", 6),
+        num_layers=size(fields, "num_layers", 6, MAX_LAYERS),
         num_heads=size(fields, "num_heads", 8),
         relative_buckets=size(fields, "relative_attention_num_buckets", 32),
         max_distance=size(fields, "relative_attention_max_distance", 128),
@@ -213,7 +228,7 @@ def clip_config(json: Mapping[str, Any], where: str) -> CLIPTextConfig:
         vocab_size=size(fields, "vocab_size", 49408),
         width=size(fields, "hidden_size", 512),
         ff_width=size(fields, "intermediate_size", 2048),
-        num_layers=size(fields, "num_hidden_layers", 12),
+        num_layers=size(fields, "num_hidden_layers", 12, MAX_LAYERS),
         num_heads=size(fields, "num_attention_heads", 8),
         max_length=size(fields, "max_position_embeddings", 77),
         activation=fields.choice("hidden_act", "quick_gelu", tuple(ACTIVATIONS)),

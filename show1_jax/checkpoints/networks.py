@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 
 from show1_jax.checkpoints import tables
+from show1_jax.checkpoints.fields import parse_json
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.network_config import clip_config, t5_config, vae_config
 from show1_jax.checkpoints.unet_config import unet_config
@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
       InputError: if the file is missing or is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -58,7 +58,7 @@ def components(pipeline: Path) -> Iterator[tuple[str, str]]:
             continue
         if len(value) != 2 or not isinstance(value[1], str | None):
             raise InputError(f"{path}: {name} is {value!r}, not a library and a class")
-        if not re.fullmatch(r"\w+", name, re.ASCII):
+        if not re.fullmatch(r"\w{1,100}", name, re.ASCII):
             raise InputError(
                 f"{path}: a part is called {name!r}, which is no folder's name of letters, digits "
                 "and underscores"

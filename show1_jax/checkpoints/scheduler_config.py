@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from show1_jax.checkpoints.fields import Fields
+from show1_jax.checkpoints.network_config import MAX_SIZE, number, size
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SPACINGS, VARIANCES, SolverConfig
 from show1_jax.errors import InputError
@@ -34,23 +35,23 @@ def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
     that is not implemented.
     """
     name = config.get("_class_name")
-    if name not in KINDS:
+    if name not in tuple(KINDS):
         raise InputError(f"{where}: scheduler {name!r} is not one of {', '.join(KINDS)}")
     kind = KINDS[name]
     fields = Fields(config, where)
     fields.expect(trained_betas=None)
     schedule = NoiseSchedule(
         kind=BETAS[fields.choice("beta_schedule", "linear", BETAS)],
-        beta_start=_number(fields, "beta_start", 1e-4),
-        beta_end=_number(fields, "beta_end", 0.02),
-        train_steps=int(_number(fields, "num_train_timesteps", 1000)),
+        beta_start=number(fields, "beta_start", 1e-4),
+        beta_end=number(fields, "beta_end", 0.02),
+        train_steps=size(fields, "num_train_timesteps", 1000),
     )
     thresholding = fields.choice("thresholding", False, (True, False))
-    ratio = _number(fields, "dynamic_thresholding_ratio", 0.995)
-    maximum = _number(fields, "sample_max_value", 1.0)
+    ratio = number(fields, "dynamic_thresholding_ratio", 0.995)
+    maximum = number(fields, "sample_max_value", 1.0)
     settings: dict[str, Any] = {
         "prediction": PREDICTIONS[fields.choice("prediction_type", "epsilon", PREDICTIONS)],
-        "steps_offset": int(_number(fields, "steps_offset", 0)),
+        "steps_offset": int(number(fields, "steps_offset", 0, 0, MAX_SIZE)),
         "spacing": fields.choice(
             "timestep_spacing", "linspace" if kind == "dpm_solver" else "leading", SPACINGS
         ),
@@ -65,9 +66,10 @@ def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
         fields.choice("variance_type", None, (None, *VARIANCES))
         settings["order"] = fields.choice("solver_order", 2, (1, 2))
         settings["lower_order_final"] = fields.choice("lower_order_final", True, (True, False))
-        settings["lambda_min_clipped"] = _number(fields, "lambda_min_clipped", -float("inf"))
+        nothing = -float("inf")
+        settings["lambda_min_clipped"] = number(fields, "lambda_min_clipped", nothing, nothing)
     else:
-        bound = _number(fields, "clip_sample_range", 1.0)
+        bound = number(fields, "clip_sample_range", 1.0)
         # Where a file asks for both, thresholding wins.
         if fields.choice("clip_sample", True, (True, False)) and not thresholding:
             settings["clip"] = bound
@@ -125,14 +127,6 @@ def scheduler_json(config: SolverConfig) -> dict[str, Any]:
     else:
         written["set_alpha_to_one"] = config.set_alpha_to_one
     return written
-
-
-def _number(fields: Fields, key: str, default: float) -> float:
-    value = fields.take(key, default)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{fields.where}: {key} is {value!r}, which is not a number") from None
 
 
 def _inverse(names: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from show1_jax.checkpoints.fields import Fields
-from show1_jax.checkpoints.network_config import number, positive, size, sizes
+from show1_jax.checkpoints.network_config import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    number,
+    positive,
+    size,
+    sizes,
+)
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNetConfig
 
@@ -73,7 +80,7 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         in_channels=size(fields, "in_channels", 4),
         out_channels=size(fields, "out_channels", 4),
         channels=channels,
-        layers=_per_level(fields, "layers_per_block", 2, levels),
+        layers=_per_level(fields, "layers_per_block", 2, levels, MAX_LAYERS),
         attention=attention,
         attention_head_dim=head_dim,
         spatial_heads="number" if show1 and latent else "width",
@@ -160,7 +167,7 @@ def unet_json(config: UNetConfig) -> dict[str, Any]:
         }
     if show1:
         result["transfromer_in_opt"] = config.input_transformer_head_dim is not None
-    if unet_config(result, "export") != config:
+    if unet_config(result, "the config's unet") != config:
         raise InputError("this denoiser has settings that no released PyTorch class can express")
     return result
 
@@ -210,7 +217,7 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
         if not isinstance(names, list | tuple):
             raise InputError(f"{fields.where}: {key} is {names!r}, which is not a list of blocks")
         for name in names:
-            if name not in known:
+            if name not in tuple(known):
                 raise InputError(f"{fields.where}: {key} has {name}, not one of {', '.join(known)}")
         return [known[name] for name in names]
 
@@ -227,14 +234,16 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
     return mid, tuple(attention for _, attention in down)
 
 
-def _per_level(fields: Fields, key: str, default: int, levels: int) -> tuple[int, ...]:
+def _per_level(
+    fields: Fields, key: str, default: int, levels: int, most: int = MAX_SIZE
+) -> tuple[int, ...]:
     """One number for each level, or one for all of them."""
     value = fields.take(key, default)
     if not isinstance(value, list | tuple):
-        return (positive(fields, key, value),) * levels
+        return (positive(fields, key, value, most),) * levels
     if len(value) != levels:
         raise InputError(f"{fields.where}: {key} has {len(value)} numbers for {levels} levels")
-    return tuple(positive(fields, key, each) for each in value)
+    return tuple(positive(fields, key, each, most) for each in value)
 
 
 def _shortest(values: tuple[int, ...]) -> int | list[int]:

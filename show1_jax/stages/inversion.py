@@ -10,7 +10,6 @@ of a step is an error that adds up.
 import dataclasses
 import functools
 import io
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from show1_jax.checkpoints.released import PIPELINES
 from show1_jax.diffusion.schedule import to_clean, to_epsilon
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.diffusion.updates import ddim
-from show1_jax.errors import InputError
+from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import write_bytes
 from show1_jax.parallel.sharding import put_batch
 from show1_jax.stages.sampling import (
@@ -201,17 +201,55 @@ def load_noise(path: Path) -> Noise:
     try:
         # numpy leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as found:
-            return Noise(
-                str(found["stage"]),
-                np.asarray(found["noise"], np.float32),
-                int(found["steps"]),
-                float(found["strength"]),
-                np.asarray(found["frames"], np.float32) if "frames" in found else None,
-                int(found["noise_level"]) if "noise_level" in found else None,
+            noise = Noise(
+                _scalar(found["stage"], "U"),
+                _floats(found["noise"]),
+                _scalar(found["steps"], "i"),
+                float(_scalar(found["strength"], "f")),
+                _floats(found["frames"]) if "frames" in found else None,
+                _scalar(found["noise_level"], "i") if "noise_level" in found else None,
             )
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        _check(noise)
+    except ARRAY_DAMAGE as error:
         # Of a file that is no archive, NumPy's reason would be how to load pickles.
         reason = getattr(error, "strerror", None) or "give STAGE.noise.npz as it was written"
         raise InputError(
             f"{path} is no noise of sample.py --invert, or is damaged: {reason}"
         ) from None
+    return noise
+
+
+def _scalar(array: Any, kind: str) -> Any:
+    """The one value of an array of a kind of dtype; raises ValueError."""
+    if not isinstance(array, np.ndarray) or array.shape or array.dtype.kind != kind:
+        raise ValueError
+    return array.item()
+
+
+def _floats(array: Any) -> np.ndarray:
+    """Finite numbers as fp32; raises ValueError."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise ValueError
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise ValueError
+    return floats
+
+
+def _check(noise: Noise) -> None:
+    """Raises ValueError for what no stage starts from."""
+    frames, level = noise.frames, noise.noise_level
+    conditioned = noise.stage not in ("keyframes", "translation")
+    upscaled = noise.stage in ("first_frame", "super_resolution")
+    if (
+        noise.stage not in PIPELINES
+        or noise.noise.ndim != 5
+        or noise.steps < 1
+        or not 0 < noise.strength <= 1
+        or (frames is not None) != conditioned
+        or (frames is not None and frames.shape[:4] != noise.noise.shape[:4])
+        or (level is not None) != upscaled
+        or (level is not None and level < 0)
+    ):
+        raise ValueError

@@ -18,9 +18,11 @@ import numpy as np
 import sentencepiece
 from absl import logging
 
+from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import InputError
 
 LENGTH = 77
+MAX_EXTRA = 10_000  # sentinels; T5 has 100
 
 
 class Tokens(NamedTuple):
@@ -96,12 +98,16 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
 
     special: dict[str, int] = {}
     for kind, usual in (("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>")):
-        name = _content(config.get(f"{kind}_token", usual))
+        name = _content(config.get(f"{kind}_token", usual), f"{folder}: its {kind}_token")
         special[name] = pieces.piece_to_id(name)
         if pieces.id_to_piece(special[name]) != name:
             raise InputError(f"{path}: has no piece {name!r}, the {kind}_token of this tokenizer")
+    if len(special) < 3:
+        raise InputError(f"{folder}: two of its eos_token, pad_token and unk_token are the same")
     end, pad, unknown = special.values()
-    size, extra = pieces.get_piece_size(), int(config.get("extra_ids", 100))
+    size, extra = pieces.get_piece_size(), config.get("extra_ids", 100)
+    if type(extra) is not int or not 0 <= extra <= MAX_EXTRA:
+        raise InputError(f"{folder}: extra_ids is {extra!r:.40}, not 0 to {MAX_EXTRA}")
     # T5's sentinels follow the vocabulary, the last one first.
     special |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     split = _splitter(special)
@@ -210,7 +216,7 @@ def _settings(folder: str | Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
+            loaded = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as JSON") from error
         if not isinstance(loaded, dict):
@@ -219,6 +225,12 @@ def _settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
-def _content(token: Any) -> str:
+def _content(token: Any, name: str) -> str:
     """The text of a special token, which files hold bare or with flags around it."""
-    return str(token["content"] if isinstance(token, dict) else token)
+    content = token.get("content") if isinstance(token, dict) else token
+    try:
+        if isinstance(content, str) and content.encode():
+            return content
+    except UnicodeEncodeError:  # half of a character, which JSON can hold
+        pass
+    raise InputError(f"{name} is {token!r:.40}, which is no text")

@@ -172,3 +172,35 @@ def test_weights_are_parsed(tmp_path):
     for wrong in ("a.safetensors=much", "a.safetensors=nan"):
         with pytest.raises(InputError, match="is not a weight"):
             parse_adapter(wrong)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"lora_adapter_metadata": "[" * 100_000}, "lora_adapter_metadata cannot be read"),
+        ({"lora_adapter_metadata": '{"r": 2, "lora_alpha": Infinity}'}, "not possible"),
+        ({"lora_adapter_metadata": '{"r": NaN}'}, "not possible"),
+        ({"lora_adapter_metadata": f'{{"r": 1{"0" * 400}}}'}, "not possible"),
+        ({"lora_adapter_metadata": '{"r": true}'}, "not possible"),
+        ({"timesteps": f"[0, {'9' * 5000}]"}, "not the first and one past the last"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_metadata_that_no_adapter_has_is_refused(params, tmp_path, metadata, message):
+    path, factor = tmp_path / "adapter.safetensors", np.ones((2, 32), np.float32)
+    tensors = [(HALF, factor), (HALF.replace("lora_A", "lora_B"), factor.T)]
+    write_file(path, tensors, metadata)
+    with pytest.raises(InputError, match=message):
+        load_adapter(path, params)
+
+
+def test_changes_beyond_fp32_are_refused(params, tmp_path):
+    path, factor = tmp_path / "adapter.safetensors", np.full((2, 32), 3e38, np.float32)
+    write_file(path, [(HALF, factor), (HALF.replace("lora_A", "lora_B"), factor.T)])
+    with pytest.raises(InputError, match="is beyond fp32"):
+        load_adapter(path, params)
+
+
+def test_an_adapter_of_a_config_is_a_text():
+    with pytest.raises(InputError, match="not 5"):
+        parse_adapter(5)

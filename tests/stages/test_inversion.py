@@ -1,5 +1,7 @@
 """DDIM inversion: noise that is made into the clip it came from."""
 
+import zipfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ def test_the_noise_of_a_clip_is_made_into_it(prediction, schedule):
 
 def test_noise_files(tmp_path):
     noise = Noise("translation", np.ones((1, 2, 4, 4, 3), np.float32), 50, 0.25)
-    told = noise._replace(frames=noise.noise[..., :1], noise_level=7)
+    told = noise._replace(stage="first_frame", frames=noise.noise[..., :1], noise_level=7)
     path = tmp_path / "keyframes.noise.npz"
     for each in (noise, told):
         save_noise(path, each)
@@ -51,3 +53,44 @@ def test_noise_files(tmp_path):
             load_noise(wrong)
     with pytest.raises(InputError, match="cannot write"):
         save_noise(path / "below.npz", noise)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "sound"},
+        {"stage": ["keyframes", "keyframes"]},
+        {"steps": float("inf")},
+        {"steps": 0},
+        {"strength": float("nan")},
+        {"noise": np.full((1, 2, 4, 4, 3), np.nan, np.float32)},
+        {"noise": np.ones(3, np.float32)},
+        {"noise": np.full((1, 2, 4, 4, 3), "text")},
+        {"frames": np.ones((1, 2, 4, 4, 3), np.float32)},
+        {"noise_level": 5},
+    ],
+    ids=str,
+)
+def test_noise_that_no_stage_starts_from_is_refused(change, tmp_path):
+    good = Noise("keyframes", np.ones((1, 2, 4, 4, 3), np.float32), 50)
+    arrays = {name: value for name, value in good._asdict().items() if value is not None}
+    np.savez(tmp_path / "noise.npz", **arrays | change)
+    with pytest.raises(InputError, match="is no noise"):
+        load_noise(tmp_path / "noise.npz")
+
+
+@pytest.mark.parametrize(
+    "header", ["{", "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"]
+)
+def test_noise_that_says_more_than_it_holds_is_refused(header, tmp_path):
+    save_noise(tmp_path / "good.npz", Noise("keyframes", np.ones((1, 2, 4, 4, 3), np.float32), 50))
+    text = header.encode().ljust(117) + b"\n"
+    with (
+        zipfile.ZipFile(tmp_path / "good.npz") as good,
+        zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad,
+    ):
+        for name in good.namelist():
+            head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+            bad.writestr(name, head + text if name == "noise.npy" else good.read(name))
+    with pytest.raises(InputError, match="is no noise"):
+        load_noise(tmp_path / "bad.npz")

@@ -142,3 +142,32 @@ def test_missing_files_are_named(load, folder, name, tmp_path):
         load(tmp_path)
     with pytest.raises(InputError, match="no tokenizer"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"extra_ids": float("inf")},
+        {"extra_ids": "a"},
+        {"extra_ids": [1]},
+        {"extra_ids": 10**9},
+        {"extra_ids": -1},
+        {"eos_token": {}},
+        {"eos_token": "\ud800"},
+        {"eos_token": ["</s>"]},
+        {"pad_token": "<unk>"},
+    ],
+)
+def test_settings_that_no_tokenizer_has_are_refused(change, tmp_path):
+    shutil.copytree(T5_FOLDERS[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(change))
+    (tmp_path / "special_tokens_map.json").unlink()
+    with pytest.raises(InputError, match=next(iter(change))):
+        t5_tokenizer(tmp_path)
+
+
+def test_settings_nested_too_deeply_are_refused(tmp_path):
+    shutil.copytree(T5_FOLDERS[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not readable as JSON"):
+        t5_tokenizer(tmp_path)
