@@ -15,14 +15,14 @@ from typing import IO, Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from show1_jax.errors import InputError
+from show1_jax.checkpoints.fields import parse_json
+from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
 from show1_jax.stages.cascade import IMAGES, STAGES
 
 LAST_STAGE = STAGES[-1]
 # Settings that are noted but change nothing that would need making again.
 CIRCUMSTANCES = ("checkpoint", "versions", "platform")
-DAMAGE = (OSError, ValueError, EOFError, MemoryError)  # what reading a damaged .npy raises
 
 
 class Outputs:
@@ -161,7 +161,7 @@ class Outputs:
         path = self._exact(item, stage)
         try:
             return _load(path)
-        except DAMAGE as error:
+        except ARRAY_DAMAGE as error:
             raise InputError(f"{path} cannot be read: {error or 'it is too large'}") from None
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
@@ -231,7 +231,7 @@ class Outputs:
             return (self._item(item) / f"{stage}.mp4").is_file()
         try:
             _load(self._exact(item, stage), mmap_mode="r")
-        except DAMAGE:
+        except ARRAY_DAMAGE:
             return False
         return True
 
@@ -269,7 +269,7 @@ class Outputs:
     def _metadata(self, item: int) -> dict[str, Any]:
         path = self._metadata_path(item)
         try:
-            metadata = json.loads(path.read_text())
+            metadata = parse_json(path.read_text())
             if {"prompt", "seed", "stages"} <= metadata.keys():
                 return metadata
             raise ValueError("it does not describe an item")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from show1_jax.errors import InputError
+from show1_jax.checkpoints.fields import parse_json
+from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import to_uint8, write_bytes
 from show1_jax.stages.cascade import STAGES
 
@@ -33,10 +34,11 @@ class Arrays:
         items = [list(item) for item in zip(prompts, seeds, strict=True)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and json.loads(path.read_text()) != items:
-                raise InputError(f"{self.folder} holds other prompts or seeds; give another --out")
-        except (OSError, json.JSONDecodeError) as error:
+            held = parse_json(path.read_bytes()) if path.is_file() else items
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be used: {error}") from None
+        if held != items:
+            raise InputError(f"{self.folder} holds other prompts or seeds; give another --out")
         write_bytes(path, (json.dumps(items, indent=1) + "\n").encode())
 
     def has(self, item: int, stage: str) -> bool:
@@ -53,11 +55,18 @@ class Arrays:
         raise InputError(f"{stage} of item {item}: {error}")
 
     def load(self, item: int, stage: str) -> np.ndarray:
-        """A result as it was saved. Raises InputError if it cannot be read."""
+        """A result as it was saved. Raises InputError if it cannot be read, or is no video."""
+        path = self._path(item, stage)
         try:
-            return np.load(self._path(item, stage))
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{self._path(item, stage)} cannot be read: {error}") from None
+            result = np.load(path)
+        except ARRAY_DAMAGE as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+        pixels = result.dtype == np.uint8 or np.issubdtype(result.dtype, np.floating)
+        if not pixels or result.ndim not in (3, 4) or result.shape[-1] != 3 or not result.size:
+            raise InputError(f"{path} holds no video, but {result.dtype} of shape {result.shape}")
+        if not np.isfinite(result).all():
+            raise InputError(f"{path} holds values that are not finite")
+        return result
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Keeps a result, and removes what later stages made of the one before it.

@@ -21,7 +21,7 @@ LIMIT = 60.0
 MEMORY = 12 << 30
 # What may stand before the last line: progress bars, what is logged, and warnings.
 BEFORE = re.compile(
-    r"\s*$|.*\d%\||.*\d \w+ \[|.*\w/s\]|.*: \d+:\d\d$|"
+    r"\s*$|.*\d%\||.*\d \w+ \[|.*\w/s\]|.*: \d+:\d\d$|.*\[\d+:\d\d\]$|"
     r"[IWE]\d{4} \d\d:|(?i:warning:)|.*is for timesteps"
 )
 CURSOR = re.compile(r"\x1b\[[A-Z]")  # with which progress bars go to another line
@@ -132,7 +132,9 @@ def written(
     for path in new:
         if UNFINISHED.search(Path(path).name):
             return f"left {path}, which is unfinished"
-        if after[path] != "folder" and (reason := _broken(box.folder / path)):
+        # What is copied as it is may be as broken as it was.
+        made = after[path] != "folder" and after[path] not in before.values()
+        if made and (reason := _broken(box.folder / path)):
             return f"left {path}, which is broken: {reason}"
     return None
 

@@ -134,3 +134,12 @@ def test_another_process_opens_it_again_instead_of_being_sent_it(tmp_path):
     sent = pickle.dumps(cache)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent)("a red circle"), cache("a red circle"))
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '[["a"]]', "5", "[" * 100_000])
+def test_a_part_that_lists_no_captions_is_refused(content, tmp_path):
+    build_text_cache(tmp_path, CAPTIONS, Encoder())
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        TextCache(tmp_path)

@@ -69,7 +69,7 @@ def test_noise_files(tmp_path):
         {"frames": np.ones((1, 2, 4, 4, 3), np.float32)},
         {"noise_level": 5},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_noise_that_no_stage_starts_from_is_refused(change, tmp_path):
     good = Noise("keyframes", np.ones((1, 2, 4, 4, 3), np.float32), 50)
