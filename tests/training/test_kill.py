@@ -92,7 +92,7 @@ def wait_for(process, moment, workdir, chance):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "steps"),
-    [pytest.param(("saved",), 200, marks=pytest.mark.smoke, id="once"), (KILLS, 400)],
+    [pytest.param(("saved",), 60, marks=pytest.mark.smoke, id="once"), (KILLS, 400)],
 )
 def test_killed_runs_end_as_if_they_had_not_been(start, tmp_path, kills, steps):
     straight = tmp_path / "straight"
