@@ -1,6 +1,7 @@
 """The release at its true sizes: minutes, and 55 GB of disk."""
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -10,25 +11,34 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from show1_jax.stages.cascade import STAGES
 from tests.checkpoints.real_sizes import DISK_BYTES, EQUAL_T5, T5, build
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MAX_MEMORY = 3 * 2**30
+MAX_MEMORY_OF_SAMPLING = 12 * 2**30
 MAX_SILENCE = 12  # seconds; a machine that is busy draws late
 
 
-class Converted(NamedTuple):
-    """A conversion that was run as a user does, and what was seen of it."""
+class Ran(NamedTuple):
+    """What was seen of a command that was run as a user does."""
 
-    source: Path
-    checkpoint: Path
     lines: list[str]
     memory: int
     silence: float
+
+
+class Converted(NamedTuple):
+    """A conversion, and what was seen of it."""
+
+    source: Path
+    checkpoint: Path
+    ran: Ran
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +55,14 @@ def converted(tmp_path_factory):
 
 
 def _convert(source: Path, checkpoint: Path) -> Converted:
+    ran = _run("-m", "show1_jax.convert", source, checkpoint, "--verify")
+    return Converted(source, checkpoint, ran)
+
+
+def _run(*arguments: str | Path) -> Ran:
+    """Runs Python."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "show1_jax.convert", str(source), str(checkpoint), "--verify"],
+        [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -68,11 +84,11 @@ def _convert(source: Path, checkpoint: Path) -> Converted:
     listener.join()
     assert process.returncode == 0, lines[-1]
     silence = max(after - before for before, after in itertools.pairwise(times))
-    return Converted(source, checkpoint, lines, usage.ru_maxrss * 1024, silence)
+    return Ran(lines, usage.ru_maxrss * 1024, silence)
 
 
 def test_every_network_is_converted_and_verified(converted):
-    done = [line for line in converted.lines if line.endswith(", verified")]
+    done = [line for line in converted.ran.lines if line.endswith(", verified")]
     assert len(done) == 10
     assert f"{T5}: 4,762,310,656 parameters, verified" in done
     for name in EQUAL_T5:
@@ -81,8 +97,40 @@ def test_every_network_is_converted_and_verified(converted):
 
 
 def test_memory_does_not_grow_with_the_network(converted):
-    assert converted.memory <= MAX_MEMORY
+    assert converted.ran.memory <= MAX_MEMORY
 
 
 def test_it_is_never_silent_for_long(converted):
-    assert converted.silence <= MAX_SILENCE
+    assert converted.ran.silence <= MAX_SILENCE
+
+
+def test_every_stage_runs_in_the_memory_of_a_small_machine(converted, tmp_path):
+    """Two steps of each with frames as small as the networks take, in the default dtype."""
+    sizes = {
+        "keyframes": {"frames": 2, "height": 16, "width": 16},
+        "interpolation": {"frames_per_gap": 3},
+        "super_resolution": {"height": 32, "width": 32},
+        "translation": {"height": 64, "width": 64, "strength": 1.0},
+    }
+    changes = [
+        f"--config.{stage}.{key}={value}"
+        for stage, section in sizes.items()
+        for key, value in section.items()
+    ]
+    ran = _run(
+        ROOT / "sample.py",
+        "--config=configs/show1.py",
+        f"--checkpoint={converted.checkpoint}",
+        "--prompt=a panda besides the waterfall is holding a sign that says show 1",
+        "--steps=2",
+        *changes,
+        f"--out={tmp_path}",
+    )
+    assert ran.memory <= MAX_MEMORY_OF_SAMPLING
+    assert ran.silence <= MAX_SILENCE
+    metadata = json.loads((tmp_path / "000" / "metadata.json").read_text())
+    assert {stage["dtype"] for stage in metadata["stages"].values()} == {"float32"}
+    assert list(metadata["stages"]) == list(STAGES)
+    for stage in STAGES[:-1]:
+        assert np.isfinite(np.load(tmp_path / "000" / f"{stage}.npy")).all()
+    assert (tmp_path / "000" / "translation.mp4").is_file()
