@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
 from show1_jax.data.clip import ClipSpec
-from show1_jax.data.decoding import read_clip
+from show1_jax.data.decoding import is_picture, read_clip
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
@@ -110,9 +110,11 @@ def _read(cascade: Cascade, stage: str, clip: Path) -> np.ndarray:
     if stage == "keyframes":
         frames, fps = config.keyframes.frames, config.keyframes.fps
     else:
-        frames = 1 if stage == "first_frame" else clip_frames(config)
-        fps = config.interpolation.fps
-    return read_clip(clip, ClipSpec(frames, *cascade.size(stage), fps))
+        frames, fps = clip_frames(config), config.interpolation.fps
+    if stage == "first_frame" and is_picture(clip):
+        frames = 1
+    video = read_clip(clip, ClipSpec(frames, *cascade.size(stage), fps))
+    return video[:1] if stage == "first_frame" else video
 
 
 def _taken_apart(

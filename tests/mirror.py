@@ -124,7 +124,7 @@ class Mirrored(Cascade):
         if self.vae is not None:
             self.vae = self.mirrors.setdefault("vae", Blocks(self.vae.config))
 
-    def params(self, stage: str) -> dict[str, Any]:
+    def params(self, stage: str, progress: Any = None) -> dict[str, Any]:
         """Those of the mirrors; of the keyframes' with what adapters add to a real one."""
         number = jnp.float32(0)
         if stage == "keyframes":

@@ -49,11 +49,11 @@ class Mutant:
     """One fault.
 
     Attributes:
-      name: of the fault.
-      file: which it is put into.
-      old: text that stands there `times` times.
-      new: what takes its place.
-      test: what must fail: a test of the default suite.
+      name: the name of the fault.
+      file: the file that it is put into.
+      old: the text that is replaced.
+      new: the text that replaces it.
+      test: the test of the default suite that must fail.
       times: how often `old` occurs.
     """
 

@@ -618,7 +618,7 @@ def test_any_stage_makes_the_noise_of_a_clip_into_it(stage, tmp_path):
     given = (settings, str(tiny.CHECKPOINT), file, PROMPTS[0], tmp_path, ["10"], stage, 3)
     exactness = invert_clip(*given)
     assert exactness > 25
-    frames = 1 if stage == "first_frame" else 5
+    frames = 5
     clip = read_clip(file, ClipSpec(frames, *Cascade(settings, tiny.CHECKPOINT).size(stage), 7.5))
     # The noise says all but the text, whatever the seed and the strength.
     settings.from_noise = str(tmp_path / f"{stage}.noise.npz")

@@ -122,6 +122,15 @@ def _frames(
     return frames + [shown] * (len(times) - len(frames))
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a still picture; raises InputError if it cannot be read."""
+    try:
+        return _picture(path.read_bytes()) is not None
+    except (OSError, UnusableClip) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot use {path} as a clip: {reason}") from None
+
+
 def _picture(content: bytes) -> Image.Image | None:
     """The picture in a file, upright, or None if the file is something else."""
     try:

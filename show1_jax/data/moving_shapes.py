@@ -27,8 +27,8 @@ that it can be tested whether a model composes what it learnt:
 - validation: 86 combinations, to choose settings by
 - test: 86 others, to measure with what was chosen
 - looks: all 8 directions of 12 looks (size, color, shape, background), to
-  measure with what was chosen. Of validation and test every look occurs in
-  training, in other directions; these do not
+  measure with what was chosen. Training has none of these looks; it has every
+  look of validation and test, in other directions
 - train: the other 596. Every word and every pair of words occurs in them
 
 Only the parameters of a scene are stored: a scene is rendered at whatever

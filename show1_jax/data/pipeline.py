@@ -8,6 +8,7 @@ hold; `set_state()` continues with the batch that would have been next.
 """
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -88,10 +89,16 @@ class _Records(Sequence[Mapping[str, Any]]):
             yield
         # The array_record reader raises RuntimeErrors alone.
         except (OSError, RuntimeError, ValueError, KeyError, DecodeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{self._folder} is damaged: {reason}; remove it, and it is built again"
-            ) from error
+            raise damaged(self._folder, error) from error
+
+
+def damaged(folder: str, error: Exception) -> InputError:
+    """What to say of a dataset that cannot be read."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    # Files that are there and cannot be opened or read are no reason to remove any.
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return InputError(f"{folder} cannot be read: {error.strerror}")
+    return InputError(f"{folder} is damaged: {reason}; remove it, and it is built again")
 
 
 def make_pipeline(

@@ -78,7 +78,7 @@ def split(clips: list[Clip], folder: Path) -> dict[str, list[Clip]]:
 
     Args:
       clips: of `list_clips`.
-      folder: that they are of.
+      folder: the folder of the clips.
 
     Returns:
       The clips of `train`, and of `validation`: 5 % of the files, one at least, which

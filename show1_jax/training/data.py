@@ -17,7 +17,7 @@ from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import fingerprint
 from show1_jax.data import moving_shapes, video_folder
 from show1_jax.data.clip import ClipSpec
-from show1_jax.data.pipeline import Read, make_pipeline, open_split
+from show1_jax.data.pipeline import Read, damaged, make_pipeline, open_split
 from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
@@ -59,11 +59,7 @@ def _builder(
     try:
         return kind(config=config, data_dir=data_dir)
     except (OSError, ValueError, LookupError, ParseError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        folder = data_dir / kind.name / config.name
-        raise InputError(
-            f"{folder} is damaged: {reason}; remove it, and it is built again"
-        ) from error
+        raise damaged(str(data_dir / kind.name / config.name), error) from error
 
 
 def open_text(

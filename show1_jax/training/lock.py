@@ -19,7 +19,7 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder, which exists, from other programs that ask for it likewise.
+    """Locks a folder, which exists, against other programs that lock it too.
 
     The operating system frees it when the program ends, however it does. Machines that share an
     NFS folder see each other's locks unless it is mounted with `nolock` or `local_lock`; other

@@ -81,6 +81,8 @@ def train(
       Preempted: if SIGTERM or Ctrl-C came; a checkpoint of the last step is complete.
     """
     workdir = local_path(workdir)
+    if "train" not in config:
+        raise InputError("the config has no section train: there is nothing to train")
     if config.stage and config.stage not in PARTS:
         raise InputError(f"there is no part {config.stage!r} to train; take {', '.join(PARTS)}")
     mesh = make_mesh(config.mesh, devices)

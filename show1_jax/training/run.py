@@ -188,7 +188,7 @@ def _writing(folder: Path, manager: ocp.CheckpointManager | None = None) -> Iter
 
 
 def _digests(state: TrainState, data: list[Any]) -> dict[str, int]:
-    """Of a state and data positions: where a byte of a file flips, Orbax may not notice."""
+    """Checksums of the state and of the data positions: Orbax may miss a flipped byte."""
     total = 0
     for leaf in jax.tree.leaves(state):
         # One at a time: many small programs of several devices and processes may block each other.
@@ -230,6 +230,12 @@ def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in free
     ]
+    inputs = [text for text in different if text.startswith("inputs.")]
+    if inputs:
+        raise InputError(
+            f"{folder} holds a run on other data or networks: {'; '.join(inputs)}; give another "
+            "--workdir"
+        )
     if different:
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise InputError(
