@@ -78,7 +78,10 @@ class TextCache:
         name, row = self._rows[caption]
         path = self.folder / f"{name}.npy"
         try:
-            return np.array(np.load(path, mmap_mode="r")[row])
+            embedding = np.array(np.load(path, mmap_mode="r")[row])
+            if embedding.dtype != np.float16 or not np.isfinite(embedding).all():
+                raise ValueError("it holds other than embeddings")
+            return embedding
         except _DAMAGE as error:
             raise InputError(f"{path} cannot be read: {error}") from None
 

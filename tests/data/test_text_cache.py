@@ -143,3 +143,12 @@ def test_a_part_that_lists_no_captions_is_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(InputError, match="cannot be read"):
         TextCache(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.full((3, 5), "text"), np.full((3, 5), np.nan, np.float16)])
+def test_embeddings_that_are_none_are_refused(value, tmp_path):
+    build_text_cache(tmp_path, ["a red circle"], Encoder())
+    (path,) = tmp_path.glob("*.npy")
+    np.save(path, np.stack([value, value]))
+    with pytest.raises(InputError, match="holds other than embeddings"):
+        TextCache(tmp_path)("a red circle")
