@@ -53,8 +53,8 @@ def generate(
         and, if its seed is to be its own, a "seed".
       seeds: the random seeds, each of which makes an item of each prompt; None
         for 0, or for those of `out`.
-      out: the folder to write; None for "outputs", or the first of "outputs-2", …
-        that holds none of these prompts but others. What is there of these items is not
+      out: the folder to write; None for the first of "outputs", "outputs-2", … that is
+        new or holds one of these prompts. What is there of these items is not
         made again, and new ones are added. If it already holds the stages that `stages`
         go on from, prompts and seeds may be left out.
       stages: the stages to run; None for all that the checkpoint has.
@@ -233,17 +233,19 @@ def _found(
         raise InputError(f"{outputs.folder} holds no earlier stages to go on from; see --out")
     if any(prompt not in (known for known, _ in found) for prompt, _ in asked):
         raise InputError(f"{outputs.folder} holds other prompts; leave --prompt out to go on")
-    own = {seed for _, seed in asked if seed is not None} | set(seeds or ())
-    if not own <= {seed for _, seed in found}:
-        raise InputError(f"{outputs.folder} holds other seeds; leave --seed out to go on")
-
-    def wanted(prompt: str, seed: int) -> bool:
-        named = not asked or (prompt, None) in asked or (prompt, seed) in asked
-        return named and (seeds is None or seed in seeds)
-
-    places = [place for place, item in enumerate(found) if wanted(*item)]
-    if not places:
-        raise InputError(f"{outputs.folder} holds these prompts and seeds, but not together")
+    prompts = asked or [(prompt, None) for prompt, _ in found]
+    wanted = {
+        (prompt, seed)
+        for prompt, own in prompts
+        for seed in ([own] if own is not None else seeds or [s for p, s in found if p == prompt])
+    }
+    if missing := sorted(wanted - set(found)):
+        prompt, seed = missing[0]
+        raise InputError(
+            f"{outputs.folder} holds other seeds, not {seed} of {prompt[:60]!r}; leave --seed out "
+            "to go on"
+        )
+    places = [place for place, item in enumerate(found) if item in wanted]
     return found, places
 
 
@@ -292,7 +294,7 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip())
         if match is None:
             raise InputError(f"--seeds {text!r}: give numbers and ranges such as 0-3,7")
         first, last = int(match[1]), int(match[2] or match[1])

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
 from show1_jax.stages.cascade import IMAGES, STAGES
+from show1_jax.stages.results import checked
 
 LAST_STAGE = STAGES[-1]
 # Settings that are noted but change nothing that would need making again.
@@ -115,7 +117,7 @@ class Outputs:
         return {}
 
     def complete(self, items: Iterable[int]) -> None:
-        """Writes the clips and pictures that lack though the results are here.
+        """Writes missing clips and pictures from the exact results.
 
         Raises:
           InputError: if one cannot be written.
@@ -127,12 +129,22 @@ class Outputs:
                 lacking = [path for path in self._shown(item, stage) if not path.is_file()]
                 if not lacking:
                     continue
-                if stage == LAST_STAGE:
-                    frames = read_mp4(self._item(item) / f"{stage}.mp4")
-                else:
-                    frames = to_uint8(self.load(item, stage))
-                for path in lacking:
-                    _write(path, frames, settings.get("fps", 1))
+                if frames := self._frames(item, stage):
+                    for path in lacking:
+                        _write(path, frames[0], settings.get("fps", 1))
+
+    def _frames(self, item: int, stage: str) -> list[np.ndarray]:
+        """A result as uint8 to look at; none, with a warning, of one that is damaged."""
+        path = self._item(item) / f"{stage}.mp4"
+        try:
+            if stage == LAST_STAGE:
+                return [read_mp4(path)]
+            result = self.load(item, stage)
+            pixels = checked(result, stage, result.shape)
+            return [result if result.dtype == np.uint8 else to_uint8(pixels)]
+        except InputError as error:
+            logging.warning("%s is not made again: %s", path.with_suffix(""), error)
+            return []
 
     def knows(self, item: int) -> bool:
         """Whether an item is here, with whatever results."""
@@ -177,15 +189,15 @@ class Outputs:
           InputError: if a file cannot be written.
         """
         path = self._item(item) / stage
-        old = [stage]
+        old: Sequence[str] = [stage]
         try:
             found = self._metadata(item)["stages"]
             if not _same(found.get(stage), settings):
-                old = [name for name in STAGES[STAGES.index(stage) :]]
+                old = STAGES[STAGES.index(stage) :]
+                self._describe(item, {}, without=old)
+                if found.keys() & set(old):
+                    self.write_manifest()
             self.removed |= {(item, name) for name in old if name in found}
-            self._describe(item, {}, without=old)
-            if found.keys() & set(old):
-                self.write_manifest()
             for name in old:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
                     (self._item(item) / (name + ending)).unlink(missing_ok=True)
@@ -270,10 +282,13 @@ class Outputs:
         path = self._metadata_path(item)
         try:
             metadata = parse_json(path.read_text())
-            if {"prompt", "seed", "stages"} <= metadata.keys():
+            kinds = {"prompt": str, "seed": int, "stages": dict}
+            if all(isinstance(metadata[key], kind) for key, kind in kinds.items()) and all(
+                isinstance(settings, dict) for settings in metadata["stages"].values()
+            ):
                 return metadata
             raise ValueError("it does not describe an item")
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
 
     def _item(self, item: int) -> Path:

@@ -1,5 +1,6 @@
 """From a prompt to files, through every stage of the checkpoint that comes with the project."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -373,6 +374,9 @@ def test_prompts_of_a_file_may_have_seeds_of_their_own(made, tmp_path, caplog):
 def test_what_is_to_look_at_is_made_again_from_the_results(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(made, out)
+    exact = to_uint8(np.load(out / "001/keyframes.npy"))
+    np.save(out / "001/keyframes.npy", exact)
+    (out / "001/keyframes.mp4").unlink()
     lacking = ["keyframes.mp4", "first_frame.png", "interpolation.gif", "translation.gif"]
     for name in lacking:
         (out / "000" / name).unlink()
@@ -385,6 +389,7 @@ def test_what_is_to_look_at_is_made_again_from_the_results(made, tmp_path, monke
     for name in lacking[:-1]:  # the translation's is made of its mp4
         assert (out / "000" / name).read_bytes() == (made / "000" / name).read_bytes()
     assert (out / "000" / lacking[-1]).is_file()
+    assert (out / "001/keyframes.mp4").read_bytes() == (made / "001/keyframes.mp4").read_bytes()
 
 
 def test_a_folder_takes_more_seeds_and_makes_some_of_its_items(made, tmp_path):
@@ -396,6 +401,8 @@ def test_a_folder_takes_more_seeds_and_makes_some_of_its_items(made, tmp_path):
     found = {line["item"]: (line["prompt"], line["seed"]) for line in lines(out)}
     assert found == {0: (PROMPTS[0], 4), 1: (PROMPTS[1], 4), 2: (PROMPTS[1], 7)}
     assert (out / "001/keyframes.npy").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="holds other seeds, not 7 of 'a small red circle"):
+        run(out, PROMPTS, stages=["interpolation"], seeds=[4, 7])
     # To go on, likewise: with one of its prompts.
     for item in ("000", "001"):
         (out / item / "interpolation.npy").unlink()
@@ -404,10 +411,19 @@ def test_a_folder_takes_more_seeds_and_makes_some_of_its_items(made, tmp_path):
     assert (out / "001/interpolation.npy").is_file()
 
 
-def test_a_result_made_again_with_the_same_settings_keeps_what_came_of_it(made, tmp_path, capsys):
+def test_a_result_made_again_with_the_same_settings_keeps_what_came_of_it(
+    made, tmp_path, capsys, monkeypatch
+):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     out = tmp_path / "out"
     shutil.copytree(made, out)
     (out / "000/interpolation.npy").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr("show1_jax.outputs._write", full)
+        with pytest.raises(InputError, match="cannot be written"):
+            run(out, PROMPTS)
     run(out, PROMPTS)
     assert "1 result(s) made (1 of them again), 9 there already;" in capsys.readouterr().out
     assert (out / "000/translation.mp4").read_bytes() == (made / "000/translation.mp4").read_bytes()

@@ -121,9 +121,10 @@ def convert_pipelines(
             said = _convert(direction, with_number, jobs, sources, verify, partial)
             report(f"{job.label}: {said}")
         partial.publish()
-    except InputError:
-        partial.remove()
-        raise
+    except InputError as error:
+        # What is wrong with one network is no reason to convert the others again.
+        left = partial.leave()
+        raise InputError(f"{error}{left and '; ' + left}") from error
     except Preempted:
         raise Preempted(f"stopped; {partial.leave() or 'nothing is left'}") from None
     except OSError as error:
@@ -184,7 +185,11 @@ def _convert(
     if verify and not finished["verified"]:
         # That a network is equal was found by comparing it bit for bit.
         if not finished["same_as"]:
-            direction.verify(job, finished["digests"])
+            try:
+                direction.verify(job, finished["digests"])
+            except InputError:
+                del partial.networks[job.name]  # which the next try makes again
+                raise
         finished["verified"] = True
         partial.finish(job.name, finished)
     return ", ".join([*said, *(["verified"] if verify else [])])

@@ -37,7 +37,7 @@ def reference(network: Path) -> str | None:
         return None
     name = read_json(path).get(_KEY)
     # Two plain names: it cannot lead out of the checkpoint.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/\w+", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\][^/\\]*/\w+", name):
         raise InputError(f"{path} does not name a network, such as show-1-base/text_encoder")
     return name
 

@@ -223,6 +223,8 @@ def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None
     Raises:
       InputError: if the folder is no checkpoint, or is damaged. What `visit` raises is passed on.
     """
+    with restoring(folder):
+        check_files(folder)
     described = describe_params(folder)
     paths = {path.replace("/", "."): path for path in described}
     failures: list[Exception] = []

@@ -41,6 +41,7 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
 }
 PIECE = 2**24  # bytes that are compared at once
 MAX_DIMENSIONS = 8  # of a tensor; NumPy has 64
+MAX_HEADER = 100 * 10**6  # bytes, as the format's own library has it
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -223,8 +224,8 @@ def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError("the header is longer than the file")
+            if length > min(file.stat().st_size, MAX_HEADER):
+                raise ValueError("the header is longer than the file, or than any")
             header = json.loads(stream.read(length), object_pairs_hook=_unique)
         if not isinstance(header, dict):
             raise ValueError("the header is no object")

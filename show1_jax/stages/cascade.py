@@ -266,8 +266,11 @@ class Cascade:
           progress: told of "t5" and "clip".
 
         Raises:
-          InputError: if the checkpoint lacks an encoder or its tokenizer, or memory is short.
+          InputError: if the checkpoint lacks an encoder or its tokenizer, a prompt is no text,
+            or memory is short.
         """
+        for prompt in prompts:
+            check_text(prompt)
         clean = clean_caption if self.config.text.clean_captions else normalize
         texts: dict[str | None, str] = {prompt: clean(prompt) for prompt in prompts}
         t5 = clip = None
@@ -390,9 +393,8 @@ class Cascade:
     def _is_text(self, prompt: str, item: int, results: Results) -> bool:
         """Whether a prompt can be encoded; one that cannot fails, and the others go on."""
         try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            error = InputError("its prompt is no text: it has bytes or surrogates beyond UTF-8")
+            check_text(prompt)
+        except InputError as error:
             results.fail(item, self.stages[0], error)
             return False
         return True
@@ -594,6 +596,14 @@ class Cascade:
                 continue
             frames.append(jnp.asarray(self._result(results, item, "first_frame")))
         return jnp.stack(frames)
+
+
+def check_text(prompt: str) -> None:
+    """Raises InputError if a prompt cannot be encoded."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError("its prompt is no text: it has bytes or surrogates beyond UTF-8") from None
 
 
 def clip_frames(config: ConfigDict) -> int:

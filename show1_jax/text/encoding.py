@@ -79,11 +79,10 @@ def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) ->
     assert isinstance(module, T5Encoder | CLIPText)
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
-    stored = folder.stored("text_encoder", module, dtype)
-    if isinstance(module, T5Encoder) and target()[0] == "cpu":
-        return TextEncoder(module, stored, tokenize)
     with fitting("the text encoder", LESS_MEMORY_NETWORK):
-        return TextEncoder(module, stored.read(), tokenize)
+        stored = folder.stored("text_encoder", module, dtype)
+        by_layer = isinstance(module, T5Encoder) and target()[0] == "cpu"
+        return TextEncoder(module, stored if by_layer else stored.read(), tokenize)
 
 
 def encode_by_layer(

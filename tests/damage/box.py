@@ -26,7 +26,7 @@ BEFORE = re.compile(
 )
 CURSOR = re.compile(r"\x1b\[[A-Z]")  # with which progress bars go to another line
 # What is no output: temporary files, and the caches of libraries.
-ELSEWHERE = re.compile(r"tmp/|home/\.(cache|config)(/(matplotlib|fontconfig)(/|$)|$)")
+ELSEWHERE = re.compile(r"tmp/|.*__pycache__|home/\.(cache|config)(/(matplotlib|fontconfig)(/|$)|$)")
 UNFINISHED = re.compile(r"\.tmp|\.partial|^\.|\.orbax-checkpoint-tmp")
 
 

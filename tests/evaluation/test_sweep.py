@@ -28,8 +28,8 @@ class Painter:
         solver = SolverConfig("dpm_solver", NoiseSchedule("cosine"), prediction="v")
         self.denoisers = {"keyframes": Denoiser(None, make_solver(solver, config.keyframes.steps))}
 
-    def check_inputs(self, count, results):
-        assert not any(results.has(item, "keyframes") for item in range(count))
+    def check_inputs(self, items, results):
+        assert not any(results.has(item, "keyframes") for item in items)
 
     def run(self, prompts, seeds, results, progress):
         progress("keyframes", 1, 1)
