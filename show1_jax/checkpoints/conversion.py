@@ -82,7 +82,7 @@ def convert_pipelines(
 ) -> None:
     """Converts every pipeline at or below `src`; `dst` appears when all of it is written.
 
-    Until then it grows in `DST.partial`, which is left when the conversion is
+    Until then it grows in `DST.partial`, which is left when the conversion fails or is
     cut off and has a network finished. The same conversion goes on from there.
 
     Args:
