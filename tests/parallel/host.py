@@ -40,6 +40,7 @@ def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,)):
     config = small_config(
         "keyframes", Path(workdir) / "data", batch_size=8, clips=16, steps=20, save_every=4,
         validate_every=10, sample_every=8, validation_batches=1, validation_batch_size=4,
+        learning_rate=1e-3,  # at ten times that, rounding grows a thousandfold within ten steps
     )  # fmt: skip
     config.mesh = ConfigDict(mesh)
     devices = jax.devices()[: math.prod(mesh.values())]

@@ -182,6 +182,7 @@ def compare(workdir, straight):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     for running in (
