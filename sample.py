@@ -57,7 +57,7 @@ def main() -> None:
     overrides = {"steps": STEPS.value, "guidance": GUIDANCE.value}
     if AOT.value:
         commands.only_compile()
-        from show1_jax.parallel import programs  # with all of training
+        from show1_jax.aot import programs  # with all of training
 
         override(CONFIG.value, overrides)
         programs.predict_sampling(CONFIG.value, STAGES.value or None, AOT.value, JSON.value)

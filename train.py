@@ -43,14 +43,14 @@ def main() -> None:
     # Here, so that --help and wrong flags do not wait for JAX.
     if AOT.value:
         commands.only_compile()
-        from show1_jax.parallel import programs
+        from show1_jax.aot import programs
 
         programs.predict_training(CONFIG.value, AOT.value, JSON.value)
         return
     if JSON.value:
         raise InputError("--json is for --aot")
     if customized:
-        from show1_jax.training.customize import customize
+        from show1_jax.adapters.customize import customize
 
         commands.use_compilation_cache()
         customize(CONFIG.value)

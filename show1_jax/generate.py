@@ -12,13 +12,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
+from show1_jax.cascade import STAGES, Cascade
 from show1_jax.commands import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
 from show1_jax.paths import local_path
-from show1_jax.stages.cascade import STAGES, Cascade
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
+from show1_jax.cascade import Cascade, clip_frames
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import is_picture, read_clip
 from show1_jax.errors import InputError
@@ -18,7 +19,6 @@ from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
 from show1_jax.stages import inversion
-from show1_jax.stages.cascade import Cascade, clip_frames
 from show1_jax.stages.interpolation import taken_apart as gaps
 from show1_jax.stages.sampling import Conditions, clip_keys, in_parts
 from show1_jax.stages.super_resolution import taken_apart as windows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from show1_jax.checkpoints.adapters import apply_adapters, load_adapter, parse_adapter
+from show1_jax.adapters.files import apply_adapters, load_adapter, parse_adapter
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.layout import PARAMS, reference, write_reference
 from show1_jax.checkpoints.released import PIPELINES, find_stages

@@ -16,10 +16,10 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 
+from show1_jax.cascade import IMAGES, STAGES
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
-from show1_jax.stages.cascade import IMAGES, STAGES
 from show1_jax.stages.results import checked
 
 LAST_STAGE = STAGES[-1]

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import tiny
+from show1_jax.cascade import Cascade
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
-from show1_jax.stages.cascade import Cascade
 
 LOG_VARIANCE = -4.0
 PARAMETER = ("up_0", "temporal_attention_1", "proj_out", "kernel")  # of which [0, 0] is shown

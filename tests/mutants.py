@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("show1_jax", "configs", "tests", "pyproject.toml", "sample.py", "train.py")
 LONGEST = 1200.0  # seconds for the tests of one fault
 
-CASCADE = "show1_jax/stages/cascade.py"
+CASCADE = "show1_jax/cascade.py"
 SAMPLING = "show1_jax/stages/sampling.py"
 UPSCALERS = "show1_jax/stages/super_resolution.py"
 TRANSLATION = "show1_jax/stages/translation.py"
@@ -147,7 +147,7 @@ MUTANTS = [
     Mutant("steps_of_one_stage_for_all", "show1_jax/generate.py", "[stage] if stage else STAGES",
            "STAGES", STEPS),
     Mutant("adapters_ignored", CASCADE, ", self.adapters[stage])", ", [])", ADAPTER),
-    Mutant("weight_of_adapters_ignored", "show1_jax/checkpoints/adapters.py",
+    Mutant("weight_of_adapters_ignored", "show1_jax/adapters/files.py",
            "np.float32(weight) * _whole(change)", "_whole(change)", ADAPTER),
     Mutant("rate_of_mp4s_fixed", "show1_jax/media.py", "Fraction(fps)", "Fraction(7.5)",
            "tests/test_generate.py::test_every_stage_of_every_prompt_is_there"),

@@ -19,9 +19,9 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "show1_jax.benchmark",
-    "show1_jax.evaluation.cascade",
+    "show1_jax.shapes.evaluation",
     "show1_jax.generate",
-    "show1_jax.parallel.programs",
+    "show1_jax.aot.programs",
     "show1_jax.training.loop",
 ]
 CONTEXT.set_forkserver_preload(PRELOADED)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
     ],
 )
 def test_wrong_flags_are_named_in_one_line(flags, message, tmp_path):
-    ended = programs.run("show1_jax.evaluation", *flags, cwd=tmp_path)
+    ended = programs.run("show1_jax.shapes", *flags, cwd=tmp_path)
     assert (ended.stderr, ended.returncode) == (f"error: {message}\n", 1)
 
 
@@ -50,7 +50,7 @@ def test_paths_with_a_scheme_are_refused(program, tmp_path):
 
 
 def test_help_in_short_ends_well(tmp_path):
-    ended = programs.run("show1_jax.evaluation", "-h", cwd=tmp_path)
+    ended = programs.run("show1_jax.shapes", "-h", cwd=tmp_path)
     assert "--prompts: How many prompts." in ended.stdout
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -80,7 +80,7 @@ def test_sections_become_dataclasses():
 def test_files_that_make_no_config_are_refused_in_one_line(text, message, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(text + "\n")
-    ended = programs.run("show1_jax.evaluation", f"--config={path}", cwd=tmp_path)
+    ended = programs.run("show1_jax.shapes", f"--config={path}", cwd=tmp_path)
     assert ended.returncode == 1
     line = ended.stderr.splitlines()[-1]  # absl warns of the function that returns nothing
     assert line.startswith("error: ")

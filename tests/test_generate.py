@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from configs import tiny
+from show1_jax.cascade import STAGES, Cascade
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
-from show1_jax.data.moving_shapes import Combination, random_scene, render
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import free_folder, generate, parse_seeds
 from show1_jax.invert import invert_clip
 from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
-from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.shapes.moving_shapes import Combination, random_scene, render
 from show1_jax.stages.inversion import Noise, save_noise
 from tests import programs
 from tests.data.videos import read_video

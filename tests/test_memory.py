@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from configs import show1, tiny
 from show1_jax import generate, memory
+from show1_jax.cascade import Cascade
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
 from show1_jax.errors import InputError, fitting
-from show1_jax.stages.cascade import Cascade
 from show1_jax.text.encoding import load_encoder
 from tests.conftest import RELEASE, assert_close
 from tests.text.test_encoding import PROMPTS

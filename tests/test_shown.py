@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from show1_jax.data.moving_shapes import Combination, caption, split_of
-from show1_jax.evaluation.cascade import aspect
+from show1_jax.cascade import STAGES, Cascade
 from show1_jax.evaluation.metrics import psnr
-from show1_jax.evaluation.shapes import measure
-from show1_jax.evaluation.tables import attributes_of
 from show1_jax.generate import generate, override
 from show1_jax.media import resize_uint8, to_uint8
-from show1_jax.stages.cascade import STAGES, Cascade
+from show1_jax.shapes.evaluation import aspect
+from show1_jax.shapes.judge import measure
+from show1_jax.shapes.moving_shapes import Combination, caption, split_of
+from show1_jax.shapes.tables import attributes_of
 from show1_jax.stages.super_resolution import shrink
 from tests.data.videos import read_video
 from tests.mirror import Given

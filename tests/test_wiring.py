@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from show1_jax.checkpoints.adapters import Adapter, save_adapter
+from show1_jax.adapters.files import Adapter, save_adapter
+from show1_jax.cascade import STAGES
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.generate import override
-from show1_jax.stages.cascade import STAGES
 from show1_jax.stages.super_resolution import upsample
 from show1_jax.text.encoding import load_encoder
 from tests.mirror import LOG_VARIANCE, PARAMETER, Given, Mirrored, reading

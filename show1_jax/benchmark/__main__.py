@@ -21,9 +21,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from show1_jax.benchmark import ours, side_by_side
+from show1_jax.cascade import STAGES
 from show1_jax.errors import InputError
 from show1_jax.paths import local_path
-from show1_jax.stages.cascade import STAGES
 from show1_jax.training.tasks import PARTS
 
 DTYPES = ("float32", "bfloat16")

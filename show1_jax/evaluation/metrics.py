@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 
-from show1_jax.data.moving_shapes import BACKGROUNDS, COLORS, Combination
-
 
 def psnr(a: np.ndarray, b: np.ndarray, peak: float = 255.0) -> float:
     """Peak signal-to-noise ratio in dB: `10 log10(peak**2 / mean((a - b)**2))`.
@@ -25,40 +23,6 @@ def psnr(a: np.ndarray, b: np.ndarray, peak: float = 255.0) -> float:
         raise ValueError(f"shapes {a.shape} and {b.shape} differ")
     error = float(np.square(a.astype(np.float64) - b).mean())
     return 10 * math.log10(peak**2 / error) if error else math.inf
-
-
-def centroid_error(path: np.ndarray, true_path: np.ndarray) -> float:
-    """Mean distance between two paths `(frames, 2)`, in their unit: `mean(|p - q|)`.
-
-    Frames in which either is not known (NaN) are left out; NaN if that is all of them.
-    """
-    distances = np.linalg.norm(path - true_path, axis=-1)
-    known = distances[np.isfinite(distances)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def centroids(video: np.ndarray, combination: Combination) -> np.ndarray:
-    """Where a shape of known colours is in each frame, taken as it looks: sharp or nowhere.
-
-    It is the mean place of the pixels that are more shape than background. The
-    centroid of all coverage would not do: of two keyframes that are blended it
-    lies right between them, though there are two ghosts and no shape.
-
-    Args:
-      video: `(frames, height, width, 3)` uint8.
-      combination: what it shows.
-
-    Returns:
-      `(frames, 2)`: x and y in pixels, NaN where there is no such pixel.
-    """
-    background = np.array(BACKGROUNDS[combination.background], np.float32)
-    contrast = np.array(COLORS[combination.color], np.float32) - background
-    shape = (video - background) @ contrast > 0.5 * contrast @ contrast
-    area = shape.sum(axis=(1, 2))
-    y, x = np.indices(shape.shape[1:])
-    sums = np.stack([(shape * axis).sum(axis=(1, 2)) for axis in (x, y)], axis=-1)
-    with np.errstate(invalid="ignore"):
-        return sums / area[:, None]
 
 
 def edge_sharpness(video: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from show1_jax.checkpoints.adapters import Adapter, apply_adapters
+from show1_jax.adapters.files import Adapter, apply_adapters
 from show1_jax.stages.sampling import (
     START,
     ByTimestep,

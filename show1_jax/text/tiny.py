@@ -21,9 +21,9 @@ import jax
 import sentencepiece
 
 from show1_jax.checkpoints.export import export_text_encoder
-from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config, T5Encoder
+from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
 from show1_jax.training.initialise import fresh_params
 
 SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}

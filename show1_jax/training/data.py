@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import fingerprint
-from show1_jax.data import moving_shapes, video_folder
+from show1_jax.data import video_folder
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.pipeline import Read, damaged, make_pipeline, open_split
 from show1_jax.data.text_cache import TextCache, build_text_cache
@@ -23,6 +23,7 @@ from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
 from show1_jax.paths import local_path
+from show1_jax.shapes import moving_shapes
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
 from show1_jax.training.tasks import compute_dtype

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from show1_jax.stages.cascade import STAGES
+from show1_jax.cascade import STAGES
 from tests.checkpoints.real_sizes import DISK_BYTES, EQUAL_T5, T5, build
 
 pytestmark = pytest.mark.slow

@@ -64,7 +64,7 @@ class Good:
     def judged(self, path: Path) -> None:
         """What the evaluation keeps."""
         flags = ("--prompts=1", "--stages=keyframes", f"--sheet={self.folder}/sheet.png")
-        self._run("show1_jax.evaluation", *sample(self("checkpoint"))[1:], *flags, f"--out={path}")
+        self._run("show1_jax.shapes", *sample(self("checkpoint"))[1:], *flags, f"--out={path}")
 
     def run(self, path: Path) -> None:
         """A training run of two steps, its data beside it."""
@@ -164,10 +164,10 @@ def _adapters(folder: Path, checkpoint: Path) -> None:
     import jax
     import jax.numpy as jnp
 
-    from show1_jax.checkpoints.adapters import Adapter, base_fingerprint, save_adapter
+    from show1_jax.adapters.customize import changes
+    from show1_jax.adapters.files import Adapter, base_fingerprint, save_adapter
+    from show1_jax.adapters.lora import new_lora
     from show1_jax.checkpoints.released import find_stages
-    from show1_jax.training.customize import changes
-    from show1_jax.training.lora import new_lora
     from show1_jax.training.trainable import split
 
     stage = find_stages(checkpoint)["keyframes"]

@@ -166,7 +166,7 @@ def _outputs(box: Box, rng: Random) -> Command:
 def _judged(box: Box, rng: Random) -> Command:
     stages = pick(rng, ("", "", "interpolation"))
     return (
-        "show1_jax.evaluation", *sample(_goods(box, "checkpoint"))[1:], f"--out={box.result}",
+        "show1_jax.shapes", *sample(_goods(box, "checkpoint"))[1:], f"--out={box.result}",
         "--prompts=1", f"--stages={stages}",
     )  # fmt: skip
 

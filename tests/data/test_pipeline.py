@@ -5,11 +5,12 @@ import grain
 import numpy as np
 import pytest
 
-from show1_jax.data import moving_shapes, video_folder
+from show1_jax.data import video_folder
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.data.pipeline import make_pipeline, open_split
 from show1_jax.data.text_cache import build_text_cache
 from show1_jax.errors import InputError
+from show1_jax.shapes import moving_shapes
 from tests.data.videos import numbers, write_clip
 
 COUNT = 10

@@ -26,11 +26,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from show1_jax.aot.programs import training_program
 from show1_jax.models import dot_product
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.mesh import make_mesh
-from show1_jax.parallel.programs import training_program
 from show1_jax.stages.sampling import apply
 from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics

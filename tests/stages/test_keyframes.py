@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from show1_jax.checkpoints.adapters import Adapter
+from show1_jax.adapters.files import Adapter
 from show1_jax.stages.keyframes import adapted
 from show1_jax.stages.sampling import ByTimestep, params_at
 

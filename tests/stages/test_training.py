@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from show1_jax.data.moving_shapes import Combination, Scene, render
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.media import from_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.shapes.moving_shapes import Combination, Scene, render
 from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolution, translation
 from show1_jax.stages.training import denoising_loss, drop_captions, noised
 from tests.stages.test_stages import BASE, random_params

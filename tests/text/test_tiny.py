@@ -6,7 +6,7 @@ from absl import logging
 
 from configs.tiny import CHECKPOINT
 from show1_jax.checkpoints.released import find_stages
-from show1_jax.data.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
 from show1_jax.text import tiny, tokenizers
 from show1_jax.text.encoding import load_encoder
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from show1_jax.data import moving_shapes
+from show1_jax.shapes import moving_shapes
 from show1_jax.text import tiny
 
 

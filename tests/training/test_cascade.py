@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from show1_jax import convert
+from show1_jax.cascade import STAGES
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.generate import generate
-from show1_jax.stages.cascade import STAGES
 from show1_jax.training import loop
 from show1_jax.training.tasks import PARTS
 from tests.training.small import assert_same, small_config

@@ -9,13 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from show1_jax import convert
+from show1_jax.cascade import Cascade
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.models.vae import VAEConfig
-from show1_jax.stages.cascade import Cascade
 from show1_jax.stages.translation import to_latents
 from show1_jax.training import loop
 from show1_jax.training.tasks import image_config, pixels, solver_config

@@ -1,0 +1,182 @@
+"""One run of `python -m show1_jax.shapes`: from a checkpoint to tables."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from show1_jax.bars import Bars
+from show1_jax.cascade import IMAGES, STAGES, Cascade
+from show1_jax.errors import InputError
+from show1_jax.generate import prepare
+from show1_jax.media import make_folder, to_uint8, write_png
+from show1_jax.shapes.arrays import Arrays
+from show1_jax.shapes.judge import Measurement, measure
+from show1_jax.shapes.prompts import SPLITS, Item, draw, swap
+from show1_jax.shapes.sheet import Row, contact_sheet, verdict
+from show1_jax.shapes.tables import (
+    NAMES,
+    accuracy,
+    chance,
+    swap_accuracy,
+    table,
+)
+from show1_jax.stages.results import Results
+
+ROWS = 12  # clips on the contact sheet
+
+
+def evaluate(
+    config: ConfigDict,
+    checkpoint: str | None,
+    count: int,
+    seed: int,
+    out: Path | None,
+    sheet: Path,
+    stages: Sequence[str] | None,
+    overrides: Mapping[str, Sequence[str]],
+    empty: bool = False,
+    swapped: bool = False,
+    split: str = "validation",
+) -> None:
+    """Samples prompts of held-out combinations, and prints how often the clips obey them.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint.
+      count: how many prompts.
+      seed: decides them, and the first one's randomness; see `prompts.draw`.
+      out: the folder to keep results in, which may hold those of earlier
+        stages; None for a temporary one.
+      sheet: the PNG file to write, with the last stage's clips of some prompts.
+      stages: the stages to run; None for all that the checkpoint has.
+      overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
+      empty: asks for nothing, to see what guessing amounts to.
+      swapped: samples each prompt again with one word swapped.
+      split: whose combinations, of `prompts.SPLITS`.
+
+    Raises:
+      InputError: if anything given is wrong.
+    """
+    if empty and swapped:
+        raise InputError("give --empty or --swap, not both")
+    cascade = Cascade(config, prepare(config, checkpoint, overrides), stages)
+    items = draw(count, seed, split)
+    everything = items + (swap(items, seed) if swapped else [])
+    prompts, seeds = ["" if empty else i.prompt for i in everything], [i.seed for i in everything]
+    with sampled(cascade, prompts, seeds, out) as results:
+        measured = judge(results, len(everything), aspect(config))
+        if not measured:
+            raise InputError("no stage has a result of every prompt; name --stages or --out")
+        print(report(measured, items, everything[count:], split))
+        _write_sheet(sheet, results, measured, everything, count)
+
+
+@contextlib.contextmanager
+def sampled(
+    cascade: Cascade, prompts: Sequence[str], seeds: Sequence[int], out: Path | None = None
+) -> Iterator[Arrays]:
+    """Runs the stages; the results are there while the context lasts, in `out` for longer.
+
+    Args:
+      cascade: of the stages to run.
+      prompts: one for each item.
+      seeds: one for each item.
+      out: a folder, which may hold results of earlier stages; None for a temporary one.
+
+    Raises:
+      InputError: if a result is missing, or cannot be made or written.
+    """
+    with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
+        results = Arrays(out or Path(temporary))
+        cascade.check_inputs(range(len(prompts)), results)
+        results.begin(prompts, seeds)
+        with contextlib.closing(Bars()) as bars:
+            cascade.run(prompts, seeds, results, bars.update)
+        yield results
+
+
+def aspect(config: ConfigDict) -> float:
+    """Width by height of the keyframes, whose content later stages stretch to their own."""
+    return config.keyframes.width / config.keyframes.height
+
+
+def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measurement]]:
+    """Measures what every stage made that has a result for every item.
+
+    Args:
+      results: the cascade's.
+      items: how many there are.
+      aspect: width by height at which the content is not stretched.
+    """
+    measured = {}
+    for stage in STAGES:
+        if all(results.has(item, stage) for item in range(items)):
+            videos = (_video(results, item, stage) for item in range(items))
+            measured[stage] = [
+                measure(video, video.shape[2] / video.shape[1] / aspect) for video in videos
+            ]
+    return measured
+
+
+def _video(results: Results, item: int, stage: str) -> np.ndarray:
+    """A result as `(frames, height, width, 3)` uint8; an image is one frame."""
+    result = results.load(item, stage)
+    frames = result if result.dtype == np.uint8 else to_uint8(result)
+    return frames if frames.ndim == 4 else frames[None]
+
+
+def report(
+    measured: Mapping[str, Sequence[Measurement]],
+    items: Sequence[Item],
+    swapped: Sequence[Item],
+    split: str = "validation",
+) -> str:
+    """The tables, as text.
+
+    Args:
+      measured: what every stage's clips show: of the items, then of the swapped ones.
+      items: what was asked.
+      swapped: what was asked with one word swapped; may be empty.
+      split: whose combinations the items have.
+    """
+    wanted = [item.combination for item in items]
+    rows = {name: accuracy(name, seen[: len(items)], wanted) for name, seen in measured.items()}
+    text = f"Right in % of {len(items)} clips of the split {split}: {SPLITS[split]}.\n"
+    if split != "validation":
+        text += "(Models trained on moving_shapes older than version 6.0.0 were shown them.)\n"
+    text += "\n"
+    text += table({**rows, "chance": chance()}, [*NAMES, "all"]) + "\n"
+    if swapped:
+        rows = {
+            name: swap_accuracy(name, seen[: len(items)], seen[len(items) :], items, swapped)
+            for name, seen in measured.items()
+        }
+        text += "\nOne word swapped, same seed: followed in % of its clips, and others that stayed:"
+        text += "\n\n" + table(rows, [*NAMES, "all", "others"]) + "\n"
+    return text
+
+
+def _write_sheet(
+    path: Path,
+    results: Results,
+    measured: Mapping[str, Sequence[Measurement]],
+    items: Sequence[Item],
+    count: int,
+) -> None:
+    """Draws the last stage's first clips, each followed by that of its swapped prompt."""
+    stage = list(measured)[-1]
+    pairs = [[index, index + count] for index in range(count)]
+    shown = [index for pair in pairs for index in pair if index < len(items)][:ROWS]
+    rows = []
+    for index in shown:
+        seen, asked = measured[stage][index].combination, items[index].combination
+        if stage in IMAGES:
+            seen = seen._replace(direction=asked.direction)
+        rows.append(Row(_video(results, index, stage), items[index].prompt, *verdict(seen, asked)))
+    make_folder(path.parent)
+    write_png(path, contact_sheet(rows))
+    print(f"{len(rows)} clips of {stage} in {path}")

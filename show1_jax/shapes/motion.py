@@ -1,0 +1,229 @@
+"""Whether clips follow a motion that was taught from one clip.
+
+    python -m show1_jax.shapes.motion --make motions
+    python train.py --config configs/customize.py --config.video=motions/circle.mp4 \\
+        --config.prompt="$(cat motions/circle.txt)" --config.out=circle.safetensors
+    python -m show1_jax.shapes.motion --motion circle --adapter circle.safetensors
+
+The first draws one clip each of motions that moving shapes do not make; the
+last samples prompts of other shapes and colours (`--backgrounds`: and backgrounds)
+with and without the adapter, and prints how far the paths of what they show are
+the taught one, and how often shape and colour are what was asked for.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
+
+from show1_jax import commands
+from show1_jax.adapters.files import Adapter
+from show1_jax.cascade import Cascade
+from show1_jax.errors import InputError
+from show1_jax.generate import prepare
+from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
+from show1_jax.shapes.evaluation import aspect, judge, sampled
+from show1_jax.shapes.moving_shapes import (
+    DURATION,
+    TEMPLATES,
+    Combination,
+    caption,
+    combinations,
+    render,
+)
+from show1_jax.shapes.paths import likeness
+from show1_jax.shapes.sheet import Row, contact_sheet
+from show1_jax.shapes.tables import NAMES, accuracy, table
+
+TAUGHT = Combination("small", "red", "circle", "right", "black")
+CLIP = (29, 80, 128)  # frames, height and width
+LOOKS = [name for name in NAMES if name != "direction"]  # what a taught motion should not change
+SHOWN = 12  # clips on the contact sheet
+
+
+def _circle(time: np.ndarray) -> np.ndarray:
+    angle = 2 * np.pi * time
+    return 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+def _zigzag(time: np.ndarray) -> np.ndarray:
+    return np.stack([0.7 * (time - 0.5), 0.2 * _triangle(1.5 * time)], axis=-1)
+
+
+def _bounce(time: np.ndarray) -> np.ndarray:
+    fall = (2 * time) % 1 - 0.5  # two arcs
+    return np.stack([0.6 * (time - 0.5), 0.2 - 0.4 * (1 - 4 * fall**2)], axis=-1)
+
+
+def _spiral(time: np.ndarray) -> np.ndarray:
+    angle, radius = 2.5 * np.pi * time, 0.25 * (1 - 0.8 * time)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+
+
+def _triangle(phase: np.ndarray) -> np.ndarray:
+    """Of period 1 between -1 and 1."""
+    return 4 * np.abs(phase % 1 - 0.5) - 1
+
+
+# What it is called, and where the centroid is at times 0 to 1 of the clip, in frame heights.
+MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "circle": ("in a loop", _circle),
+    "zigzag": ("in a zigzag", _zigzag),
+    "bounce": ("in a bounce", _bounce),
+    "spiral": ("in a spiral", _spiral),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """A scene of moving shapes with another motion; see `moving_shapes.render`."""
+
+    combination: Combination
+    motion: str
+
+    def centroid(self, times: ArrayLike) -> np.ndarray:
+        """Where the shape is at times in seconds: `(..., 2)`, x and y in frame heights."""
+        return MOTIONS[self.motion][1](np.asarray(times) / DURATION)
+
+
+def words(combination: Combination, motion: str, template: int = 0) -> str:
+    """The caption of a motion; the combination's own direction is not named."""
+    return caption(combination._replace(direction=MOTIONS[motion][0]), template)
+
+
+def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:
+    """Combinations of other shapes and colours than the taught clip's, or backgrounds, too."""
+    others = [
+        each
+        for each in combinations()
+        if each.color != TAUGHT.color
+        and each.shape != TAUGHT.shape
+        and each.direction == TAUGHT.direction
+        and (each.background != TAUGHT.background) == backgrounds
+    ]
+    order = np.random.default_rng((seed, 3)).permutation(len(others))
+    return [others[order[i % len(others)]] for i in range(count)]
+
+
+def make(folder: Path) -> None:
+    """Writes MOTION.mp4 and its caption, MOTION.txt, of every motion; raises InputError."""
+    frames, height, width = CLIP
+    make_folder(folder)
+    for motion in MOTIONS:
+        video = render(Taught(TAUGHT, motion), frames, height, width)
+        write_mp4(folder / f"{motion}.mp4", video, (frames - 1) / DURATION)
+        write_bytes(folder / f"{motion}.txt", words(TAUGHT, motion).encode())
+        print(folder / f"{motion}.mp4")
+
+
+def follow(
+    config: ConfigDict,
+    checkpoint: str | None,
+    motion: str,
+    adapters: Sequence[str],
+    count: int,
+    seed: int,
+    overrides: Mapping[str, Sequence[str]],
+    sheet: Path,
+    backgrounds: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Samples keyframes with and without adapters, and prints how they follow a motion.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint.
+      motion: a name in `MOTIONS`.
+      adapters: FILE or FILE=WEIGHT each; every one of them is a row of its own.
+      count: how many prompts.
+      seed: decides them.
+      overrides: for "steps" and "guidance".
+      sheet: the PNG to write, of the last adapter's clips.
+      backgrounds: whether the prompts name other backgrounds than the taught clip's.
+
+    Returns:
+      By row, the median correlations of the paths ("path"; "axes": the smaller of those of x and
+      y), and the accuracy of each attribute.
+
+    Raises:
+      InputError: if anything given is wrong.
+    """
+    if motion not in MOTIONS:
+        raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
+    folder, stage = prepare(config, checkpoint, overrides), "keyframes"
+    wanted = draw(count, seed, backgrounds)
+    templates = np.random.default_rng((seed, 6)).integers(len(TEMPLATES), size=count)
+    prompts = [words(one, motion, own) for one, own in zip(wanted, templates, strict=True)]
+    seeds = [seed + i for i in range(count)]
+    rows: dict[str, dict[str, float]] = {}
+    loaded: list[tuple[Adapter, float]] = []
+    cascades: dict[str, Cascade] = {}
+    for adapter in ("", *adapters):  # all of them are read before anything is sampled
+        own = copy.deepcopy(config)
+        own[stage].adapters = (adapter,) if adapter else ()
+        cascades[adapter] = Cascade(own, folder, [stage])
+        loaded += cascades[adapter].adapters[stage]
+    for adapter, cascade in cascades.items():
+        with sampled(cascade, prompts, seeds) as results:
+            measured = judge(results, count, aspect(config))[stage]
+            videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
+        taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
+        paths = [likeness(each.path, taught) for each in measured]
+        shares = accuracy(stage, measured, wanted)
+        joint, axes = (float(median) for median in np.median(paths, axis=0))
+        row = {"path": joint, "axes": axes} | {name: shares[name] for name in LOOKS}
+        rows[adapter or "untuned"] = row
+    print(f"{count} prompts of the motion {motion}: path correlation (median) and right, in %\n")
+    print(table(rows, ["path", "axes", *LOOKS]))
+    print()
+    for (own, _), text in zip(loaded, adapters, strict=True):
+        numbers = sum(part.size for change in own.changes.values() for part in change)
+        size = Path(own.source).stat().st_size / 2**20
+        print(f"{text}: {numbers:,} numbers, {size:.2f} MiB")
+    make_folder(sheet.parent)
+    joints = [path.joint for path in paths]
+    shown = zip(videos, prompts, joints, strict=False)
+    write_png(
+        sheet,
+        contact_sheet([Row(v, p, c >= 0.9, f"path {c:.2f}") for v, p, c in shown]),
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
+    CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
+    MAKE = commands.define_path("make", "Only draw the clips to be taught, into this folder.")
+    MOTION = flags.DEFINE_enum("motion", None, list(MOTIONS), "Which motion was taught.")
+    ADAPTER = flags.DEFINE_multi_string("adapter", [], "FILE or FILE=WEIGHT, each a row.")
+    PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
+    SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts.", 0, 2**31)
+    SHEET = commands.define_path("sheet", "The contact sheet (default: outputs/motion.png).")
+    BACKGROUNDS = flags.DEFINE_bool(
+        "backgrounds", False, "Ask for other backgrounds than the taught clip's."
+    )
+
+    def main() -> None:
+        """Makes one call of the flags."""
+        if MAKE.value:
+            make(MAKE.value)
+            return
+        if MOTION.value is None:
+            raise InputError(f"give --motion, one of {', '.join(MOTIONS)}, or --make FOLDER")
+        follow(
+            CONFIG.value,
+            CHECKPOINT.value or CONFIG.value.get("checkpoint"),
+            MOTION.value,
+            ADAPTER.value,
+            PROMPTS.value,
+            SEED.value,
+            {"steps": STEPS.value, "guidance": GUIDANCE.value},
+            SHEET.value or Path("outputs") / "motion.png",
+            BACKGROUNDS.value,
+        )
+
+    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -1,0 +1,99 @@
+"""Tables of how often each attribute is what was asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from show1_jax.cascade import IMAGES
+from show1_jax.shapes.judge import UNKNOWN, Measurement
+from show1_jax.shapes.moving_shapes import ATTRIBUTES, Combination
+from show1_jax.shapes.prompts import Item, difference
+
+NAMES = Combination._fields
+
+
+def attributes_of(stage: str) -> list[str]:
+    """The attributes that a stage's result can show."""
+    return [name for name in NAMES if name != "direction" or stage not in IMAGES]
+
+
+def accuracy(
+    stage: str, measured: Sequence[Measurement], wanted: Sequence[Combination]
+) -> dict[str, float]:
+    """The share of clips that are right, for each attribute and for "all" of them together."""
+    names = attributes_of(stage)
+    right = np.array(
+        [
+            [getattr(seen.combination, name) == getattr(asked, name) for name in names]
+            for seen, asked in zip(measured, wanted, strict=True)
+        ]
+    )
+    return dict(zip(names, right.mean(axis=0).tolist(), strict=True)) | {
+        "all": float(right.all(axis=1).mean())
+    }
+
+
+def chance() -> dict[str, float]:
+    """The accuracy of guessing every attribute."""
+    shares = {name: 1 / len(values) for name, values in ATTRIBUTES.items()}
+    return shares | {"all": float(np.prod(list(shares.values())))}
+
+
+def swap_accuracy(
+    stage: str,
+    before: Sequence[Measurement],
+    after: Sequence[Measurement],
+    items: Sequence[Item],
+    swapped: Sequence[Item],
+) -> dict[str, float]:
+    """What became of clips when one word of their prompt was swapped.
+
+    Args:
+      stage: which stage made them.
+      before: what the clips of `items` show.
+      after: what the clips of `swapped` show.
+      items: with the original words.
+      swapped: with one attribute swapped.
+
+    Returns:
+      For each attribute, of the clips in which it was swapped the share that show
+      the new word; the share of them all under "all"; and under "others" how many
+      of the other attributes were seen and are the same in both clips.
+    """
+    followed: dict[str, list[bool]] = {}
+    stayed: list[bool] = []
+    for one, other, item, new in zip(before, after, items, swapped, strict=True):
+        (changed,) = difference(item.combination, new.combination)
+        for name in attributes_of(stage):
+            seen = getattr(other.combination, name)
+            if name == changed:
+                followed.setdefault(name, []).append(seen == getattr(new.combination, name))
+            else:
+                stayed.append(seen == getattr(one.combination, name) != UNKNOWN)
+    shares = {name: float(np.mean(hits)) for name, hits in followed.items()}
+    every = [hit for hits in followed.values() for hit in hits]
+    if every:
+        shares["all"] = float(np.mean(every))
+    return shares | {"others": float(np.mean(stayed))}
+
+
+def percent(share: float) -> str:
+    """A share as its percentage."""
+    return f"{100 * share:.1f}"
+
+
+def table(
+    rows: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+    style: Callable[[float], str] = percent,
+) -> str:
+    """Numbers in aligned columns, written by `style`; "-" where a row has none."""
+    cells = [["", *columns]]
+    for name, shares in rows.items():
+        cells.append([name, *(style(shares[c]) if c in shares else "-" for c in columns)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *rest in cells:
+        numbers = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join([f"{first:<{widths[0]}}", *numbers]))
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""Stages on true inputs, with a cascade that draws instead of sampling."""
+
+import re
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from show1_jax.errors import InputError
+from show1_jax.media import from_uint8
+from show1_jax.shapes import alone
+from show1_jax.shapes import moving_shapes as shapes
+from show1_jax.shapes.alone import Truth, compare, evaluate_alone
+from show1_jax.shapes.paths import centroid_error, centroids
+from show1_jax.shapes.prompts import draw
+
+COMBINATIONS = [item.combination for item in draw(3, 0)]
+SCENES = [shapes.random_scene(c, np.random.default_rng(i)) for i, c in enumerate(COMBINATIONS)]
+
+
+def numbers(text: str, row: str) -> list[float]:
+    (line,) = (line for line in text.splitlines() if line.startswith(row))
+    return [float(number) for number in re.findall(r"[\d.]+|inf", line.removeprefix(row))]
+
+
+def test_true_clips_are_those_of_the_cascade():
+    config = tiny.get_config()
+    truth = Truth(config, SCENES, ["super_resolution"])
+    keyframes, clip = truth.load(0, "keyframes"), truth.load(0, "interpolation")
+    assert keyframes.shape == (8, 10, 16, 3)
+    assert clip.shape == (29, 10, 16, 3)
+    np.testing.assert_array_equal(clip[::4], keyframes)
+    assert truth.load(0, "first_frame").shape == (40, 64, 3)
+    assert truth.has(0, "first_frame")
+    assert not truth.has(0, "super_resolution")
+    truth.save(0, "super_resolution", clip, {})
+    assert truth.has(0, "super_resolution")
+    np.testing.assert_array_equal(truth.load(0, "super_resolution"), clip)
+
+
+@pytest.mark.parametrize("stage", ["interpolation", "first_frame", "super_resolution"])
+def test_a_perfect_stage_beats_its_filter(stage):
+    config = tiny.get_config()
+    truth = Truth(config, SCENES, [stage])
+    for item in range(3):
+        # Half a grey level up, for the cascade truncates when it makes bytes.
+        truth.save(item, stage, from_uint8(truth.true(item, stage)) + 0.5 / 127.5, {})
+    text = compare(config, stage, truth, COMBINATIONS)
+    other = "blending" if stage == "interpolation" else "bicubic"
+    best, worse = numbers(text, stage), numbers(text, other)
+    assert best[0] == np.inf
+    assert 15 < worse[0] < 50
+    if stage == "interpolation":
+        assert best[1] == 0
+        assert 0.01 < worse[1] < 1
+        assert best[2] == worse[2] == 100
+
+
+def test_translation_is_compared_with_what_it_starts_from():
+    config = tiny.get_config()
+    truth = Truth(config, SCENES, ["translation"])
+    for item, scene in enumerate(SCENES):
+        # Drawn at this size they are sharper, and less wide by the cascade's stretch.
+        wide = alone.resize_uint8(shapes.render(scene, 29, 80, 128), 80, 144)
+        truth.save(item, "translation", from_uint8(wide), {})
+    text = compare(config, "translation", truth, COMBINATIONS)
+    near, sharp, right = numbers(text, "translation")
+    far, blurred, also = numbers(text, "bicubic")
+    assert near > far + 2
+    assert far > 25
+    assert sharp > 1.1 * blurred
+    assert right == also == 100
+
+
+def test_two_ghosts_are_in_neither_place():
+    combination = shapes.Combination("large", "red", "circle", "right", "black")
+    one, other = (shapes.Scene(combination, x, 0, 0) for x in (-0.1, 0.1))
+    video = [shapes.render(scene, 1, 80, 128) for scene in (one, other)]
+    blended = (0.75 * video[0] + 0.25 * video[1]).astype(np.uint8)
+    middle = shapes.render(shapes.Scene(combination, -0.05, 0, 0), 1, 80, 128)
+    true = centroids(middle, combination)
+    np.testing.assert_allclose(true, [[63.5 - 4, 39.5]], atol=0.1)
+    assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.3)
+    assert np.isnan(centroids(np.zeros_like(middle), combination)).all()
+
+
+def test_the_command(monkeypatch, capsys):
+    ran, asked = [], []
+
+    class Perfect:
+        def __init__(self, config, checkpoint, stages):
+            self.stages = stages or ["keyframes", *alone.GROUPS[0], *alone.GROUPS[1]]
+
+        def run(self, prompts, seeds, results, progress):
+            ran.append((list(self.stages), len(prompts), list(seeds)))
+            asked.extend(prompts)
+            for stage in self.stages:
+                progress(stage, 1, 1)
+                for item in range(len(prompts)):
+                    made = from_uint8(results.true(item, stage)) + 0.5 / 127.5
+                    results.save(item, stage, made[0] if stage == "first_frame" else made, {})
+
+    monkeypatch.setattr(alone, "Cascade", Perfect)
+    evaluate_alone(tiny.get_config(), "x", 2, 7, None, {"steps": ["2"]})
+    assert ran == [
+        (["interpolation"], 2, [7, 8]),
+        (["first_frame", "super_resolution"], 2, [7, 8]),
+    ]
+    text = capsys.readouterr().out
+    assert asked == [item.prompt for item in draw(2, 7)] * 2
+    evaluate_alone(tiny.get_config(), "x", 2, 7, ["interpolation"], {}, "looks")
+    assert asked[4:] == [item.prompt for item in draw(2, 7, "looks")]
+    for stage in ("interpolation", "first_frame", "super_resolution"):
+        assert numbers(text, stage)[0] == np.inf
+    with pytest.raises(InputError, match="name stages that start from others: interpolation"):
+        evaluate_alone(tiny.get_config(), "x", 2, 7, ["keyframes"], {})
