@@ -57,10 +57,11 @@ def main() -> None:
         return
     if WORKDIR.value is None:
         raise InputError("give --workdir, the folder of the runs")
+    from show1_jax import stages
     from show1_jax.training import loop, metrics
 
     if CURVE.value:
-        begun = [part for part in loop.PARTS if (WORKDIR.value / part).is_dir()]
+        begun = [part for part in stages.parts() if (WORKDIR.value / part).is_dir()]
         parts = [CONFIG.value.stage] if CONFIG.value.stage else begun
         if not parts:
             raise InputError(f"{WORKDIR.value} has no runs")

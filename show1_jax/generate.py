@@ -11,9 +11,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from show1_jax import stages as known_stages
 from show1_jax.bars import Bars
-from show1_jax.cascade import STAGES, Cascade
 from show1_jax.commands import use_compilation_cache
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
@@ -32,7 +33,7 @@ Asked = tuple[str, int | None]
 
 def generate(
     config: ConfigDict,
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | Sequence[str | Path] | None,
     prompts: str | Sequence[str],
     prompts_file: str | Path | None,
     seeds: Sequence[int] | None,
@@ -47,7 +48,7 @@ def generate(
 
     Args:
       config: as in `configs/show1.py`.
-      checkpoint: a converted checkpoint.
+      checkpoint: a converted checkpoint, or several; see `Engine`.
       prompts: the prompts themselves, or one.
       prompts_file: more of them: one on each line, or a .jsonl with a "prompt" on each
         and, if its seed is to be its own, a "seed".
@@ -70,16 +71,16 @@ def generate(
     asked = _asked([prompts] if isinstance(prompts, str) else prompts, prompts_file, seeds)
     with contextlib.closing(Bars(hosts.first())) as bars:
         bars.update("checkpoint", 0, 1, "checking")
-        cascade = Cascade(config, folder, stages, jax.local_devices())
+        engine = Engine(config, folder, stages, jax.local_devices())
         with hosts.first_alone("items"):
-            if not cascade.inputs(cascade.stages[0]):
+            if not engine.loaded.inputs(next(iter(engine.stages))):
                 outputs, items, places = _folder_for(asked, seeds, out)
             else:
                 outputs = Outputs(local_path(out or DEFAULT_OUT), keeper=hosts.first())
                 items, places = _found(outputs, asked, seeds)
-            cascade.check_inputs(places, outputs)
+            engine.check_inputs(places, outputs)
             known = [place for place in places if outputs.knows(place)]
-            replaced = _check_settings(outputs, cascade, known, overwrite)
+            replaced = _check_settings(outputs, engine, known, overwrite)
             all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
             outputs.begin(all_prompts, all_seeds)
             if hosts.first():
@@ -88,8 +89,8 @@ def generate(
         if replaced:
             hosts.say(replaced)
         own = places[jax.process_index() :: jax.process_count()]
-        cascade.run(all_prompts, all_seeds, outputs, bars.update, own)
-    _report(outputs, cascade.stages, places)
+        engine.run(all_prompts, all_seeds, outputs, bars.update, own)
+    _report(outputs, list(engine.stages), places)
 
 
 def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> None:
@@ -122,15 +123,13 @@ def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> N
     )
 
 
-def _check_settings(
-    outputs: Outputs, cascade: Cascade, items: Sequence[int], overwrite: bool
-) -> str:
+def _check_settings(outputs: Outputs, engine: Engine, items: Sequence[int], overwrite: bool) -> str:
     """Tells which results a run replaces or removes.
 
     Raises:
       InputError: if there are some, and they may not be overwritten.
     """
-    found = {item: outputs.outdated(item, cascade.made_by) for item in items}
+    found = {item: outputs.outdated(item, engine.made_by) for item in items}
     count = sum(len(stages) for stages in found.values())
     if not count:
         return ""
@@ -307,17 +306,19 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def prepare(
-    config: ConfigDict, checkpoint: str | Path | None, overrides: Mapping[str, Sequence[str]]
-) -> Path:
+    config: ConfigDict,
+    checkpoint: str | Path | Sequence[str | Path] | None,
+    overrides: Mapping[str, Sequence[str]],
+) -> list[Path]:
     """Puts flags into a config, and keeps compiled programs from here on.
 
     Args:
       config: as in `configs/show1.py`; changed.
-      checkpoint: a converted checkpoint.
+      checkpoint: a converted checkpoint, or several.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
 
     Returns:
-      The checkpoint's folder.
+      The checkpoints' folders.
 
     Raises:
       InputError: if there is none, or a value is wrong.
@@ -327,7 +328,8 @@ def prepare(
     use_compilation_cache()
     return_freed_memory()
     override(config, overrides)
-    return local_path(checkpoint)
+    several = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+    return [local_path(each) for each in several]
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:
@@ -343,13 +345,14 @@ def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None
 def _override(
     config: ConfigDict, name: str, kind: type[int] | type[float], values: Sequence[str]
 ) -> None:
+    names = known_stages.names()
     for text in values:
         stage, _, value = text.rpartition("=")
         try:
             number = kind(value)
         except ValueError:
             raise InputError(f"--{name}: {value!r} is not a number") from None
-        if stage and stage not in STAGES:
-            raise InputError(f"--{name}: there is no stage {stage!r}, only {', '.join(STAGES)}")
-        for each in [stage] if stage else STAGES:
+        if stage and stage not in names:
+            raise InputError(f"--{name}: there is no stage {stage!r}, only {', '.join(names)}")
+        for each in [stage] if stage else names:
             config[each][name] = number

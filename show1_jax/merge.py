@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from show1_jax.adapters.files import apply_adapters, load_adapter, parse_adapter
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.layout import PARAMS, reference, write_reference
-from show1_jax.checkpoints.released import PIPELINES, find_stages
+from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
 from show1_jax.paths import local_path
-from show1_jax.stages.keyframes import STAGE
+from show1_jax.stages import STAGES
 
 
 def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
@@ -36,12 +36,12 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     Raises:
       InputError: if an adapter is not for it, or the folder exists or cannot be written.
     """
-    stages = find_stages(checkpoint)
-    if STAGE not in stages:
-        raise InputError(f"{checkpoint} has no {STAGE}")
+    folders, own = find_stages(checkpoint), STAGES[0]
+    if own.name not in folders:
+        raise InputError(f"{checkpoint} has no {own.name}")
     if merged.exists():
         raise InputError(f"{merged} exists already; give another folder")
-    folder = stages[STAGE]
+    folder = folders[own.name]
     unet = folder.module("unet", jnp.float32)
     assert isinstance(unet, UNet)
     params = load_params(folder.folder / "unet" / PARAMS)
@@ -51,17 +51,17 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     partial = merged.with_name(f".{merged.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        for stage, each in stages.items():
-            if stage == STAGE:  # where the network is written, whatever the folder was called
-                name, ignored = PIPELINES[STAGE][0], shutil.ignore_patterns("unet")
+        for stage, each in folders.items():
+            if stage == own.name:  # where the network is written, whatever the folder was called
+                name, ignored = own.folder, shutil.ignore_patterns("unet")
             else:
                 name, ignored = each.folder.name, None
             shutil.copytree(each.folder, partial / name, ignore=ignored)
         for network in partial.glob("*/*"):
             owner, _, part = (reference(network) or "").partition("/")
             if owner == folder.folder.name:
-                write_reference(network, f"{PIPELINES[STAGE][0]}/{part}")
-        export_network(partial, STAGE, unet, changed)
+                write_reference(network, f"{own.folder}/{part}")
+        export_network(partial, own.name, unet, changed)
         partial.rename(merged)
     except OSError as error:
         raise InputError(f"{merged} cannot be written: {error.strerror or error}") from None

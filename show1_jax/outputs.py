@@ -16,13 +16,12 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 
-from show1_jax.cascade import IMAGES, STAGES
+from show1_jax import stages as known_stages
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
 from show1_jax.stages.results import checked
 
-LAST_STAGE = STAGES[-1]
 # Settings that are noted but change nothing that would need making again.
 CIRCUMSTANCES = ("checkpoint", "versions", "platform")
 
@@ -108,11 +107,12 @@ class Outputs:
           of one that would be: what is different.
         """
         found = self._metadata(item)["stages"]
-        for place, stage in enumerate(STAGES):
+        names = known_stages.names()
+        for place, stage in enumerate(names):
             if stage not in settings or _same(found.get(stage), settings[stage]):
                 continue
             why = f"{stage}: {_difference(found.get(stage, {}), settings[stage])}"
-            there = (name for name in STAGES[place:] if name in found and self._there(item, name))
+            there = (name for name in names[place:] if name in found and self._there(item, name))
             return dict.fromkeys(there, why)
         return {}
 
@@ -124,7 +124,7 @@ class Outputs:
         """
         for item in items:
             for stage, settings in self._metadata(item)["stages"].items():
-                if stage not in STAGES or not self._there(item, stage):
+                if stage not in known_stages.names() or not self._there(item, stage):
                     continue
                 lacking = [path for path in self._shown(item, stage) if not path.is_file()]
                 if not lacking:
@@ -137,7 +137,7 @@ class Outputs:
         """A result as uint8 to look at; none, with a warning, of one that is damaged."""
         path = self._item(item) / f"{stage}.mp4"
         try:
-            if stage == LAST_STAGE:
+            if _is_last(stage):
                 return [read_mp4(path)]
             result = self.load(item, stage)
             pixels = checked(result, stage, result.shape)
@@ -188,12 +188,12 @@ class Outputs:
         Raises:
           InputError: if a file cannot be written.
         """
-        path = self._item(item) / stage
+        path, names = self._item(item) / stage, known_stages.names()
         old: Sequence[str] = [stage]
         try:
             found = self._metadata(item)["stages"]
             if not _same(found.get(stage), settings):
-                old = STAGES[STAGES.index(stage) :]
+                old = names[names.index(stage) :]
                 self._describe(item, {}, without=old)
                 if found.keys() & set(old):
                     self.write_manifest()
@@ -203,7 +203,7 @@ class Outputs:
                     (self._item(item) / (name + ending)).unlink(missing_ok=True)
             for shown in self._shown(item, stage):
                 _write(shown, to_uint8(result), settings.get("fps", 1))
-            if stage != LAST_STAGE:
+            if not _is_last(stage):
                 _replace(self._exact(item, stage), lambda file: np.save(file, result))
             self._describe(item, {stage: settings})
             self._note(self._line(item, stage))
@@ -217,7 +217,7 @@ class Outputs:
 
     def _shown(self, item: int, stage: str) -> list[Path]:
         """The files to look at that a stage makes."""
-        endings = (".png",) if stage in IMAGES else (".mp4", ".gif")
+        endings = (".png",) if known_stages.by_name(stage).image else (".mp4", ".gif")
         return [self._item(item) / (stage + ending) for ending in endings]
 
     def write_manifest(self) -> None:
@@ -239,7 +239,7 @@ class Outputs:
 
     def _there(self, item: int, stage: str) -> bool:
         """Whether a stage that the metadata names has its file; the last has no exact one."""
-        if stage == LAST_STAGE:
+        if _is_last(stage):
             return (self._item(item) / f"{stage}.mp4").is_file()
         try:
             _load(self._exact(item, stage), mmap_mode="r")
@@ -299,6 +299,11 @@ class Outputs:
 
     def _metadata_path(self, item: int) -> Path:
         return self._item(item) / "metadata.json"
+
+
+def _is_last(stage: str) -> bool:
+    """Whether a stage is the last of all, whose result nothing starts from."""
+    return stage == known_stages.names()[-1]
 
 
 def _load(path: Path, **options: Any) -> np.ndarray:

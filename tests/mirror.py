@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import tiny
-from show1_jax.cascade import Cascade
 from show1_jax.diffusion.schedule import NoiseSchedule
+from show1_jax.engine import Engine
 from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
 
@@ -109,28 +109,30 @@ class Given:
         raise error
 
 
-class Mirrored(Cascade):
-    """A cascade whose networks are mirrors; their number is one of the real parameters."""
+class Mirrored(Engine):
+    """Stages whose networks are mirrors; their number is one of the real parameters."""
 
     mirrors: dict[Any, Mirror] = {}  # noqa: RUF012  (one for each, so that each compiles once)
 
     def __init__(self, config: Any, stages: Any = None, checkpoint: Any = tiny.CHECKPOINT):
         super().__init__(config, checkpoint, stages)
-        self.real = dict(self.denoisers)
-        for stage, denoiser in self.real.items():
-            key = (stage, denoiser.solver.config.schedule)
-            mirror = self.mirrors.setdefault(key, Mirror(denoiser.unet.config, key[1]))
-            self.denoisers[stage] = dataclasses.replace(denoiser, unet=mirror)
-        if self.vae is not None:
-            self.vae = self.mirrors.setdefault("vae", Blocks(self.vae.config))
+        self.real = dict(self.samplers)
+        for name, sampler in self.real.items():
+            key = (name, sampler.solver.config.schedule)
+            mirror = self.mirrors.setdefault(key, Mirror(sampler.unet.config, key[1]))
+            self.samplers[name] = dataclasses.replace(sampler, unet=mirror)
+        for name, stage in self.stages.items():
+            if "vae" in stage.networks:
+                blocks = self.mirrors.setdefault("vae", Blocks(stage.vae.config))
+                self.stages[name] = stage.with_networks({"vae": blocks})
 
     def params(self, stage: str, progress: Any = None) -> dict[str, Any]:
         """Those of the mirrors; of the keyframes' with what adapters add to a real one."""
         number = jnp.float32(0)
         if stage == "keyframes":
-            mirror, self.denoisers[stage] = self.denoisers[stage], self.real[stage]
+            mirror, self.samplers[stage] = self.samplers[stage], self.real[stage]
             number = functools.reduce(dict.__getitem__, PARAMETER, super().params(stage)["unet"])[
                 0, 0
             ]
-            self.denoisers[stage] = mirror
+            self.samplers[stage] = mirror
         return {"unet": {"number": number}, "vae": {}}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from show1_jax.cascade import STAGES, Cascade
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import free_folder, generate, parse_seeds
@@ -24,6 +24,7 @@ from show1_jax.invert import invert_clip
 from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
 from show1_jax.shapes.moving_shapes import Combination, random_scene, render
+from show1_jax.stages import names
 from show1_jax.stages.inversion import Noise, save_noise
 from tests import programs
 from tests.data.videos import read_video
@@ -80,7 +81,7 @@ def test_every_stage_of_every_prompt_is_there(made):
         metadata = json.loads(text, parse_constant=pytest.fail)  # JSON has no Infinity
         assert metadata["prompt"] == prompt
         assert metadata["seed"] == 4
-        assert list(metadata["stages"]) == list(STAGES)
+        assert list(metadata["stages"]) == list(names())
         assert metadata["stages"]["super_resolution"]["steps"] == 2
         assert metadata["stages"]["translation"]["solver"]["prediction"] == "v"
     assert not list(made.rglob("*tmp*"))
@@ -126,7 +127,7 @@ def test_doing_a_stage_again_removes_what_came_of_the_old_one(made, tmp_path, ca
     folder = tmp_path / "out/000"
     kept = {path.name for path in folder.iterdir()}
     assert kept == {
-        *(f"{stage}.{ending}" for stage in STAGES[:2] for ending in ("npy", "mp4", "gif")),
+        *(f"{stage}.{ending}" for stage in names()[:2] for ending in ("npy", "mp4", "gif")),
         "metadata.json",
     }
     stages = json.loads((folder / "metadata.json").read_text())["stages"]
@@ -203,7 +204,7 @@ def lines(out):
 
 def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatch):
     expected = lines(made)
-    assert len(expected) == len(PROMPTS) * len(STAGES)
+    assert len(expected) == len(PROMPTS) * len(names())
     assert expected[0] == {"item": 0, "stage": "keyframes", "prompt": PROMPTS[0], "seed": 4}
     out = tmp_path / "out"
     shutil.copytree(made, out)
@@ -224,8 +225,8 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     (folder / "metadata.json").write_text(json.dumps(metadata))
     before = read_video(folder / "translation.mp4")[0]
     (folder / "translation.mp4").write_bytes(b"half")
-    encode, encoded = Cascade.encode, []
-    monkeypatch.setattr(Cascade, "encode", lambda *of: (encoded.extend(of[1]), encode(*of))[1])
+    encode, encoded = Engine.encode, []
+    monkeypatch.setattr(Engine, "encode", lambda *of: (encoded.extend(of[1]), encode(*of))[1])
     run(out, PROMPTS)
     assert encoded == PROMPTS[1:]
     changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
@@ -336,13 +337,13 @@ def test_earlier_results_may_be_bytes(made, tmp_path):
 def test_one_text_is_one_prompt_and_each_prompt_has_a_seed(made, tmp_path):
     run(tmp_path / "out", "a small red circle", stages=["keyframes"], overrides={"steps": ["1"]})
     assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a small red circle"]
-    cascade = Cascade(config(), str(tiny.CHECKPOINT), ["keyframes"])
+    engine = Engine(config(), str(tiny.CHECKPOINT), ["keyframes"])
     for prompts, seeds, message in (
         ("a circle", [0] * 8, "one text"),
         (["a circle"], [0, 1], "1 prompts and 2 seeds"),
     ):
         with pytest.raises(InputError, match=message):
-            cascade.run(prompts, seeds, Outputs(tmp_path / "no"))
+            engine.run(prompts, seeds, Outputs(tmp_path / "no"))
 
 
 def test_a_prompt_that_is_no_text_does_not_stop_the_others(tmp_path, made):
@@ -433,7 +434,7 @@ def test_what_does_not_fit_is_told_what_it_may_change(tmp_path, monkeypatch):
     def fail(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(Cascade, "_sample", fail)
+    monkeypatch.setattr(Engine, "_sample", fail)
     bad(tmp_path, r"keyframes does not fit the device's memory: make batch_size", PROMPTS)
 
 
@@ -565,11 +566,11 @@ def test_a_misplaced_denoiser_is_named(tmp_path):
     shutil.copytree(tiny.CHECKPOINT, checkpoint)
     # Translation is trained last: what comes before can be sampled.
     shutil.rmtree(checkpoint / "show-1-sr2" / "unet")
-    assert Cascade(config(), checkpoint).stages == list(STAGES[:4])
+    assert list(Engine(config(), checkpoint).stages) == names()[:4]
     (checkpoint / "show-1-interpolation" / "unet").rename(tmp_path / "unet")
     with pytest.raises(InputError, match=r"show-1-interpolation/unet/params is missing, though"):
-        Cascade(config(), checkpoint)
-    assert Cascade(config(), checkpoint, ["keyframes"]).stages == ["keyframes"]
+        Engine(config(), checkpoint)
+    assert list(Engine(config(), checkpoint, ["keyframes"]).stages) == ["keyframes"]
 
 
 def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
@@ -623,7 +624,7 @@ def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", names()[1:])
 def test_any_stage_makes_the_noise_of_a_clip_into_it(stage, tmp_path):
     file, out = tmp_path / "clip.mp4", tmp_path / "out"
     shape = Combination("small", "red", "circle", "left", "black")
@@ -634,8 +635,8 @@ def test_any_stage_makes_the_noise_of_a_clip_into_it(stage, tmp_path):
     given = (settings, str(tiny.CHECKPOINT), file, PROMPTS[0], tmp_path, ["10"], stage, 3)
     exactness = invert_clip(*given)
     assert exactness > 25
-    frames = 5
-    clip = read_clip(file, ClipSpec(frames, *Cascade(settings, tiny.CHECKPOINT).size(stage), 7.5))
+    own = Engine(settings, tiny.CHECKPOINT).stages[stage]
+    clip = read_clip(file, ClipSpec(5, own.height, own.width, 7.5))
     # The noise says all but the text, whatever the seed and the strength.
     settings.from_noise = str(tmp_path / f"{stage}.noise.npz")
     settings.translation.strength = 1.0
@@ -668,9 +669,9 @@ def test_noise_is_followed_unless_something_else_is_asked_for(tmp_path):
         noise = np.zeros(shape, np.float32)
         frames = noise if stage == "interpolation" else None
         save_noise(Path(settings.from_noise), Noise(stage, noise, 3, 1.0, frames))
-        cascade = Cascade(settings, tiny.CHECKPOINT)
-        assert cascade.stages == list(STAGES[STAGES.index(stage) :])
-        assert not cascade.inputs(stage)
+        engine = Engine(settings, tiny.CHECKPOINT)
+        assert list(engine.stages) == names()[names().index(stage) :]
+        assert not engine.loaded.inputs(stage)
     settings.keyframes.guidance = settings.interpolation.guidance = 2.0
     # No item, so that all but sampling is done.
     with pytest.raises(InputError, match="give a --prompt"):

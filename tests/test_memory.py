@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from configs import show1, tiny
 from show1_jax import generate, memory
-from show1_jax.cascade import Cascade
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError, fitting
 from show1_jax.text.encoding import load_encoder
 from tests.conftest import RELEASE, assert_close
@@ -119,13 +119,13 @@ def test_short_memory_is_one_line_wherever_networks_are_read(error, monkeypatch)
     def fail(*_):
         raise error
 
-    cascade = Cascade(small_config(), tiny.CHECKPOINT, ["keyframes"])
-    with monkeypatch.context() as patch, jax.set_mesh(cascade.mesh):
+    engine = Engine(small_config(), tiny.CHECKPOINT, ["keyframes"])
+    with monkeypatch.context() as patch, jax.set_mesh(engine.mesh):
         patch.setattr(StoredParams, "read", fail)
         with pytest.raises(InputError, match=r"keyframes does not fit .* memory: end other"):
-            cascade.params("keyframes")
+            engine.params("keyframes")
         with pytest.raises(InputError, match="the text encoder does not fit"):
-            cascade.encode(["a red circle"])
+            engine.encode(["a red circle"])
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_only_short_memory_is_taken_for_it(error, caught):
 def test_what_is_read_compiled_and_run_is_told():
     told = []
     config = small_config()
-    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
+    engine = Engine(config, tiny.CHECKPOINT, ["keyframes"])
 
     class Nothing:
         def __getattr__(self, name):
             return lambda *_: False
 
-    cascade.run(["a red circle"], [0], Nothing(), lambda *of: told.append(of))
+    engine.run(["a red circle"], [0], Nothing(), lambda *of: told.append(of))
     assert [(of[0], of[3].split()[0]) for of in told if len(of) > 3 and of[3]] == [
         ("t5", "reading"),
         ("keyframes", "reading"),
@@ -165,10 +165,10 @@ def test_what_is_read_compiled_and_run_is_told():
 def test_cpus_compute_in_float32_unless_told_otherwise():
     config = tiny.get_config()
     config.dtype = show1.get_config().dtype
-    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
-    assert cascade.denoisers["keyframes"].unet.dtype == jnp.float32
-    assert cascade.settings("keyframes")["dtype"] == "float32"
+    engine = Engine(config, tiny.CHECKPOINT, ["keyframes"])
+    assert engine.samplers["keyframes"].unet.dtype == jnp.float32
+    assert engine.made_by["keyframes"]["dtype"] == "float32"
     config.dtype = "bfloat16"
-    cascade = Cascade(config, tiny.CHECKPOINT, ["keyframes"])
-    assert cascade.denoisers["keyframes"].unet.dtype == jnp.bfloat16
-    assert cascade.settings("keyframes")["dtype"] == "bfloat16"
+    engine = Engine(config, tiny.CHECKPOINT, ["keyframes"])
+    assert engine.samplers["keyframes"].unet.dtype == jnp.bfloat16
+    assert engine.made_by["keyframes"]["dtype"] == "bfloat16"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from show1_jax.cascade import STAGES, Cascade
+from show1_jax.engine import Engine
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import generate, override
 from show1_jax.media import resize_uint8, to_uint8
@@ -17,6 +17,7 @@ from show1_jax.shapes.evaluation import aspect
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.moving_shapes import Combination, caption, split_of
 from show1_jax.shapes.tables import attributes_of
+from show1_jax.stages import names
 from show1_jax.stages.super_resolution import shrink
 from tests.data.videos import read_video
 from tests.mirror import Given
@@ -29,7 +30,7 @@ ASKED = [
 ]
 PROMPTS = [caption(combination, template) for template, combination in enumerate(ASKED)]
 ITEMS = range(len(ASKED))
-STEPS = [f"{stage}=1" for stage in STAGES[1:4]] + ["keyframes=3", "translation=5"]
+STEPS = [f"{stage}=1" for stage in names()[1:4]] + ["keyframes=3", "translation=5"]
 
 
 def config():
@@ -132,10 +133,10 @@ def again(made, stage, seeds, order=(0, 1), **changes):
     settings = config()
     override(settings, {"steps": STEPS})
     settings[stage].update(changes)
-    there = [name for name in STAGES[:4] if name != stage]
+    there = [name for name in names()[:4] if name != stage]
     results = Given({name: np.stack([exact(made, item, name) for item in order]) for name in there})
     prompts = [PROMPTS[item] for item in order]
-    Cascade(settings, tiny.CHECKPOINT, [stage]).run(prompts, seeds, results)
+    Engine(settings, tiny.CHECKPOINT, [stage]).run(prompts, seeds, results)
     return [results.made[place, stage] for place in ITEMS]
 
 

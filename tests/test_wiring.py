@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from configs import tiny
+from show1_jax import stages
 from show1_jax.adapters.files import Adapter, save_adapter
-from show1_jax.cascade import STAGES
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.generate import override
@@ -230,7 +230,7 @@ def translation(cascade, texts, given, step, **changes):
     ]
     pixels = np.stack(large).astype(np.float32) / 255 * 2 - 1
     latents = pixels.reshape(2, 29, 10, 8, 18, 8, 3).mean((3, 5))
-    spread = np.exp(LOG_VARIANCE / 2) * cascade.vae.config.scaling_factor
+    spread = np.exp(LOG_VARIANCE / 2) * cascade.stages["translation"].vae.config.scaling_factor
     latents = latents + spread * noise("translation", POSTERIOR, (29, 10, 18, 4))[..., :3]
     solver = cascade.real["translation"].solver
     left = solver.config.schedule.alphas_cumprod[solver.timesteps[step]]
@@ -266,7 +266,7 @@ def test_the_number_of_steps_and_the_strength_decide_the_timesteps(given):
     settings.translation.strength = 1.0
     results, cascade = made_by(settings, given)
     last = {"keyframes": 10, "first_frame": 2}
-    for stage in STAGES:
+    for stage in stages.names():
         solver, steps = cascade.real[stage].solver, last.get(stage, 4)
         # The last of evenly spaced steps, of which the one at 0 is not executed.
         begin = 999 if stage == "translation" else solver.timesteps[0]

@@ -23,9 +23,8 @@ from ml_collections import ConfigDict
 from show1_jax.adapters.files import Adapter, base_fingerprint, save_adapter
 from show1_jax.adapters.lora import KERNEL, A, B, apply_lora, new_lora
 from show1_jax.checkpoints.layout import PARAMS
-from show1_jax.checkpoints.released import find_stages, sampling_params, t5_folder
+from show1_jax.checkpoints.released import encoder_folder, find_stages, sampling_params
 from show1_jax.checkpoints.store import load_params
-from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.solvers import SolverConfig
@@ -34,8 +33,8 @@ from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import put_array, put_batch, shardings
 from show1_jax.paths import local_path
-from show1_jax.stages.keyframes import STAGE, example
-from show1_jax.stages.training import denoising_loss, drop_captions, noised
+from show1_jax.stages import STAGES
+from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import load_encoder
 from show1_jax.training.optimizer import averaged, make_optimizer
@@ -66,7 +65,7 @@ def customize(config: ConfigDict) -> Path:
       InputError: if a setting is wrong, a clip cannot be read or is too short, or
         the loss is not finite.
     """
-    settings, keyframes = config.customize, config.keyframes
+    settings, stage = config.customize, STAGES[0].from_config(config)
     mesh, out = make_mesh(config.mesh), local_path(config.out)
     check(settings, "customize", batch_parts(mesh))
     _check_out(out)
@@ -76,18 +75,19 @@ def customize(config: ConfigDict) -> Path:
             f"{len(paths)} clip(s) and {len(prompts)} prompt(s): give --config.video=FILE and "
             "--config.prompt=TEXT, several with | between them"
         )
-    spec = ClipSpec(keyframes.frames, keyframes.height, keyframes.width, keyframes.fps)
-    videos = np.stack([read_clip(local_path(path), spec) for path in paths])
+    videos = np.stack([read_clip(local_path(path), stage.clip) for path in paths])
     if not config.checkpoint:
         raise InputError("give --config.checkpoint: this config comes without one")
-    stages = find_stages(local_path(config.checkpoint))
-    if STAGE not in stages:
-        raise InputError(f"{config.checkpoint} has no {STAGE} to customize")
-    folder, dtype = stages[STAGE], compute_dtype(settings)
+    folders = find_stages(local_path(config.checkpoint))
+    if stage.name not in folders:
+        raise InputError(f"{config.checkpoint} has no {stage.name} to customize")
+    folder, dtype = folders[stage.name], compute_dtype(settings)
     unet = folder.module("unet", dtype)
     assert isinstance(unet, UNet)
     with jax.set_mesh(mesh):
-        encoder = load_encoder(t5_folder(stages), dtype, config.text.t5_tokens)
+        encoder = load_encoder(
+            encoder_folder(folders, str(stage.encoder)), dtype, config.text.t5_tokens
+        )
         clean = clean_caption if config.text.clean_captions else normalize
         texts = np.asarray(encoder([clean(prompt) for prompt in (*prompts, "")]), np.float32)
         del encoder
@@ -105,7 +105,7 @@ def customize(config: ConfigDict) -> Path:
         tuning = make_tuning(settings, unet, solver)
         trained = _train(settings, tuning, params, batches, {"empty": put_array(texts[-1])})
     about = {
-        "stage": STAGE,
+        "stage": stage.name,
         "trainable": settings.trainable,
         "prompts": " | ".join(prompts),
         "steps": str(settings.steps),
@@ -156,7 +156,7 @@ def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tunin
         # So that guidance, too, has the motion in both of its predictions.
         text = drop_captions(keys[0], text, constants["empty"], settings.caption_dropout)
         text = jnp.where(changed, constants["empty"], text)
-        return noised(objective, keys[1], example(video), text)
+        return noised(objective, keys[1], Example(video), text)
 
     def loss(params: Any, prepared: Any) -> jax.Array:
         with nn.intercept_methods(apply_lora):

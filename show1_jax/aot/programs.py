@@ -1,7 +1,6 @@
 """The programs of each stage, to be compiled without parameters or devices."""
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,31 +9,30 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from show1_jax import stages
 from show1_jax.adapters import customize
 from show1_jax.aot.prediction import Program, predict
-from show1_jax.cascade import STAGES, sample_size
 from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.checkpoints.released import sampling_params
-from show1_jax.configuration import build
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
-from show1_jax.models.unet import UNet, UNetConfig
-from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import mesh
 from show1_jax.parallel.mesh import BATCH, rounded_up
 from show1_jax.parallel.sharding import placed, shardings
-from show1_jax.stages import sampling, translation
-from show1_jax.stages.sampling import Conditions, Denoiser
+from show1_jax.stages import Stage, sampling
+from show1_jax.stages.sampling import Conditions, Sampler, Steering
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training.initialise import fresh_params
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.settings import check
 from show1_jax.training.step import init_state, train_step
-from show1_jax.training.tasks import PARTS, compute_dtype, image_config, make_task, solver_config
+from show1_jax.training.tasks import compute_dtype, make_task
 from show1_jax.training.trainable import split
+
+ENCODERS = ("t5", "clip")
 
 
 def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
@@ -51,10 +49,7 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
 
         predict(customization, config.mesh, name, as_json)
         return
-    parts = [config.stage] if config.stage else PARTS
-    for part in parts:
-        if part not in PARTS:
-            raise InputError(f"there is no part {part!r} to train; take {', '.join(PARTS)}")
+    parts = [stages.part(config.stage).name] if config.stage else list(stages.parts())
 
     def programs(split: int) -> Iterator[Program]:
         for part in parts:
@@ -66,50 +61,47 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
 
 
 def predict_sampling(
-    config: ConfigDict, stages: Sequence[str] | None, name: str, as_json: bool
+    config: ConfigDict, chosen: Sequence[str] | None, name: str, as_json: bool
 ) -> None:
     """Prints what a step of sampling's stages would take on a topology.
 
     Args:
       config: as in `configs/show1.py`.
-      stages: of "t5", "clip" and `STAGES`; None for all whose sizes the config has.
+      chosen: text encoders and stages; None for all whose sizes the config has.
       name: of the topology.
       as_json: see `predict`.
 
     Raises:
       InputError: if the topology, a stage or a setting is wrong.
     """
-    encoders = [encoder for encoder in ("t5", "clip") if encoder in config.text]
-    chosen = stages or [*encoders, *STAGES]
-    for stage in chosen:
-        if stage not in ("t5", "clip", *STAGES):
-            raise InputError(f"there is no stage {stage!r}: take t5, clip, {', '.join(STAGES)}")
+    known = [*ENCODERS, *stages.names()]
+    wanted = chosen or [name for name in known if name not in ENCODERS or name in config.text]
+    for stage in wanted:
+        if stage not in known:
+            raise InputError(f"there is no stage {stage!r}: take {', '.join(known)}")
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
 
     def programs(parts: int) -> Iterator[Program]:
-        for stage in chosen:
+        for stage in wanted:
             yield from sampling_programs(config, stage, parts)
 
     predict(programs, config.mesh, name, as_json)
 
 
-def training_program(config: ConfigDict, part: str) -> Program:
+def training_program(config: ConfigDict, name: str) -> Program:
     """One step of a part's training; under a mesh.
 
     Args:
       config: as in `configs/show1.py`.
-      part: one of `PARTS`.
+      name: of the part; see `stages.parts`.
     """
-    if part == "image":
-        config = image_config(config)
-    settings = config.train[part]
-    vae = None
-    if part == "translation":
-        vae = VAE(
-            build(VAEConfig, config.translation.vae, "translation.vae"), compute_dtype(settings)
-        )
-    task, optimizer = make_task(config, part, vae), make_optimizer(settings)
+    settings, part = config.train[name], stages.part(name).from_config(config)
+    frozen: dict[str, Any] = {}
+    if isinstance(part, Stage):
+        frozen = part.other_modules(compute_dtype(settings))
+        part = part.with_networks(frozen)
+    task, optimizer = make_task(part, settings), make_optimizer(settings)
     seed = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
     def start(key: jax.Array) -> Any:
@@ -119,20 +111,20 @@ def training_program(config: ConfigDict, part: str) -> Program:
     state, spec = placed(jax.eval_shape(start, seed)), task.spec
     size = (settings.batch_size, spec.frames, spec.height, spec.width, 3)
     batch, constants = {"video": clips(size, jnp.uint8)}, {}
-    if task.encoder:
+    if isinstance(part, Stage):
         tokens, width = text_size(config, part)
         batch["text"] = clips((settings.batch_size, tokens, width), jnp.float16)
         constants["empty"] = whole((tokens, width), jnp.float32)
-    if vae is not None:
-        constants["vae"] = placed(abstract_params(vae))
+    constants |= {name: placed(abstract_params(module)) for name, module in frozen.items()}
 
     given = (task.prepare, task.loss, optimizer)
     lower = functools.partial(_lower_step, given, settings, state, constants, batch)
+    others = [constants[name] for name in frozen]
     return Program(
-        part,
+        name,
         "step",
         lower,
-        (state.trained, state.frozen, constants.get("vae")),
+        (state.trained, state.frozen, *others),
         state.optimizer,
         repeats=settings.accumulate,
     )
@@ -154,16 +146,16 @@ def _lower_step(
 
 def customization_program(config: ConfigDict) -> Program:
     """One step of fine-tuning the keyframes on a clip; under a mesh."""
-    settings, section = config.customize, config.keyframes
-    unet = UNet(build(UNetConfig, section.unet, "keyframes.unet"), compute_dtype(settings))
-    tuning = customize.make_tuning(settings, unet, solver_config(section.solver))
+    settings, stage = config.customize, stages.STAGES[0].from_config(config)
+    unet = stage.module(compute_dtype(settings))
+    tuning = customize.make_tuning(settings, unet, stage.solver)
 
     def start(params: Any) -> Any:
         return init_state(tuning.optimizer, *customize.first_trained(params, settings))
 
     state = placed(jax.eval_shape(start, customize.kept_params(unet, settings)))
-    tokens, width = text_size(config, "keyframes")
-    size = (settings.batch_size, section.frames, section.height, section.width, 3)
+    tokens, width = text_size(config, stage)
+    size = (settings.batch_size, *stage.shape)
     batch = {
         "video": clips(size, jnp.float32),
         "text": clips((settings.batch_size, tokens, width), jnp.float32),
@@ -175,66 +167,52 @@ def customization_program(config: ConfigDict) -> Program:
     return Program("customize", "step", lower, parameters, state.optimizer, repeats)
 
 
-def sampling_programs(config: ConfigDict, stage: str, parts: int) -> Iterator[Program]:
+def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Program]:
     """What sampling a stage compiles; under a mesh.
 
     Args:
       config: as in `configs/show1.py`.
-      stage: "t5", "clip", or one of `STAGES`.
+      name: of a text encoder or a stage.
       parts: into how many the mesh splits a batch.
     """
     dtype = mesh.compute_dtype(config.dtype)
     batch = rounded_up(config.batch_size, parts)
-    if stage in ("t5", "clip"):
-        yield _encoder_program(config, stage, batch, dtype)
+    if name in ENCODERS:
+        yield _encoder_program(config, name, batch, dtype)
         return
-    section = config[stage]
-    unet = UNet(build(UNetConfig, section.unet, f"{stage}.unet"), dtype)
-    solver = make_solver(solver_config(section.solver), section.steps)
-    denoiser = Denoiser(unet, solver, section.get("dropout", False), guided=section.guidance > 1)
+    stage = stages.by_name(name).from_config(config)
+    others = stage.other_modules(dtype)
+    stage = stage.with_networks(others)
+    unet, solver = stage.module(dtype), make_solver(stage.solver, stage.steps)
+    sampler = Sampler(unet, solver, stage.dropout, guided=stage.guidance > 1)
     params = placed(sampling_params(unet, dtype))
-    vae, vae_params = None, None
-    if stage == "translation":
-        vae = VAE(build(VAEConfig, section.vae, "translation.vae"), dtype)
-        vae_params = placed(sampling_params(vae, dtype))
-    size = sample_size(config, stage, batch, vae.config if vae else None)
-    rows, frames, height, width, channels = size
-    sample = clips((rows, frames, height, width, channels), jnp.float32)
+    other_params = {key: placed(sampling_params(other, dtype)) for key, other in others.items()}
+    rows, *shape = stage.batch_shape
+    rows, channels = batch * rows, shape[-1]
+    sample = clips((rows, *shape), jnp.float32)
     condition = unet.config.in_channels - channels
     tokens, text_width = text_size(config, stage)
     conditions = Conditions(
         clips((2, rows, tokens, text_width), jnp.float32, axis=1),
-        whole((), jnp.float32),
-        clips((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype),
-        clips((rows, frames, height, width, condition), jnp.float32) if condition else None,
+        clips((rows, *shape[:-1], condition), jnp.float32) if condition else None,
         clips((rows,), jnp.int32) if unet.config.noise_level else None,
     )
+    keys = clips((rows,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     state = jax.tree.map(
         lambda leaf: clips(leaf.shape, leaf.dtype) if leaf.ndim else whole((), leaf.dtype),
         jax.eval_shape(solver.init, sample),
     )
-    step = whole((), jnp.int32)
-    lower = functools.partial(
-        sampling.advance.lower, denoiser, params, state, conditions, step, step
-    )
-    yield Program(stage, "denoise", lower, params, beside=vae_params)
-    if vae is not None:
-        at_once = section.vae_frames
-        video = clips((rows, frames, section.height, section.width, 3), jnp.float32)
-        repeats = chunks(rows, frames, at_once)
-        for name, function, given in (
-            ("encode", translation.encode, video),
-            ("decode", translation.decode, sample),
-        ):
-            lower = functools.partial(function.lower, vae, vae_params, given, at_once)
-            yield Program(stage, name, lower, vae_params, repeats=repeats, beside=params)
-
-
-def chunks(clips: int, frames: int, at_once: int) -> float:
-    """How much of the autoencoder's work there is for what is counted: one chunk, and the rest."""
-    own = math.ceil(frames / jax.sharding.get_abstract_mesh().shape["frames"])
-    chunk = translation.chunk(clips, at_once)
-    return own / (chunk * (own >= chunk) + own % chunk)
+    steering, step = Steering(whole((), jnp.float32), keys), whole((), jnp.int32)
+    given = (sampler, params, state, conditions, steering, (step, step))
+    lower = functools.partial(sampling.advance.lower, *given)
+    yield Program(name, "denoise", lower, params, beside=list(other_params.values()) or None)
+    frame_parts = jax.sharding.get_abstract_mesh().shape["frames"]
+    for extra in stage.extras(batch, frame_parts):
+        own = other_params[extra.network]
+        array = clips(extra.shape, jnp.float32)
+        function: Any = extra.function
+        lower = functools.partial(function.lower, others[extra.network], own, array, extra.static)
+        yield Program(name, extra.name, lower, own, repeats=extra.repeats, beside=params)
 
 
 def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> Program:
@@ -252,10 +230,9 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
     return Program(name, "encode", lower, params)
 
 
-def text_size(config: ConfigDict, stage: str) -> tuple[int, int]:
-    """Tokens and width of the text embeddings that a stage, or a part, is given."""
-    tokens = LENGTH if stage == "translation" else config.text.t5_tokens
-    return tokens, config[stage].unet.text_dim
+def text_size(config: ConfigDict, stage: Stage) -> tuple[int, int]:
+    """Tokens and width of the text embeddings that a stage is given."""
+    return LENGTH if stage.encoder == "clip" else config.text.t5_tokens, stage.unet.text_dim
 
 
 def clips(shape: tuple[int, ...], dtype: Any, axis: int = 0) -> Any:

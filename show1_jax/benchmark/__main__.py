@@ -20,11 +20,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from show1_jax import stages
 from show1_jax.benchmark import ours, side_by_side
-from show1_jax.cascade import STAGES
 from show1_jax.errors import InputError
 from show1_jax.paths import local_path
-from show1_jax.training.tasks import PARTS
 
 DTYPES = ("float32", "bfloat16")
 
@@ -46,9 +45,9 @@ def load_config(path: Path) -> ConfigDict:
 def names(config: ConfigDict) -> Iterator[str]:
     """What can be measured of a config."""
     yield from (encoder for encoder in ("t5", "clip") if encoder in config.text)
-    yield from STAGES
+    yield from stages.names()
     yield from ("translation.encode", "translation.decode")
-    yield from (f"train.{part}" for part in PARTS)
+    yield from (f"train.{part}" for part in stages.parts())
 
 
 def main() -> None:
@@ -76,7 +75,7 @@ def main() -> None:
             raise InputError("--calls, --frames and --batch must be at least 1")
         if args.dtype:
             config.dtype = args.dtype
-            for part in PARTS:
+            for part in stages.parts():
                 config.train[part].dtype = args.dtype
         known = list(side_by_side.NETWORKS) if args.torch else list(names(config))
         chosen = args.names or known

@@ -24,6 +24,7 @@ from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config
 from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
+from show1_jax.stages import Autoencoder, FirstFrame, Translation
 from show1_jax.text.tokenizers import LENGTH
 
 T5_LAYERS = 4  # of T5-XXL's 24: all of them, twice, are 38 GB
@@ -185,8 +186,8 @@ def _t5(config: ConfigDict, frames: int) -> Pair:
 
 
 NETWORKS: dict[str, Callable[[ConfigDict, int], Pair]] = {
-    "translation": _translation,
-    "first_frame": _first_frame,
-    "vae": _vae,
+    Translation.name: _translation,
+    FirstFrame.name: _first_frame,
+    Autoencoder.name: _vae,
     "t5": _t5,
 }

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from show1_jax import stages
 from show1_jax.checkpoints.layout import PARAMS, REFERENCE, params_folder
 from show1_jax.checkpoints.network_config import t5_json, vae_json
-from show1_jax.checkpoints.released import PIPELINES
 from show1_jax.checkpoints.scheduler_config import scheduler_json
 from show1_jax.checkpoints.store import discard, save_params
 from show1_jax.checkpoints.unet_config import unet_json
@@ -46,7 +46,7 @@ def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any
 
     Args:
       checkpoint: the folder of all stages; made if it is not there.
-      stage: which stage; the autoencoder belongs to "translation".
+      stage: which stage.
       module: the network.
       params: its parameters.
 
@@ -90,7 +90,7 @@ def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
 
     Parameters that it shares with another network are copied with it.
     """
-    if (checkpoint / PIPELINES[stage][0] / source.name).is_dir():
+    if (checkpoint / stages.by_name(stage).folder / source.name).is_dir():
         return
 
     def write(folder: Path) -> None:
@@ -107,7 +107,8 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
 
     Whenever this is cut off, every folder in the checkpoint has an index.
     """
-    folder, kind = PIPELINES[stage]
+    own = stages.by_name(stage)
+    folder, kind = own.folder, own.pipeline
     pipeline = checkpoint / folder
     try:
         checkpoint.mkdir(parents=True, exist_ok=True)

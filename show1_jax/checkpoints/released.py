@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from show1_jax import stages
 from show1_jax.checkpoints.layout import PARAMS, has_params, params_folder
 from show1_jax.checkpoints.networks import abstract_params, network, read_json
 from show1_jax.checkpoints.pipelines import find_pipelines
@@ -18,16 +19,6 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
-
-# The released folder of each stage, and the class that its index names.
-PIPELINES = {
-    "keyframes": ("show-1-base", "TextToVideoIFPipeline"),
-    "interpolation": ("show-1-interpolation", "TextToVideoIFInterpPipeline"),
-    "first_frame": ("IF-II-L-v1.0", "IFSuperResolutionPipeline"),
-    "super_resolution": ("show-1-sr1", "TextToVideoIFSuperResolutionPipeline_Cond"),
-    "translation": ("show-1-sr2", "VideoToVideoSDPipeline"),
-}
-STAGE_OF_CLASS = {name: stage for stage, (_, name) in PIPELINES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,31 +92,47 @@ def sampling_params(module: nn.Module, dtype: DTypeLike) -> Any:
     )
 
 
-def find_stages(checkpoint: Path) -> dict[str, StageFolder]:
-    """The stages a checkpoint has, by name.
+def find_stages(*checkpoints: Path) -> dict[str, StageFolder]:
+    """The stages that checkpoints have, by name.
+
+    Args:
+      *checkpoints: later ones override the stages of earlier ones.
 
     Raises:
-      InputError: if it is no checkpoint, or has a stage twice.
+      InputError: if one is no checkpoint, or has a stage twice.
     """
-    stages: dict[str, StageFolder] = {}
+    found: dict[str, StageFolder] = {}
+    for checkpoint in checkpoints:
+        found |= _stages_of(checkpoint)
+    return found
+
+
+def _stages_of(checkpoint: Path) -> dict[str, StageFolder]:
+    found: dict[str, StageFolder] = {}
+    by_class = {stage.pipeline: stage.name for stage in stages.STAGES}
     for folder in find_pipelines(checkpoint):
         kind = read_json(folder / "model_index.json").get("_class_name")
-        stage = STAGE_OF_CLASS.get(str(kind))
+        stage = by_class.get(str(kind))
         if stage is None:
             raise InputError(f"{folder / 'model_index.json'}: {kind} is no stage of the cascade")
-        if stage in stages:
-            raise InputError(f"{stages[stage].folder} and {folder} are both the stage {stage}")
-        stages[stage] = StageFolder(folder)
-    return stages
+        if stage in found:
+            raise InputError(f"{found[stage].folder} and {folder} are both the stage {stage}")
+        found[stage] = StageFolder(folder)
+    return found
 
 
-def t5_folder(stages: Mapping[str, StageFolder]) -> StageFolder:
-    """The first of the stages that has a T5 encoder; they all use the same.
+def encoder_folder(folders: Mapping[str, StageFolder], encoder: str) -> StageFolder:
+    """The first stage's folder that has a text encoder; all stages that need it use the same.
+
+    Args:
+      folders: the stages of a checkpoint; see `find_stages`.
+      encoder: "t5" or "clip".
 
     Raises:
-      InputError: if none has.
+      InputError: if none has it.
     """
-    for stage in PIPELINES:
-        if stage != "translation" and stage in stages and stages[stage].has("text_encoder"):
-            return stages[stage]
-    raise InputError("no stage of the checkpoint has a T5 text_encoder/")
+    for stage in stages.STAGES:
+        own = folders.get(stage.name)
+        if own is not None and stage.encoder == encoder and own.has("text_encoder"):
+            return own
+    raise InputError(f"no stage of the checkpoint has a text_encoder/ of {encoder.upper()}")

@@ -18,58 +18,58 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
-from show1_jax.cascade import STAGES, Cascade, clip_frames
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import edge_sharpness, psnr
 from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
-from show1_jax.shapes.evaluation import aspect
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.tables import table
+from show1_jax.stages import STAGES, Stage, build
 
-# Stages that run together: the second starts from what the first makes.
-GROUPS = (("interpolation",), ("first_frame", "super_resolution"), ("translation",))
+SCALE = 4  # at which clips of another shape are drawn, before they are stretched
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Stages that run together, of those given: one that starts from others, and what it uses."""
+    used = {name for stage in STAGES for name in stage.uses}
+    starts = [stage for stage in STAGES if stage.needs and stage.name not in used]
+    found = [[n for n in (*stage.uses, stage.name) if n in names] for stage in starts]
+    return [group for group in found if group]
 
 
 class Truth:
-    """Drawn clips in place of the results of stages that are not run; see `cascade.Results`."""
+    """Drawn clips in place of the results of stages that are not run; see `results.Results`."""
 
-    def __init__(self, config: ConfigDict, scenes: Sequence[Scene], run: Sequence[str]):
+    def __init__(self, stages: Mapping[str, Stage], scenes: Sequence[Scene], run: Sequence[str]):
         """Results of the stages in `run` are kept, those of all others drawn."""
-        self._scenes, self._run = scenes, run
-        small = (config.keyframes.height, config.keyframes.width)
-        large = (config.super_resolution.height, config.super_resolution.width)
-        self._sizes = {"keyframes": small, "interpolation": small}
-        self._sizes |= {"first_frame": large, "super_resolution": large}
-        self._largest = (config.translation.height, config.translation.width)
-        self._keyframes = config.keyframes.frames
-        self._frames = clip_frames(config)
+        self._stages, self._scenes, self._run = stages, scenes, run
         self._made: dict[tuple[int, str], np.ndarray] = {}
 
-    def true(self, item: int, stage: str) -> np.ndarray:
+    def true(self, item: int, name: str) -> np.ndarray:
         """What a perfect stage would have made: uint8, an image as a clip of one frame."""
-        frames = self._keyframes if stage == "keyframes" else self._frames
-        if stage == "translation":  # which stretches what it is given
-            height, width = (4 * side for side in self._sizes["super_resolution"])
-            return resize_uint8(render(self._scenes[item], frames, height, width), *self._largest)
-        video = render(self._scenes[item], frames, *self._sizes[stage])
-        return video[:1] if stage == "first_frame" else video
+        stage, first = self._stages[name], self._stages[STAGES[0].name]
+        size = (stage.height, stage.width)
+        if stage.width * first.height == stage.height * first.width:
+            video = render(self._scenes[item], stage.clip.frames, *size)
+        else:  # it stretches what it is given
+            before = self._stages[stage.needs[0]]
+            drawn = (SCALE * before.height, SCALE * before.width)
+            video = resize_uint8(render(self._scenes[item], stage.frames, *drawn), *size)
+        return video[: stage.frames]
 
-    def made(self, item: int, stage: str) -> np.ndarray:
+    def made(self, item: int, name: str) -> np.ndarray:
         """What the stage made, likewise."""
-        frames = to_uint8(self._made[item, stage])
+        frames = to_uint8(self._made[item, name])
         return frames if frames.ndim == 4 else frames[None]
 
-    def filtered(self, item: int, stage: str) -> np.ndarray:
+    def filtered(self, item: int, name: str) -> np.ndarray:
         """What a simple filter makes of the stage's input, likewise."""
-        made = self.made(item, stage)
-        if stage == "interpolation":
-            return _blended(self.true(item, "keyframes"), len(made))
-        source = "super_resolution" if stage == "translation" else "interpolation"
-        return resize_uint8(self.true(item, source)[: len(made)], *made.shape[1:3])
+        stage = self._stages[name]
+        return stage.filtered({needed: self.true(item, needed) for needed in stage.needs})
 
     def has(self, item: int, stage: str) -> bool:
         """Whether there is a result."""
@@ -89,7 +89,7 @@ class Truth:
         if (item, stage) in self._made:
             return self._made[item, stage]
         pixels = from_uint8(self.true(item, stage))
-        return pixels[0] if stage == "first_frame" else pixels
+        return pixels[0] if self._stages[stage].image else pixels
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Keeps a result."""
@@ -122,68 +122,56 @@ def evaluate_alone(
       InputError: if anything given is wrong, or nothing is left to run.
     """
     folder = prepare(config, checkpoint, overrides)
-    chosen = Cascade(config, folder, stages).stages
-    groups = [[stage for stage in group if stage in chosen] for group in GROUPS]
-    if not any(groups):
-        raise InputError(f"name stages that start from others: {', '.join(STAGES[1:])}")
+    known, chosen = build(config), groups(list(Engine(config, folder, stages).stages))
+    if not chosen:
+        starting = [stage.name for stage in STAGES if stage.needs]
+        raise InputError(f"name stages that start from others: {', '.join(starting)}")
     items = draw(count, seed, split)
     prompts, seeds = [item.prompt for item in items], [item.seed for item in items]
     scenes = [
         random_scene(item.combination, np.random.default_rng((seed, 3, index)))
         for index, item in enumerate(items)
     ]
-    for group in filter(None, groups):
-        truth = Truth(config, scenes, group)
+    for group in chosen:
+        truth = Truth(known, scenes, group)
         with contextlib.closing(Bars()) as bars:
-            Cascade(config, folder, group).run(prompts, seeds, truth, bars.update)
-        for stage in group:
-            print("\n" + compare(config, stage, truth, [item.combination for item in items]))
+            Engine(config, folder, group).run(prompts, seeds, truth, bars.update)
+        for name in group:
+            print("\n" + compare(known, name, truth, [item.combination for item in items]))
 
 
 def compare(
-    config: ConfigDict, stage: str, truth: Truth, combinations: Sequence[Combination]
+    stages: Mapping[str, Stage], name: str, truth: Truth, combinations: Sequence[Combination]
 ) -> str:
     """The table of one stage and its filter: means over all clips."""
     rows = {}
-    for name, clip in (
-        (stage, truth.made),
-        ("blending" if stage == "interpolation" else "bicubic", truth.filtered),
-    ):
+    for row, clip in ((name, truth.made), (stages[name].filter_name, truth.filtered)):
         scores = [
-            _score(config, stage, clip(item, stage), truth, item, combination)
+            _score(stages, name, clip(item, name), truth.true(item, name), combination)
             for item, combination in enumerate(combinations)
         ]
-        rows[name] = {
+        rows[row] = {
             column: float(np.nanmean([score[column] for score in scores])) for column in scores[0]
         }
-    return table(rows, list(rows[stage]), "{:.2f}".format)
+    return table(rows, list(rows[name]), "{:.2f}".format)
 
 
 def _score(
-    config: ConfigDict,
-    stage: str,
+    stages: Mapping[str, Stage],
+    name: str,
     video: np.ndarray,
-    truth: Truth,
-    item: int,
+    true: np.ndarray,
     combination: Combination,
 ) -> dict[str, float]:
     """How good one clip is."""
-    true = truth.true(item, stage)
+    stage, first = stages[name], stages[STAGES[0].name]
     scores = {"PSNR (dB)": psnr(video, true)}
-    if stage == "translation":
-        stretch = video.shape[2] / video.shape[1] / aspect(config)
+    if name == STAGES[-1].name:
+        stretch = video.shape[2] / video.shape[1] / (first.width / first.height)
         right = measure(video, stretch).combination == combination
         scores |= {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
-    if stage == "interpolation":
+    if stage.frames > stages[stage.needs[0]].frames:
         path, true_path = (centroids(each, combination) for each in (video, true))
         scores["centroid error (pixels)"] = centroid_error(path, true_path)
         scores["with a shape (%)"] = 100.0 * float(np.isfinite(path).all(-1).mean())
     return scores
-
-
-def _blended(keyframes: np.ndarray, frames: int) -> np.ndarray:
-    """Keyframes blended linearly to `frames` frames."""
-    places = np.linspace(0, len(keyframes) - 1, frames)
-    before = np.minimum(places.astype(int), len(keyframes) - 2)
-    share = (places - before)[:, None, None, None]
-    return ((1 - share) * keyframes[before] + share * keyframes[before + 1] + 0.5).astype(np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
-from show1_jax.cascade import IMAGES, STAGES, Cascade
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_png
@@ -24,6 +24,7 @@ from show1_jax.shapes.tables import (
     swap_accuracy,
     table,
 )
+from show1_jax.stages import STAGES, by_name, names
 from show1_jax.stages.results import Results
 
 ROWS = 12  # clips on the contact sheet
@@ -63,11 +64,11 @@ def evaluate(
     """
     if empty and swapped:
         raise InputError("give --empty or --swap, not both")
-    cascade = Cascade(config, prepare(config, checkpoint, overrides), stages)
+    engine = Engine(config, prepare(config, checkpoint, overrides), stages)
     items = draw(count, seed, split)
     everything = items + (swap(items, seed) if swapped else [])
     prompts, seeds = ["" if empty else i.prompt for i in everything], [i.seed for i in everything]
-    with sampled(cascade, prompts, seeds, out) as results:
+    with sampled(engine, prompts, seeds, out) as results:
         measured = judge(results, len(everything), aspect(config))
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
@@ -77,12 +78,12 @@ def evaluate(
 
 @contextlib.contextmanager
 def sampled(
-    cascade: Cascade, prompts: Sequence[str], seeds: Sequence[int], out: Path | None = None
+    engine: Engine, prompts: Sequence[str], seeds: Sequence[int], out: Path | None = None
 ) -> Iterator[Arrays]:
     """Runs the stages; the results are there while the context lasts, in `out` for longer.
 
     Args:
-      cascade: of the stages to run.
+      engine: of the stages to run.
       prompts: one for each item.
       seeds: one for each item.
       out: a folder, which may hold results of earlier stages; None for a temporary one.
@@ -92,16 +93,17 @@ def sampled(
     """
     with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
         results = Arrays(out or Path(temporary))
-        cascade.check_inputs(range(len(prompts)), results)
+        engine.check_inputs(range(len(prompts)), results)
         results.begin(prompts, seeds)
         with contextlib.closing(Bars()) as bars:
-            cascade.run(prompts, seeds, results, bars.update)
+            engine.run(prompts, seeds, results, bars.update)
         yield results
 
 
 def aspect(config: ConfigDict) -> float:
-    """Width by height of the keyframes, whose content later stages stretch to their own."""
-    return config.keyframes.width / config.keyframes.height
+    """Width by height of the first stage, whose content later stages stretch to their own."""
+    first = STAGES[0].from_config(config)
+    return first.width / first.height
 
 
 def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measurement]]:
@@ -113,7 +115,7 @@ def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measure
       aspect: width by height at which the content is not stretched.
     """
     measured = {}
-    for stage in STAGES:
+    for stage in names():
         if all(results.has(item, stage) for item in range(items)):
             videos = (_video(results, item, stage) for item in range(items))
             measured[stage] = [
@@ -174,7 +176,7 @@ def _write_sheet(
     rows = []
     for index in shown:
         seen, asked = measured[stage][index].combination, items[index].combination
-        if stage in IMAGES:
+        if by_name(stage).image:
             seen = seen._replace(direction=asked.direction)
         rows.append(Row(_video(results, index, stage), items[index].prompt, *verdict(seen, asked)))
     make_folder(path.parent)

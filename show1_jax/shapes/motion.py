@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from show1_jax import commands
 from show1_jax.adapters.files import Adapter
-from show1_jax.cascade import Cascade
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
@@ -39,6 +39,7 @@ from show1_jax.shapes.moving_shapes import (
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.sheet import Row, contact_sheet
 from show1_jax.shapes.tables import NAMES, accuracy, table
+from show1_jax.stages import STAGES
 
 TAUGHT = Combination("small", "red", "circle", "right", "black")
 CLIP = (29, 80, 128)  # frames, height and width
@@ -154,21 +155,21 @@ def follow(
     """
     if motion not in MOTIONS:
         raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
-    folder, stage = prepare(config, checkpoint, overrides), "keyframes"
+    folder, stage = prepare(config, checkpoint, overrides), STAGES[0].name
     wanted = draw(count, seed, backgrounds)
     templates = np.random.default_rng((seed, 6)).integers(len(TEMPLATES), size=count)
     prompts = [words(one, motion, own) for one, own in zip(wanted, templates, strict=True)]
     seeds = [seed + i for i in range(count)]
     rows: dict[str, dict[str, float]] = {}
     loaded: list[tuple[Adapter, float]] = []
-    cascades: dict[str, Cascade] = {}
+    engines: dict[str, Engine] = {}
     for adapter in ("", *adapters):  # all of them are read before anything is sampled
         own = copy.deepcopy(config)
         own[stage].adapters = (adapter,) if adapter else ()
-        cascades[adapter] = Cascade(own, folder, [stage])
-        loaded += cascades[adapter].adapters[stage]
-    for adapter, cascade in cascades.items():
-        with sampled(cascade, prompts, seeds) as results:
+        engines[adapter] = Engine(own, folder, [stage])
+        loaded += engines[adapter].loaded.adapters[stage]
+    for adapter, engine in engines.items():
+        with sampled(engine, prompts, seeds) as results:
             measured = judge(results, count, aspect(config))[stage]
             videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))

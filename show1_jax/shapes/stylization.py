@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from show1_jax import commands
-from show1_jax.cascade import Cascade
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, make_folder, to_uint8, write_png
@@ -36,10 +36,10 @@ from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.prompts import difference, draw
 from show1_jax.shapes.sheet import Row, contact_sheet
 from show1_jax.shapes.tables import table
-from show1_jax.stages import inversion
-from show1_jax.stages.sampling import Conditions, clip_keys, run
+from show1_jax.stages import STAGES, inversion
+from show1_jax.stages.sampling import Call, Conditions, run
 
-STAGE = "keyframes"
+STAGE = STAGES[0].name
 LOOKS = ("color", "shape", "background")
 STEPS = 50
 PAIRS = 50
@@ -143,7 +143,7 @@ def evaluate_stylization(
     Raises:
       InputError: if anything given is wrong.
     """
-    cascade = Cascade(config, prepare(config, checkpoint, {}), [STAGE], jax.devices()[:1])
+    engine = Engine(config, prepare(config, checkpoint, {}), [STAGE], jax.devices()[:1])
     rng, count = np.random.default_rng((seed, 5)), len(both)
     size = (config.keyframes.frames, config.keyframes.height, config.keyframes.width)
     clips = [pair.clip(rng, size) for pair in both]
@@ -152,7 +152,7 @@ def evaluate_stylization(
     for start in tqdm(range(0, count, TOGETHER), desc="pairs", unit="batch"):
         own = slice(start, start + TOGETHER)
         for results, batch in zip(
-            (made, control), _restyle(cascade, clips[own], both[own], seed + start), strict=True
+            (made, control), _restyle(engine, clips[own], both[own], seed + start), strict=True
         ):
             results += batch
     before = [measure(clip) for clip in clips]
@@ -181,31 +181,25 @@ def evaluate_stylization(
 
 
 def _restyle(
-    cascade: Cascade, clips: Sequence[np.ndarray], both: Sequence[Pair], seed: int
+    engine: Engine, clips: Sequence[np.ndarray], both: Sequence[Pair], seed: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The clips under the new prompts, from their noise under the old and from other; uint8."""
-    denoiser = inversion.inverter(cascade.denoisers[STAGE], STEPS)
-    with jax.set_mesh(cascade.mesh):
-        prompts = [pair.prompt(pair.old) for pair in both] + [
-            pair.prompt(pair.new) for pair in both
-        ]
-        embeddings = cascade.encode(prompts).t5
-        assert embeddings is not None
-        empty = embeddings[None]
-        old, new = (
-            jnp.asarray(np.stack([np.stack([empty, embeddings[prompt]]) for prompt in own], 1))
-            for own in (prompts[: len(both)], prompts[len(both) :])
+    stage = engine.stages[STAGE]
+    sampler = inversion.inverter(engine.samplers[STAGE], STEPS)
+    with jax.set_mesh(engine.mesh):
+        olds, news = (
+            [pair.prompt(own) for pair, own in zip(both, looks, strict=True)]
+            for looks in ([p.old for p in both], [p.new for p in both])
         )
-        params = cascade.params(STAGE)["unet"]
-        keys = clip_keys(jnp.zeros(len(both), jnp.uint32), STAGE)
-        video = jnp.asarray(from_uint8(np.stack(clips)))
-        guidance = jnp.float32(1)
-        own = inversion.invert(denoiser, params, video, Conditions(old, guidance, keys))
+        texts = engine.encode([*olds, *news])
+        old, new = (jnp.asarray(texts.pairs(stage, own)) for own in (olds, news))
+        seeds = jnp.zeros(len(both), jnp.uint32)
+        call = Call(sampler, engine.params(STAGE), old, seeds, jnp.float32(1))
+        keys, video = call.keys(STAGE), jnp.asarray(from_uint8(np.stack(clips)))
+        own = inversion.invert(call, video, Conditions(old), keys)
         other = jax.random.normal(jax.random.key(seed), own.shape)
         made, control = (
-            np.clip(
-                np.asarray(run(denoiser, params, noise, Conditions(new, guidance, keys))), -1, 1
-            )
+            np.clip(np.asarray(run(call, noise, Conditions(new), keys)), -1, 1)
             for noise in (own, other)
         )
     return list(to_uint8(made)), list(to_uint8(control))

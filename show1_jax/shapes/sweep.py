@@ -17,14 +17,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from show1_jax import commands
-from show1_jax.cascade import Cascade
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import check_figure, new_figure, write_figure
 from show1_jax.shapes.evaluation import aspect, judge, sampled
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.tables import NAMES, accuracy, table
+from show1_jax.stages import STAGES
 
 CONFIG = commands.define_config(
     "What to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
@@ -66,17 +67,17 @@ def sweep(
     Raises:
       InputError: if anything given is wrong.
     """
-    folder, stage = prepare(config, checkpoint, {}), "keyframes"
+    folder, stage = prepare(config, checkpoint, {}), STAGES[0].name
     items = draw(count, seed)
     prompts, seeds = [item.prompt for item in items], [item.seed for item in items]
     found: dict[tuple[str, float, int], Shares] = {}
     for kind, scale, number in itertools.product(solvers, guidance, steps):
         config[stage].update(steps=number, guidance=scale)
-        cascade = Cascade(config, folder, [stage])
-        denoiser = cascade.denoisers[stage]
-        solver = make_solver(_of_kind(denoiser.solver.config, kind), number)
-        cascade.denoisers[stage] = dataclasses.replace(denoiser, solver=solver)
-        with sampled(cascade, prompts, seeds) as results:
+        engine = Engine(config, folder, [stage])
+        sampler = engine.samplers[stage]
+        solver = make_solver(_of_kind(sampler.solver.config, kind), number)
+        engine.samplers[stage] = dataclasses.replace(sampler, solver=solver)
+        with sampled(engine, prompts, seeds) as results:
             measured = judge(results, count, aspect(config))[stage]
         found[kind, scale, number] = accuracy(stage, measured, [i.combination for i in items])
     return found

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from show1_jax.cascade import IMAGES
 from show1_jax.shapes.judge import UNKNOWN, Measurement
 from show1_jax.shapes.moving_shapes import ATTRIBUTES, Combination
 from show1_jax.shapes.prompts import Item, difference
+from show1_jax.stages import by_name
 
 NAMES = Combination._fields
 
 
 def attributes_of(stage: str) -> list[str]:
     """The attributes that a stage's result can show."""
-    return [name for name in NAMES if name != "direction" or stage not in IMAGES]
+    return [name for name in NAMES if name != "direction" or not by_name(stage).image]
 
 
 def accuracy(

@@ -8,14 +8,19 @@ squared ones, for colors: the median, which the absolute error is content with,
 was one color for two where these differ in a single channel.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from show1_jax.models.vae import VAE
-
-STAGE = "vae"
+from show1_jax.configuration import build
+from show1_jax.data.clip import ClipSpec
+from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax.stages.stage import Encoder
+from show1_jax.stages.translation import Translation
 
 
 class Encoded(NamedTuple):
@@ -84,3 +89,65 @@ def loss(
 
 def _mean(x: jax.Array) -> jax.Array:
     return x.mean((1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencoder:
+    """The autoencoder as a part of training; for its class attributes see `Stage`.
+
+    Attributes:
+      height: of the frames that it is trained on, in pixels.
+      width: likewise.
+      fps: frames per second of the clips that they are taken from.
+      config: of the network.
+      kl_weight: see `loss`.
+      gradient_weight: see `loss`.
+      squared_weight: see `loss`.
+    """
+
+    name: ClassVar[str] = "vae"
+    trained: ClassVar[str] = "vae"
+    encoder: ClassVar[Encoder | None] = None
+    networks: ClassVar[tuple[str, ...]] = ("vae",)
+    in_cascade: ClassVar[bool] = True
+    depends: ClassVar[Mapping[str, tuple[str, ...]]] = {Translation.name: ("fps", "vae")}
+
+    height: int
+    width: int
+    fps: float
+    config: VAEConfig
+    kl_weight: float
+    gradient_weight: float
+    squared_weight: float
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """Builds the part from a config such as `configs/show1.py`.
+
+        Raises:
+          InputError: if a setting is wrong.
+        """
+        train, section = config.train[cls.name], config[Translation.name]
+        return cls(
+            height=train.height,
+            width=train.width,
+            fps=section.fps,
+            config=build(VAEConfig, section.vae, f"{Translation.name}.vae"),
+            kl_weight=train.kl_weight,
+            gradient_weight=train.gradient_weight,
+            squared_weight=train.squared_weight,
+        )
+
+    @classmethod
+    def stored_with(cls) -> str:
+        """The name of the stage in whose folder a checkpoint keeps the network."""
+        return Translation.name
+
+    @property
+    def training_clip(self) -> ClipSpec:
+        """The clips that training reads: single frames."""
+        return ClipSpec(1, self.height, self.width, self.fps)
+
+    def module(self, dtype: Any) -> VAE:
+        """The network that the config describes, to compute in `dtype`."""
+        return VAE(self.config, dtype)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from show1_jax.checkpoints.released import PIPELINES
+from show1_jax import stages
 from show1_jax.diffusion.schedule import to_clean, to_epsilon
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.diffusion.updates import ddim
@@ -25,39 +25,39 @@ from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import write_bytes
 from show1_jax.parallel.sharding import put_batch
 from show1_jax.stages.sampling import (
+    Call,
     Conditions,
-    Denoiser,
-    Progress,
-    clip_keys,
-    in_parts,
+    Sampler,
+    Steering,
     params_at,
     predict,
     run,
 )
+from show1_jax.stages.stage import Stage
 
 REPEATS = 3  # of the prediction in each step
 
 
-def inverter(denoiser: Denoiser, steps: int) -> Denoiser:
-    """The denoiser with the deterministic solver that can be run backwards.
+def inverter(sampler: Sampler, steps: int) -> Sampler:
+    """The sampler with the deterministic solver that can be run backwards.
 
     Without thresholds, which cannot be undone, and without guidance, under
     which a clip has no noise that makes it.
     """
-    own = denoiser.solver.config
+    own = sampler.solver.config
     solver = make_solver(SolverConfig("ddim", own.schedule, own.prediction), steps)
-    return dataclasses.replace(denoiser, solver=solver, guided=False, dropout=False)
+    return dataclasses.replace(sampler, solver=solver, guided=False, dropout=False)
 
 
-def from_noise(denoiser: Denoiser, steps: int) -> Denoiser:
-    """The denoiser for sampling from the noise of a clip, the way that it came.
+def from_noise(sampler: Sampler, steps: int) -> Sampler:
+    """The sampler that starts from the noise of a clip, the way that it came.
 
     Where it is guided it leads elsewhere, and so needs its thresholds again.
     """
-    back = inverter(denoiser, steps)
-    if not denoiser.guided:
+    back = inverter(sampler, steps)
+    if not sampler.guided:
         return back
-    own = denoiser.solver.config
+    own = sampler.solver.config
     limits = {name: getattr(own, name) for name in ("clip", "threshold", "threshold_max")}
     config = dataclasses.replace(back.solver.config, **limits)
     return dataclasses.replace(back, solver=make_solver(config, steps), guided=True)
@@ -65,10 +65,15 @@ def from_noise(denoiser: Denoiser, steps: int) -> Denoiser:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _back(
-    denoiser: Denoiser, params: Any, sample: jax.Array, step: jax.Array, conditions: Conditions
+    sampler: Sampler,
+    params: Any,
+    sample: jax.Array,
+    step: jax.Array,
+    conditions: Conditions,
+    steering: Steering,
 ) -> jax.Array:
     """The sample before one of the solver's steps, from that after it."""
-    solver = denoiser.solver
+    solver = sampler.solver
     now, then = (
         jnp.asarray(solver.coefficients[name])[step] for name in ("alpha_bar", "next_alpha_bar")
     )
@@ -82,42 +87,43 @@ def _back(
     of_sample, of_output = forward(1.0, 0.0), forward(0.0, 1.0)
 
     def before(_: int, guess: jax.Array) -> jax.Array:
-        output = predict(denoiser, params, guess, step, conditions)[..., : sample.shape[-1]]
+        output = predict(sampler, params, guess, step, conditions, steering)[
+            ..., : sample.shape[-1]
+        ]
         return (sample - of_output * output) / of_sample
 
     return jax.lax.fori_loop(0, REPEATS, before, sample)
 
 
 def invert(
-    denoiser: Denoiser,
-    params: Any,
+    call: Call,
     clean: jax.Array,
     conditions: Conditions,
-    progress: Progress | None = None,
+    keys: jax.Array,
     first_step: int = 0,
 ) -> jax.Array:
-    """The noise that `run` makes into `clean`, given the same denoiser and conditions.
+    """The noise that `run` makes into `clean`, given the same call and conditions.
 
     Args:
-      denoiser: from `inverter`.
-      params: the network's parameters, or `ByTimestep`.
+      call: its sampler is from `inverter`.
       clean: `(batch, frames, height, width, channels)`.
       conditions: what the network is told.
-      progress: told how many steps are done.
-      first_step: the last one to undo.
+      keys: `(batch,)` random keys.
+      first_step: the last step to undo.
 
     Returns:
       Like `clean`, at the noise level of `first_step`.
     """
-    steps = denoiser.solver.num_steps - first_step
+    solver, steering = call.sampler.solver, Steering(call.guidance, keys)
+    steps = solver.num_steps - first_step
     sample = jnp.asarray(clean, jnp.float32)
-    if progress is not None:
-        progress(0, steps, "compiling")
+    if call.progress is not None:
+        call.progress(0, steps, "compiling")
     for done, step in enumerate(reversed(range(first_step, steps + first_step)), start=1):
-        own = params_at(params, int(denoiser.solver.timesteps[step]))
-        sample = _back(denoiser, own, sample, jnp.int32(step), conditions)
-        if progress is not None:
-            progress(done, steps)
+        own = params_at(call.params["unet"], int(solver.timesteps[step]))
+        sample = _back(call.sampler, own, sample, jnp.int32(step), conditions, steering)
+        if call.progress is not None:
+            call.progress(done, steps)
     return sample
 
 
@@ -141,31 +147,18 @@ class Noise(NamedTuple):
     noise_level: int | None = None
 
 
-def sample(
-    denoiser: Denoiser,
-    params: Any,
-    text: jax.Array,
-    seeds: jax.Array,
-    guidance: jax.Array,
-    start: Noise,
-    progress: Progress | None = None,
-) -> jax.Array:
-    """Makes the same noise into a clip for each prompt; under a mesh.
+def sample(call: Call, start: Noise) -> jax.Array:
+    """Makes the same noise into a clip for each prompt; under the mesh set by `jax.set_mesh`.
 
     Args:
-      denoiser: from `from_noise` or `inverter`.
-      params: the network's parameters, or `ByTimestep`.
-      text: `(2, batch, tokens, width)` embeddings, negative prompts first.
-      seeds: `(batch,)`, of dropout.
-      guidance: guidance scale.
+      call: its sampler is from `from_noise` or `inverter`; its seeds decide dropout alone.
       start: the noise.
-      progress: told how many steps of all pieces are done.
 
     Returns:
       `(batch, pieces, frames, height, width, channels)`.
     """
-    batch, keys = len(seeds), clip_keys(seeds, start.stage)
-    first = int(denoiser.solver.first_step(start.strength))
+    batch, keys = len(call.seeds), call.keys(start.stage)
+    first = int(call.sampler.solver.first_step(start.strength))
 
     def for_all(piece: np.ndarray) -> jax.Array:
         return put_batch(np.broadcast_to(piece, (batch, *piece.shape)))
@@ -174,10 +167,37 @@ def sample(
     made = []
     for i, noise in enumerate(start.noise):
         frames = None if start.frames is None else for_all(start.frames[i])
-        conditions = Conditions(text, guidance, keys, frames, level)
-        done = in_parts(progress, i, len(start.noise))
-        made.append(run(denoiser, params, for_all(noise), conditions, done, first))
+        conditions = Conditions(call.text, frames, level)
+        made.append(run(call.part(i, len(start.noise)), for_all(noise), conditions, keys, first))
     return jnp.stack(made, axis=1)
+
+
+def noise_of(stage: Stage, call: Call, video: jax.Array, steps: int) -> Noise:
+    """The noise that a stage's denoiser makes into a clip, piece by piece.
+
+    Args:
+      stage: with its networks.
+      call: of one clip; its sampler is from `inverter`.
+      video: `(frames, height, width, 3)` in [-1, 1].
+      steps: of the whole schedule.
+    """
+    keys = call.keys(stage.name)
+    pieces = stage.split(video, keys[0], call.params)
+    first = int(call.sampler.solver.first_step(stage.strength))
+    found = []
+    for i in range(len(pieces.clean)):
+        clean, frames, level = jax.tree.map(lambda array, i=i: array[i : i + 1], pieces)
+        conditions = Conditions(call.text, frames, level)
+        noise = invert(call.part(i, len(pieces.clean)), clean, conditions, keys, first)
+        found.append(np.asarray(noise[0]))
+    return Noise(
+        stage.name,
+        np.stack(found),
+        steps,
+        stage.strength,
+        None if pieces.frames is None else np.asarray(pieces.frames),
+        None if pieces.noise_level is None else stage.noise_level,
+    )
 
 
 def save_noise(path: Path, noise: Noise) -> None:
@@ -240,16 +260,16 @@ def _floats(array: Any) -> np.ndarray:
 def _check(noise: Noise) -> None:
     """Raises ValueError for what no stage starts from."""
     frames, level = noise.frames, noise.noise_level
-    conditioned = noise.stage not in ("keyframes", "translation")
-    upscaled = noise.stage in ("first_frame", "super_resolution")
+    if noise.stage not in stages.names():
+        raise ValueError
+    stage = stages.by_name(noise.stage)
     if (
-        noise.stage not in PIPELINES
-        or noise.noise.ndim != 5
+        noise.noise.ndim != 5
         or noise.steps < 1
         or not 0 < noise.strength <= 1
-        or (frames is not None) != conditioned
+        or (frames is not None) != stage.conditioned
         or (frames is not None and frames.shape[:4] != noise.noise.shape[:4])
-        or (level is not None) != upscaled
+        or (level is not None) != stage.noise_conditioned
         or (level is not None and level < 0)
     ):
         raise ValueError

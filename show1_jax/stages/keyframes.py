@@ -1,84 +1,74 @@
 """Stage 1, keyframes: text in, a few small frames that follow it out (Show-1, section 3.2).
 
 The denoiser is conditioned on nothing but the text. It is sampled from noise.
-Adapters change how it makes things move (section 3.7).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
+from ml_collections import ConfigDict
 
-from show1_jax.adapters.files import Adapter, apply_adapters
-from show1_jax.stages.sampling import (
-    START,
-    ByTimestep,
-    Conditions,
-    Denoiser,
-    Progress,
-    clip_keys,
-    draw,
-    run,
-)
+from show1_jax.stages.sampling import START, Call, Conditions, draw, run
+from show1_jax.stages.stage import Stage
 from show1_jax.stages.training import Example
 
-STAGE = "keyframes"
+
+class Keyframes(Stage):
+    """The keyframes `(batch, frames, height, width, 3)`."""
+
+    name = "keyframes"
+    folder = "show-1-base"
+    pipeline = "TextToVideoIFPipeline"
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """See `Stage.from_config`."""
+        section = config[cls.name]
+        return cls(
+            frames=cls.at_least(section, "frames", 1),
+            height=section.height,
+            width=section.width,
+            **cls.common(config),
+        )
+
+    def sample(self, call: Call, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """See `Stage.sample`; starts from nothing."""
+        del inputs
+        keys = call.keys(self.name)
+        return run(call, draw(keys, START, self.batch_shape[1:]), Conditions(call.text), keys)
+
+    def example(self, key: jax.Array, video: jax.Array, params: Mapping[str, Any]) -> Example:
+        """The clip alone; see `Stage.example`."""
+        del key, params
+        return Example(video)
+
+    def split(self, video: jax.Array, key: jax.Array, params: Mapping[str, Any]) -> Example:
+        """The clip as one piece; see `Stage.split`."""
+        del key, params
+        return Example(video[None])
 
 
-def sample(
-    denoiser: Denoiser,
-    params: Any,
-    text: jax.Array,
-    seeds: jax.Array,
-    guidance: jax.Array,
-    size: tuple[int, int, int],
-    progress: Progress | None = None,
-) -> jax.Array:
-    """Samples the keyframes of a batch of prompts.
+class Image(Keyframes):
+    """The keyframes' denoiser without its temporal layers, trained on single frames.
 
-    Args:
-      denoiser: network and solver.
-      params: the network's parameters, or `ByTimestep`.
-      text: `(2, batch, tokens, width)` T5 embeddings, negative prompts first.
-      seeds: `(batch,)`.
-      guidance: guidance scale.
-      size: frames, height and width in pixels.
-      progress: told how many steps are done.
-
-    Returns:
-      `(batch, frames, height, width, 3)` in [-1, 1].
-
-    Raises:
-      InputError: if the denoiser cannot divide the size.
+    It is a part of training, not of the cascade: the keyframes start from it (Show-1, section 3.2,
+    starts them from DeepFloyd's image model). A clip costs as much as many images, whose captions
+    differ.
     """
-    keys = clip_keys(seeds, STAGE)
-    start = draw(keys, START, (*size, 3))
-    return run(denoiser, params, start, Conditions(text, guidance, keys), progress)
 
+    name = "image"
+    in_cascade = False
 
-def example(video: jax.Array) -> Example:
-    """The training example of keyframes `(batch, frames, height, width, 3)`: they alone."""
-    return Example(video)
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """The keyframes' settings, of one frame and without time."""
+        section = ConfigDict(config[Keyframes.name].to_dict() | {"frames": 1})
+        with section.unlocked():
+            section.unet.update(temporal=False, temporal_heads="width")
+        return super().from_config(ConfigDict(config.to_dict() | {cls.name: section}))
 
-
-def adapted(params: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
-    """`apply_adapters` at the timesteps at which each holds.
-
-    Args:
-      params: the network's.
-      adapters: with weights.
-
-    Returns:
-      A tree like `params`, or `ByTimestep` if adapters are for some timesteps alone.
-
-    Raises:
-      InputError: if one was made for another network.
-    """
-    bounds = {0} | {bound for adapter, _ in adapters for bound in adapter.timesteps or ()}
-    parts, trees = [], {}
-    for first in sorted(bounds):
-        held = tuple(i for i, (adapter, _) in enumerate(adapters) if adapter.holds(first))
-        if held not in trees:
-            trees[held] = apply_adapters(params, [adapters[i] for i in held])
-        parts.append((first, trees[held]))
-    return ByTimestep(tuple(parts)) if len(parts) > 1 else parts[0][1]
+    @classmethod
+    def stored_with(cls) -> str:
+        """Its network is stored as the keyframes' is."""
+        return Keyframes.name

@@ -31,6 +31,40 @@ class Results(Protocol):
         """Keeps why a stage of one item could not be made; the others go on."""
 
 
+class Memory:
+    """Results in memory; an item that fails raises its error."""
+
+    def __init__(self) -> None:
+        """Holds nothing."""
+        self._kept: dict[tuple[int, str], np.ndarray] = {}
+
+    def put(self, item: int, stage: str, result: np.ndarray) -> None:
+        """Gives a result that no stage here makes."""
+        self._kept[item, stage] = result
+
+    def has(self, item: int, stage: str) -> bool:
+        """Whether there is a result."""
+        return (item, stage) in self._kept
+
+    def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether there is a result."""
+        del settings
+        return self.has(item, stage)
+
+    def load(self, item: int, stage: str) -> np.ndarray:
+        """A result as it was saved."""
+        return self._kept[item, stage]
+
+    def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
+        """Keeps a result."""
+        del settings
+        self._kept[item, stage] = result
+
+    def fail(self, item: int, stage: str, error: InputError) -> None:
+        """Raises the error: whoever asked for several videos wants all of them."""
+        raise InputError(f"{stage} of video {item}: {error}") from error
+
+
 def checked(result: np.ndarray, stage: str, shape: tuple[int, ...]) -> np.ndarray:
     """A result that another stage starts from, as fp32 pixels in [-1, 1].
 

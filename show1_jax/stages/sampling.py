@@ -1,17 +1,16 @@
 """What all stages share: random draws for each clip, and the guided denoising loop.
 
-A stage prepares a noisy start and `Conditions` from its inputs; `advance` then
-executes any range of its solver's steps in one compiled loop. The bounds of
-the range, the guidance, the seeds and the noise levels are values, so changing
-them never compiles again. (The loop is called in a few segments instead of
-once so that progress can be shown: a callback from inside it would keep the
-program out of JAX's persistent compilation cache.)
+A stage prepares a noisy start and `Conditions` from its inputs. `run` then denoises it, and
+`advance` executes any range of the solver's steps in one compiled loop. The bounds of the range,
+the guidance, the seeds and the noise levels are values, so changing them never compiles again.
+(The loop is called in a few segments instead of once so that progress can be shown: a callback
+from inside it would keep the program out of JAX's persistent compilation cache.)
 """
 
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -56,8 +55,8 @@ def draw(keys: jax.Array, purpose: int | jax.Array, shape: tuple[int, ...]) -> j
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoiser:
-    """The static half of a stage: its network, its solver, and how the network is called.
+class Sampler:
+    """The static half of sampling: a network, a solver, and how the network is called.
 
     Attributes:
       unet: the network.
@@ -71,6 +70,35 @@ class Denoiser:
     solver: Solver
     dropout: bool = False
     guided: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One batch of clips to sample: everything but what the stage starts from.
+
+    Attributes:
+      sampler: network and solver.
+      params: by network name, their parameters: "unet" (a tree, or `ByTimestep`), perhaps "vae".
+      text: `(2, batch, tokens, width)` embeddings, the negative prompts' first.
+      seeds: `(batch,)` integers.
+      guidance: the guidance scale, a scalar; 1 and below mean none.
+      progress: is told how many steps are done.
+    """
+
+    sampler: Sampler
+    params: Mapping[str, Any]
+    text: jax.Array
+    seeds: jax.Array
+    guidance: jax.Array
+    progress: Progress | None = None
+
+    def keys(self, stage: str) -> jax.Array:
+        """The clips' random keys `(batch,)`; see `clip_keys`."""
+        return clip_keys(self.seeds, stage)
+
+    def part(self, index: int, count: int) -> "Call":
+        """The call for one of several equal parts of the work, with its share of the progress."""
+        return dataclasses.replace(self, progress=in_parts(self.progress, index, count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,48 +121,62 @@ def params_at(params: Any, timestep: int) -> Any:
 
 
 class Conditions(NamedTuple):
-    """What the denoiser is told about each clip, besides the time.
+    """What the network is told about each clip, besides the time.
 
     Attributes:
       text: `(2, batch, tokens, width)`, the negative prompts' embeddings first.
-      guidance: the guidance scale, a scalar; 1 and below mean none.
-      keys: `(batch,)` random keys.
-      frames: `(batch, frames, height, width, channels)` concatenated to the
-        noisy sample; None for nothing.
-      noise_level: `(batch,)` timesteps to which `frames` was noised; None for
-        networks that are not told.
+      frames: `(batch, frames, height, width, channels)`, concatenated to the noisy sample; None
+        for nothing.
+      noise_level: `(batch,)` timesteps to which `frames` was noised; None for networks that are
+        not told.
     """
 
     text: jax.Array
-    guidance: jax.Array
-    keys: jax.Array
     frames: jax.Array | None = None
     noise_level: jax.Array | None = None
 
 
+class Steering(NamedTuple):
+    """What changes the predictions, besides the conditions.
+
+    Attributes:
+      guidance: the guidance scale, a scalar.
+      keys: `(batch,)` random keys.
+    """
+
+    guidance: jax.Array
+    keys: jax.Array
+
+
 def predict(
-    denoiser: Denoiser, params: Any, sample: jax.Array, step: jax.Array, conditions: Conditions
+    sampler: Sampler,
+    params: Any,
+    sample: jax.Array,
+    step: jax.Array,
+    conditions: Conditions,
+    steering: Steering,
 ) -> jax.Array:
     """The guided prediction for a noisy sample at one of the solver's steps.
 
     Args:
-      denoiser: network and solver.
+      sampler: network and solver.
       params: the network's parameters.
       sample: `(batch, frames, height, width, channels)`.
       step: which of the solver's timesteps, traced.
       conditions: what the network is told.
+      steering: guidance scale and random keys.
 
     Returns:
-      `(batch, frames, height, width, out_channels)` fp32; of its channels, those
-      beyond the sample's are the learned variance, which is not guided.
+      `(batch, frames, height, width, out_channels)` fp32. The channels beyond the sample's are
+      the learned variance, which is not guided.
     """
     batch, channels = sample.shape[0], sample.shape[-1]
     if conditions.frames is not None:
         sample = jnp.concatenate([sample, conditions.frames], axis=-1)
-    timestep = jnp.asarray(denoiser.solver.timesteps)[step]
+    timestep = jnp.asarray(sampler.solver.timesteps)[step]
 
     # The negative prompts' half comes first, the other is always the last.
-    halves = (0, 1) if denoiser.guided else (1,)
+    halves = (0, 1) if sampler.guided else (1,)
 
     def copies(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x] * len(halves))
@@ -143,15 +185,15 @@ def predict(
     level = None if conditions.noise_level is None else copies(conditions.noise_level)
     inputs = (copies(sample), copies(jnp.full(batch, timestep)), text, level)
     variables = {"params": params}
-    if denoiser.dropout:
-        keys = jnp.concatenate([_step_keys(conditions.keys, step, half) for half in halves])
-        output = apply_with_dropout(denoiser.unet, variables, keys, *inputs)
+    if sampler.dropout:
+        keys = jnp.concatenate([_step_keys(steering.keys, step, half) for half in halves])
+        output = apply_with_dropout(sampler.unet, variables, keys, *inputs)
     else:
-        output = apply(denoiser.unet, variables, *inputs)
-    if not denoiser.guided:
+        output = apply(sampler.unet, variables, *inputs)
+    if not sampler.guided:
         return output
     negative, positive = jnp.split(output, 2)
-    return guide(negative, positive, jnp.maximum(conditions.guidance, 1.0), channels)
+    return guide(negative, positive, jnp.maximum(steering.guidance, 1.0), channels)
 
 
 def apply(unet: UNet, variables: Any, sample: jax.Array, *inputs: jax.Array | None) -> jax.Array:
@@ -186,97 +228,103 @@ def _step_keys(keys: jax.Array, step: jax.Array, half: int) -> jax.Array:
 
 
 def denoise(
-    denoiser: Denoiser,
+    sampler: Sampler,
     params: Any,
     state: SolverState,
     conditions: Conditions,
-    begin: jax.Array | int,
-    end: jax.Array | int,
+    steering: Steering,
+    steps: tuple[jax.Array | int, jax.Array | int],
+    *,
     step_noise: Callable[[jax.Array], jax.Array] | None,
 ) -> SolverState:
-    """Executes the solver's steps `begin` to `end` - 1.
+    """Executes some of the solver's steps.
 
     Args:
-      denoiser: network and solver.
+      sampler: network and solver.
       params: the network's parameters.
       state: where to go on from.
       conditions: what the network is told.
-      begin: first step, traced.
-      end: one past the last step, traced.
+      steering: guidance scale and random keys.
+      steps: the first step and one past the last, traced.
       step_noise: gives the noise of a step, for solvers that need it.
     """
-    solver = denoiser.solver
+    solver = sampler.solver
 
     def body(step: jax.Array, state: SolverState) -> SolverState:
-        output = predict(denoiser, params, state.sample, step, conditions)
+        output = predict(sampler, params, state.sample, step, conditions, steering)
         noise = step_noise(step) if step_noise is not None else None
         return solver.step(state, step, output, noise)
 
-    return jax.lax.fori_loop(begin, end, body, state)
+    return jax.lax.fori_loop(*steps, body, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
 def advance(
-    denoiser: Denoiser,
+    sampler: Sampler,
     params: Any,
     state: SolverState,
     conditions: Conditions,
-    begin: jax.Array,
-    end: jax.Array,
+    steering: Steering,
+    steps: tuple[jax.Array, jax.Array],
 ) -> SolverState:
     """`denoise`, compiled, with the noise of each step drawn from the clips' keys."""
     step_noise = None
-    if denoiser.solver.needs_noise:
+    if sampler.solver.needs_noise:
         shape = state.sample.shape[1:]
 
         def step_noise(step: jax.Array) -> jax.Array:
-            return draw(conditions.keys, STEPS + step, shape)
+            return draw(steering.keys, STEPS + step, shape)
 
-    return denoise(denoiser, params, state, conditions, begin, end, step_noise)
+    return denoise(sampler, params, state, conditions, steering, steps, step_noise=step_noise)
 
 
 def run(
-    denoiser: Denoiser,
-    params: Any,
+    call: Call,
     start: jax.Array,
     conditions: Conditions,
-    progress: Progress | None = None,
+    keys: jax.Array,
     first_step: int = 0,
 ) -> jax.Array:
     """Denoises `start` to the end of the schedule, in about twenty segments.
 
+    The call's progress is told before the program is compiled, before the first segment, and after
+    each.
+
     Args:
-      denoiser: network and solver.
-      params: the network's parameters, or `ByTimestep`.
+      call: network, solver, parameters, guidance and progress.
       start: `(batch, frames, height, width, channels)`, noised to the first step.
       conditions: what the network is told.
-      progress: told before it is compiled, before the first segment, and after each.
+      keys: `(batch,)` random keys.
       first_step: the first step to execute.
 
     Returns:
       The sample, fp32, in the shape of `start`.
     """
-    steps = denoiser.solver.num_steps
+    sampler, params, progress = call.sampler, call.params["unet"], call.progress
+    steering = Steering(call.guidance, keys)
+    count, timesteps = sampler.solver.num_steps, sampler.solver.timesteps.tolist()
     # A copy, since each segment takes over the memory of the state it is given.
-    state = denoiser.solver.init(jnp.array(start))
-    segment = max(1, (steps - first_step) // 20)
-    timesteps, begin = denoiser.solver.timesteps.tolist(), first_step
+    state = sampler.solver.init(jnp.array(start))
+    segment = max(1, (count - first_step) // 20)
+    begin = first_step
     if progress is not None:
         jax.block_until_ready(state)
-        progress(0, steps - first_step, "compiling")
-        # No step, so that it is compiled and nothing else.
+        progress(0, count - first_step, "compiling")
+        # No step, so that the program is compiled and nothing else happens.
         own, none = params_at(params, timesteps[begin]), jnp.int32(begin)
-        state = jax.block_until_ready(advance(denoiser, own, state, conditions, none, none))
-        progress(0, steps - first_step)
-    while begin < steps:
+        state = advance(sampler, own, state, conditions, steering, (none, none))
+        jax.block_until_ready(state)
+        progress(0, count - first_step)
+    while begin < count:
         own, end = params_at(params, timesteps[begin]), begin + 1
-        while end < min(begin + segment, steps) and params_at(params, timesteps[end]) is own:
+        while end < min(begin + segment, count) and params_at(params, timesteps[end]) is own:
             end += 1
-        state = advance(denoiser, own, state, conditions, jnp.int32(begin), jnp.int32(end))
+        steps = (jnp.int32(begin), jnp.int32(end))
+        state = advance(sampler, own, state, conditions, steering, steps)
         begin = end
         if progress is not None:
             jax.block_until_ready(state)
-            progress(end - first_step, steps - first_step)
+            progress(end - first_step, count - first_step)
     return state.sample
 
 

@@ -7,31 +7,24 @@ is the clean, large one: made by the image denoiser for the first window, the
 last frame of the window before for all others (Show-1, section 3.4).
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from show1_jax.data.clip import ClipSpec
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.errors import InputError
-from show1_jax.stages.sampling import (
-    AUGMENTATION,
-    START,
-    Conditions,
-    Denoiser,
-    Progress,
-    clip_keys,
-    draw,
-    in_parts,
-    run,
-)
+from show1_jax.stages.interpolation import Interpolation, clip_frames
+from show1_jax.stages.keyframes import Keyframes
+from show1_jax.stages.sampling import AUGMENTATION, START, Call, Conditions, draw, run
+from show1_jax.stages.stage import CLIP_SECTION, Stage
 from show1_jax.stages.training import Example
-
-FIRST_FRAME = "first_frame"
-STAGE = "super_resolution"
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -97,172 +90,213 @@ def windows(frames: int, window: int) -> Iterator[int]:
         yield max(0, min(start, frames - window))
 
 
-def sample_first_frame(
-    denoiser: Denoiser,
-    params: Any,
-    text: jax.Array,
-    seeds: jax.Array,
-    guidance: jax.Array,
-    frame: jax.Array,
-    size: tuple[int, int],
-    noise_level: jax.Array,
-    schedule: NoiseSchedule,
-    progress: Progress | None = None,
-) -> jax.Array:
-    """Upscales one frame of each clip with the image denoiser.
+def join(windowed: jax.Array, frames: int) -> jax.Array:
+    """Clips from their windows; where two meet, the later one's frame is taken.
 
     Args:
-      denoiser: network and solver.
-      params: the network's parameters.
-      text: `(2, batch, tokens, width)` T5 embeddings, negative prompts first.
-      seeds: `(batch,)`.
-      guidance: guidance scale.
-      frame: `(batch, h, w, 3)` in [-1, 1].
-      size: height and width in pixels.
-      noise_level: timestep to which the condition is noised.
-      schedule: the schedule of that noise.
-      progress: told how many steps are done.
-
-    Returns:
-      `(batch, height, width, 3)` in [-1, 1].
-    """
-    keys = clip_keys(seeds, FIRST_FRAME)
-    shape = (1, *size, 3)
-    level = jnp.full(len(seeds), noise_level)
-    frames = augment(
-        upsample(frame[:, None], *size), draw(keys, AUGMENTATION, shape), level, schedule
-    )
-    conditions = Conditions(text, guidance, keys, frames, level)
-    return run(denoiser, params, draw(keys, START, shape), conditions, progress)[:, 0]
-
-
-def sample(
-    denoiser: Denoiser,
-    params: Any,
-    text: jax.Array,
-    seeds: jax.Array,
-    guidance: jax.Array,
-    video: jax.Array,
-    first_frame: jax.Array,
-    window: int,
-    noise_level: jax.Array,
-    schedule: NoiseSchedule,
-    progress: Progress | None = None,
-) -> jax.Array:
-    """Upscales clips, each window continuing from the last frame of the one before.
-
-    Every window starts from the same noise, as released. Where the frame count
-    does not come out even, the last window begins earlier.
-
-    Args:
-      denoiser: network and solver.
-      params: the network's parameters.
-      text: `(2, batch, tokens, width)` T5 embeddings, negative prompts first.
-      seeds: `(batch,)`.
-      guidance: guidance scale.
-      video: `(batch, frames, h, w, 3)` in [-1, 1].
-      first_frame: `(batch, height, width, 3)` in [-1, 1]; its size is the result's.
-      window: frames upscaled together.
-      noise_level: timestep to which the condition is noised.
-      schedule: the schedule of that noise.
-      progress: told how many steps of all windows are done.
-
-    Returns:
-      `(batch, frames, height, width, 3)` in [-1, 1].
-    """
-    frames, size = video.shape[1], first_frame.shape[1:3]
-    window = min(window, frames)
-    shape = (window, *size, 3)
-    keys = clip_keys(seeds, STAGE)
-    level = jnp.full(len(seeds), noise_level)
-    start, noise = draw(keys, START, shape), draw(keys, AUGMENTATION, shape)
-    starts = list(windows(frames, window))
-    result = jnp.zeros((len(video), frames, *first_frame.shape[1:])).at[:, 0].set(first_frame)
-    for i, at in enumerate(starts):
-        condition = augment(upsample(video[:, at : at + window], *size), noise, level, schedule)
-        condition = with_first_frame(condition, result[:, at])
-        conditions = Conditions(text, guidance, keys, condition, level)
-        done = in_parts(progress, i, len(starts))
-        result = result.at[:, at : at + window].set(run(denoiser, params, start, conditions, done))
-    return result
-
-
-def taken_apart(
-    video: jax.Array,
-    small_size: tuple[int, int],
-    window: int,
-    key: jax.Array,
-    noise_level: int,
-    schedule: NoiseSchedule,
-    keep_first_frame: bool,
-) -> Example:
-    """The windows of a finished clip, and what they were made from, by either upscaler.
-
-    Args:
-      video: `(frames, height, width, 3)`; one frame for the image denoiser.
-      small_size: height and width of the clip that it was made from; see `shrink`.
-      window: frames upscaled together.
-      key: of the clip; see `clip_keys`.
-      noise_level: timestep to which the condition is noised.
-      schedule: the schedule of that noise.
-      keep_first_frame: as for `example`.
-    """
-    height, width = video.shape[1:3]
-    window = min(window, len(video))
-    clean = jnp.stack([video[at : at + window] for at in windows(len(video), window)])
-    noise = draw(key[None], AUGMENTATION, clean.shape[1:])
-    level = jnp.full(len(clean), noise_level)
-    frames = augment(upsample(shrink(clean, *small_size), height, width), noise, level, schedule)
-    if keep_first_frame:
-        frames = with_first_frame(frames, clean[:, 0])
-    return Example(clean, frames, level)
-
-
-def put_together(clean: jax.Array, frames: int) -> jax.Array:
-    """The clips of so many frames whose windows `clean` are, the later one's where two meet.
-
-    Args:
-      clean: `(batch, windows, window, height, width, 3)`.
+      windowed: `(batch, windows, window, height, width, 3)`.
       frames: how many frames each clip has.
+
+    Returns:
+      `(batch, frames, height, width, 3)`.
     """
-    video = jnp.zeros((len(clean), frames, *clean.shape[3:]))
-    for i, at in enumerate(windows(frames, clean.shape[2])):
-        video = video.at[:, at : at + clean.shape[2]].set(clean[:, i])
+    video = jnp.zeros((len(windowed), frames, *windowed.shape[3:]))
+    for i, at in enumerate(windows(frames, windowed.shape[2])):
+        video = video.at[:, at : at + windowed.shape[2]].set(windowed[:, i])
     return video
 
 
-def example(
-    key: jax.Array,
-    video: jax.Array,
-    small_size: tuple[int, int],
-    schedule: NoiseSchedule,
-    max_noise_level: int,
-    keep_first_frame: bool,
-) -> Example:
-    """The training example of either upscaler.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upscaler(Stage):
+    """What the image denoiser and the clips' denoiser share.
 
-    The condition is noised to a random level, which the network is told, so
-    that at sampling time any level can be asked for.
-
-    Args:
-      key: a random key.
-      video: `(batch, frames, height, width, 3)`; one frame for the image denoiser.
-      small_size: height and width of the clips that will be upscaled; see `shrink`.
-      schedule: the schedule of that noise.
-      max_noise_level: the level is drawn below it.
-      keep_first_frame: whether the first frame of the condition is the clean,
-        large one, as for clips.
-
-    Returns:
-      The clip, its condition and the condition's noise level.
+    Attributes:
+      small: height and width of the frames that are upscaled.
+      clip_frames: frames of a whole clip.
+      window: frames upscaled together.
+      noise_level: the timestep to which the condition is noised.
+      noise_schedule: the schedule of that noise.
     """
-    level_key, noise_key = jax.random.split(key)
-    video = video.astype(jnp.float32)
-    height, width = video.shape[-3:-1]
-    small = shrink(video, *small_size)
-    level = jax.random.randint(level_key, (len(video),), 0, max_noise_level)
-    noise = jax.random.normal(noise_key, video.shape)
-    frames = augment(upsample(small, height, width), noise, level, schedule)
-    if keep_first_frame:
-        frames = with_first_frame(frames, video[:, 0])
-    return Example(video, frames, level)
+
+    needs = (Interpolation.name,)
+    conditioned = True
+    noise_conditioned = True
+
+    small: tuple[int, int]
+    clip_frames: int
+    window: int
+    noise_level: int
+    noise_schedule: NoiseSchedule
+
+    @classmethod
+    def common(cls, config: ConfigDict) -> dict[str, Any]:
+        """See `Stage.common`."""
+        keyframes, section = config[Keyframes.name], config[SuperResolution.name]
+        return {
+            "small": (keyframes.height, keyframes.width),
+            "height": section.height,
+            "width": section.width,
+            "fps": section.fps,
+            "clip_frames": clip_frames(config),
+        } | super().common(config)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int, int]:
+        """One window; see `Stage.batch_shape`."""
+        return (1, min(self.window, self.frames), self.height, self.width, 3)
+
+    @property
+    def clip(self) -> ClipSpec:
+        """A whole clip; see `Stage.clip`."""
+        return ClipSpec(self.clip_frames, self.height, self.width, self.fps)
+
+    @property
+    def training_clip(self) -> ClipSpec:
+        """One window; see `Stage.training_clip`."""
+        return ClipSpec(self.window, self.height, self.width, self.fps)
+
+    def check_training(self) -> None:
+        """Refuses sizes that are no multiples, and a noise level that training never shows."""
+        size = (self.height, self.width)
+        if any(large % small for large, small in zip(size, self.small, strict=True)):
+            raise InputError(
+                f"{self.name} is trained on {size[1]}x{size[0]}, but needs a width and height that "
+                f"are multiples of the keyframes', {self.small[1]}x{self.small[0]}"
+            )
+        if self.noise_level >= self.max_noise_level:
+            raise InputError(
+                f"{self.name} is sampled at noise_level {self.noise_level}, which it would never "
+                f"see: make train.{self.name}.max_noise_level larger"
+            )
+
+    def condition(
+        self, small: jax.Array, noise: jax.Array, level: jax.Array, first_frame: jax.Array | None
+    ) -> jax.Array:
+        """What the denoiser is shown beside the noisy frames.
+
+        Args:
+          small: `(batch, frames, h, w, 3)`.
+          noise: `(batch, frames, height, width, 3)`.
+          level: `(batch,)` timesteps to which the upsampled frames are noised.
+          first_frame: `(batch, height, width, 3)`, clean, for the clips' denoiser.
+
+        Returns:
+          Like `noise`.
+        """
+        upsampled = upsample(small, self.height, self.width)
+        frames = augment(upsampled, noise, level, self.noise_schedule)
+        return frames if first_frame is None else with_first_frame(frames, first_frame)
+
+    def example(self, key: jax.Array, video: jax.Array, params: Mapping[str, Any]) -> Example:
+        """A window and its condition, noised to a random level; see `Stage.example`.
+
+        The network is told the level, so that any can be asked for when sampling.
+        """
+        del params
+        level_key, noise_key = jax.random.split(key)
+        video = video.astype(jnp.float32)
+        level = jax.random.randint(level_key, (len(video),), 0, self.max_noise_level)
+        noise = jax.random.normal(noise_key, video.shape)
+        first = None if self.image else video[:, 0]
+        frames = self.condition(shrink(video, *self.small), noise, level, first)
+        return Example(video, frames, level)
+
+    def split(self, video: jax.Array, key: jax.Array, params: Mapping[str, Any]) -> Example:
+        """The windows of a clip, and what they were made from; see `Stage.split`."""
+        del params
+        window = min(self.window, len(video))
+        clean = jnp.stack([video[at : at + window] for at in windows(len(video), window)])
+        noise = draw(key[None], AUGMENTATION, clean.shape[1:])
+        level = jnp.full(len(clean), self.noise_level)
+        first = None if self.image else clean[:, 0]
+        return Example(
+            clean, self.condition(shrink(clean, *self.small), noise, level, first), level
+        )
+
+    def earlier(self, video: jax.Array) -> dict[str, jax.Array]:
+        """The clip, small, and its first frame; see `Stage.earlier`."""
+        return {Interpolation.name: shrink(video, *self.small), FirstFrame.name: video[:, 0]}
+
+
+class FirstFrame(Upscaler):
+    """The large first frame `(batch, height, width, 3)`, by the image denoiser."""
+
+    name = "first_frame"
+    folder = "IF-II-L-v1.0"
+    pipeline = "IFSuperResolutionPipeline"
+    size_of = "super_resolution"
+    image = True
+    depends = {Keyframes.name: CLIP_SECTION, "super_resolution": CLIP_SECTION}  # noqa: RUF012
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """See `Stage.from_config`."""
+        return cls(window=1, frames=1, **cls.common(config))
+
+    def sample(self, call: Call, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """Upscales the first frame of each clip; see `Stage.sample`."""
+        keys, shape = call.keys(self.name), self.batch_shape[1:]
+        level = jnp.full(len(call.seeds), jnp.int32(self.noise_level))
+        small = inputs[Interpolation.name][:, :1]
+        frames = self.condition(small, draw(keys, AUGMENTATION, shape), level, None)
+        conditions = Conditions(call.text, frames, level)
+        return run(call, draw(keys, START, shape), conditions, keys)[:, 0]
+
+    def join(self, pieces: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+        """The frame of the one piece; see `Stage.join`."""
+        del params
+        return pieces[:, 0, 0]
+
+
+class SuperResolution(Upscaler):
+    """The clip, each window continuing from the last frame of the one before."""
+
+    name = "super_resolution"
+    folder = "show-1-sr1"
+    pipeline = "TextToVideoIFSuperResolutionPipeline_Cond"
+    uses = (FirstFrame.name,)
+    depends = {Keyframes.name: CLIP_SECTION}  # noqa: RUF012
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """See `Stage.from_config`."""
+        window = cls.at_least(config[cls.name], "window", 2)
+        return cls(window=window, frames=clip_frames(config), **cls.common(config))
+
+    @property
+    def pieces_shape(self) -> tuple[int, int, int, int, int]:
+        """All windows of a clip; see `Stage.pieces_shape`."""
+        return (len(list(windows(self.frames, self.batch_shape[1]))), *self.batch_shape[1:])
+
+    def fallback(self, name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first frame upscaled bilinearly; see `Stage.fallback`."""
+        del name
+        frame = jnp.asarray(inputs[Interpolation.name][0])
+        return np.asarray(upsample(frame, self.height, self.width))
+
+    def sample(self, call: Call, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """Upscales clips window by window; see `Stage.sample`.
+
+        Every window starts from the same noise, as released. Where the frame count
+        does not come out even, the last window begins earlier.
+        """
+        video, first_frame = inputs[Interpolation.name], inputs[FirstFrame.name]
+        frames = video.shape[1]
+        window = min(self.window, frames)
+        shape = (window, self.height, self.width, 3)
+        keys = call.keys(self.name)
+        level = jnp.full(len(call.seeds), jnp.int32(self.noise_level))
+        start, noise = draw(keys, START, shape), draw(keys, AUGMENTATION, shape)
+        starts = list(windows(frames, window))
+        result = jnp.zeros((len(video), frames, *shape[1:])).at[:, 0].set(first_frame)
+        for i, at in enumerate(starts):
+            condition = self.condition(video[:, at : at + window], noise, level, result[:, at])
+            conditions = Conditions(call.text, condition, level)
+            made = run(call.part(i, len(starts)), start, conditions, keys)
+            result = result.at[:, at : at + window].set(made)
+        return result
+
+    def join(self, pieces: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+        """See `join`."""
+        del params
+        return join(pieces, self.frames)

@@ -24,6 +24,7 @@ from show1_jax.checkpoints.store import reason, restoring
 from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
+from show1_jax.stages import Part, Stage
 from show1_jax.training.lock import locked
 from show1_jax.training.step import TrainState
 from show1_jax.training.tasks import compute_dtype
@@ -58,17 +59,6 @@ SAMPLING = (
     "vae_frames",
     "adapters",
 )
-# What else a part depends on, of the sections of other stages.
-CLIPS = ("height", "width", "fps")
-OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "vae": {"translation": ("fps", "vae")},
-    "image": {},
-    "keyframes": {},
-    "interpolation": {"keyframes": CLIPS},
-    "first_frame": {"keyframes": CLIPS, "super_resolution": CLIPS},
-    "super_resolution": {"keyframes": CLIPS},
-    "translation": {"super_resolution": CLIPS},
-}
 
 
 class _Manager(ocp.CheckpointManager):
@@ -86,7 +76,7 @@ class _Manager(ocp.CheckpointManager):
 class RunFolder:
     """Saves and restores a run."""
 
-    def __init__(self, folder: Path, config: ConfigDict, part: str, inputs: dict[str, str]):
+    def __init__(self, folder: Path, config: ConfigDict, part: Part, inputs: dict[str, str]):
         """Opens a run's folder, or begins it.
 
         Args:
@@ -109,7 +99,7 @@ class RunFolder:
             self._manager = _Manager(
                 (folder / "checkpoints").absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=config.train[part].keep, cleanup_tmp_directories=True
+                    max_to_keep=config.train[part.name].keep, cleanup_tmp_directories=True
                 ),
             )
             # A run that was stopped before it saved anything begins anew, perhaps corrected.
@@ -209,14 +199,17 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 
 
-def _settings(config: ConfigDict, part: str) -> dict[str, Any]:
+def _settings(config: ConfigDict, part: Part) -> dict[str, Any]:
     """What a run of one part depends on, as JSON gives it back."""
     plain = json.loads(config.to_json_best_effort())
-    train = plain.pop("train")[part] | {"dtype": compute_dtype(config.train[part]).name}
-    sections = {part: plain[part]} if part in plain else {}
-    for name, keys in OTHERS[part].items():
+    dtype = compute_dtype(config.train[part.name]).name
+    train = plain.pop("train")[part.name] | {"dtype": dtype}
+    sections = {}
+    if isinstance(part, Stage):
+        sections[part.name] = json.loads(ConfigDict(part.section).to_json_best_effort())
+    for name, keys in part.depends.items():
         sections[name] = {key: plain[name][key] for key in keys}
-    return {"part": part, "train": train, "text": plain["text"], **sections}
+    return {"part": part.name, "train": train, "text": plain["text"], **sections}
 
 
 def _compare(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ from configs import customize as customize_config
 from configs import tiny
 from show1_jax.adapters.customize import customize, first_trained, make_tuning, recolored
 from show1_jax.adapters.files import apply_adapters, load_adapter
-from show1_jax.cascade import Cascade
 from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.invert import invert_clip
@@ -28,9 +28,9 @@ from show1_jax.shapes.judge import Measurement
 from show1_jax.shapes.motion import TAUGHT, Taught, follow
 from show1_jax.shapes.moving_shapes import DURATION, render
 from show1_jax.stages.sampling import advance
+from show1_jax.stages.stage import solver_config
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.step import init_state
-from show1_jax.training.tasks import solver_config
 from show1_jax.training.trainable import split
 from tests.stages.test_stages import random_params
 from tests.training.small import assert_same, by_path, small_config
@@ -198,14 +198,14 @@ def test_an_adapter_while_sampling(config, checkpoint, tmp_path):
     for weight in (0, 0.5, 1):
         section = small_config("keyframes")
         section.keyframes.adapters = (f"{path}={weight}",)
-        cascade = Cascade(section, checkpoint, ["keyframes"])
+        engine = Engine(section, checkpoint, ["keyframes"])
         results = Arrays(tmp_path / str(weight))
         results.begin(["in a circle"], [0])
-        cascade.run(["in a circle"], [0], results)
+        engine.run(["in a circle"], [0], results)
         clips[weight] = results.load(0, "keyframes")
         compiled.append(advance._cache_size())
-        made[weight] = by_path(cascade.params("keyframes")["unet"])
-        settings[weight] = json.dumps(cascade.settings("keyframes"))
+        made[weight] = by_path(engine.params("keyframes")["unet"])
+        settings[weight] = json.dumps(engine.made_by["keyframes"])
     kernel = "mid/temporal_attention_0/proj_in/kernel"
     half = (made[0][kernel] + made[1][kernel]) / 2
     np.testing.assert_allclose(made[0.5][kernel], half, atol=1e-5)
@@ -219,7 +219,7 @@ def test_an_adapter_holds_at_the_timesteps_that_it_was_trained_for(config, check
     section = small_config("keyframes")
     section.keyframes.adapters = (str(customize(config)),)
     before = by_path(parameters(checkpoint))
-    parts = Cascade(section, checkpoint, ["keyframes"]).params("keyframes")["unet"].parts
+    parts = Engine(section, checkpoint, ["keyframes"]).params("keyframes")["unet"].parts
     assert [first for first, _ in parts] == [0, 150, 900]
     for first, params in parts:
         changed = {name for name, leaf in by_path(params).items() if (leaf != before[name]).any()}
@@ -313,16 +313,16 @@ def test_a_clip_becomes_noise_and_noise_the_clip(checkpoint, clip, tmp_path):
     config.from_noise = str(tmp_path / "keyframes.noise.npz")
     for guidance, threshold in ((1.0, None), (3.0, 0.995)):
         config.keyframes.guidance = guidance
-        cascade = Cascade(config, checkpoint, ["keyframes"])
-        solver = cascade.denoisers["keyframes"].solver
+        engine = Engine(config, checkpoint, ["keyframes"])
+        solver = engine.samplers["keyframes"].solver
         assert (solver.config.kind, solver.config.threshold) == ("ddim", threshold)
-        assert solver.num_steps == cascade.settings("keyframes")["steps"] == 20
+        assert solver.num_steps == engine.made_by["keyframes"]["steps"] == 20
         results = Arrays(tmp_path / str(guidance))
         results.begin(["in a circle"], [0])
-        cascade.run(["in a circle"], [0], results)
+        engine.run(["in a circle"], [0], results)
         made = results.load(0, "keyframes")
         likeness = psnr(np.clip(made, -1, 1), read_clip(clip, ClipSpec(3, 4, 6)), peak=2)
         assert abs(likeness - found) < 0.1 if guidance == 1 else likeness < found
     config.keyframes.frames = 5
     with pytest.raises(InputError, match="is noise of"):
-        Cascade(config, checkpoint, ["keyframes"])
+        Engine(config, checkpoint, ["keyframes"])

@@ -9,21 +9,18 @@ import pytest
 
 from configs import show1
 from show1_jax.aot.programs import text_size
-from show1_jax.cascade import STAGES, sample_size
 from show1_jax.checkpoints.released import sampling_params
 from show1_jax.models import attention, dot_product, layers
-from show1_jax.models.unet import UNet, UNetConfig
-from show1_jax.models.vae import VAEConfig
 from show1_jax.parallel.mesh import make_mesh
+from show1_jax.stages import by_name, names
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_released_denoiser_computes_what_its_layers_ask_for(stage, monkeypatch):
+@pytest.mark.parametrize("name", names())
+def test_a_released_denoiser_computes_what_its_layers_ask_for(name, monkeypatch):
     config = show1.get_config()
-    unet = UNet(UNetConfig(**config[stage].unet), jnp.float32)
-    vae = VAEConfig(**config.translation.vae)
-    size = sample_size(config, stage, 1, vae)[1:-1]
+    stage = by_name(name).from_config(config)
+    unet, size = stage.module(jnp.float32), stage.batch_shape[1:-1]
     given = (
         jax.ShapeDtypeStruct((1, *size, unet.config.in_channels), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),

@@ -28,7 +28,7 @@ from show1_jax.aot.prediction import (
 from show1_jax.aot.programs import chunks, predict_sampling, training_program
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import AXES, make_mesh
-from show1_jax.training.tasks import PARTS
+from show1_jax.stages import parts
 from tests.parallel.test_sharding import ROOT
 from tests.training.small import small_config
 
@@ -171,7 +171,7 @@ def test_what_is_no_topology_is_refused(name):
     "part",
     [
         pytest.param(part, marks=[pytest.mark.slow] * (part not in ("vae", "translation")))
-        for part in PARTS
+        for part in parts()
     ],
 )
 def test_a_training_is_traced_without_computing_on_chips_that_are_not_there(part):

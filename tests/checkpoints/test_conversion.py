@@ -17,7 +17,7 @@ from show1_jax.checkpoints import conversion
 from show1_jax.checkpoints.export import export_copy
 from show1_jax.checkpoints.lazy import LazyArray
 from show1_jax.checkpoints.progress import Progress
-from show1_jax.checkpoints.released import find_stages, t5_folder
+from show1_jax.checkpoints.released import encoder_folder, find_stages
 from show1_jax.checkpoints.store import (
     describe_params,
     fingerprint,
@@ -249,7 +249,7 @@ def test_what_reads_a_checkpoint_follows_the_reference(converted_release, tmp_pa
         flatten_dict(each.params("text_encoder", module, np.float32)) for each in (base, other)
     )
     assert same_params(ours, theirs)
-    assert t5_folder({"interpolation": other}) is other
+    assert encoder_folder({"interpolation": other}, "t5") is other
     parts = ("text_encoder", "tokenizer")
     assert fingerprint(base.folder, parts) == fingerprint(other.folder, parts)
     # A copy elsewhere has its own.

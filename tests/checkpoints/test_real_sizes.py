@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from show1_jax.cascade import STAGES
+from show1_jax.stages import names
 from tests.checkpoints.real_sizes import DISK_BYTES, EQUAL_T5, T5, build
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_every_stage_runs_in_the_memory_of_a_small_machine(converted, tmp_path):
     assert ran.silence <= MAX_SILENCE
     metadata = json.loads((tmp_path / "000" / "metadata.json").read_text())
     assert {stage["dtype"] for stage in metadata["stages"].values()} == {"float32"}
-    assert list(metadata["stages"]) == list(STAGES)
-    for stage in STAGES[:-1]:
+    assert list(metadata["stages"]) == list(names())
+    for stage in names()[:-1]:
         assert np.isfinite(np.load(tmp_path / "000" / f"{stage}.npy")).all()
     assert (tmp_path / "000" / "translation.mp4").is_file()

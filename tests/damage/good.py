@@ -137,8 +137,8 @@ def _checkpoint(folder: Path) -> None:
     from show1_jax.checkpoints.store import save_params
     from show1_jax.models.unet import UNet, UNetConfig
     from show1_jax.models.vae import VAE, VAEConfig
+    from show1_jax.stages.stage import solver_config
     from show1_jax.training.initialise import fresh_params
-    from show1_jax.training.tasks import solver_config
     from tests.damage.small import get_config
 
     config, key = get_config(), jax.random.key(0)

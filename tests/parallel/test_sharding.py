@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from show1_jax.parallel.mesh import AXES
 from show1_jax.parallel.sharding import fsdp_hint, parameter_spec
-from show1_jax.training.tasks import PARTS
+from show1_jax.stages import parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,4 +123,4 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     ['{"data": 8}', '{"fsdp": 8}', '{"tensor": 2, "fsdp": 4}', '{"frames": 4, "data": 2}'],
 )
 def test_every_part_is_the_same_on_eight_devices(sizes):
-    assert on_eight_devices("same", sizes, "2", *PARTS).count("arrays equal") == len(PARTS)
+    assert on_eight_devices("same", sizes, "2", *parts()).count("arrays equal") == len(parts())

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from show1_jax.cascade import STAGES
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8
 from show1_jax.shapes import evaluation
@@ -15,6 +14,7 @@ from show1_jax.shapes.moving_shapes import Combination
 from show1_jax.shapes.prompts import draw, swap
 from show1_jax.shapes.sheet import Row, contact_sheet, verdict
 from show1_jax.shapes.tables import table
+from show1_jax.stages import names
 
 MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
 
@@ -166,10 +166,10 @@ def test_bad_input_is_refused(run, tmp_path):
 
 def test_doing_a_stage_again_removes_what_came_of_the_old_one(tmp_path):
     arrays = Arrays(tmp_path)
-    for stage in STAGES:
+    for stage in names():
         arrays.save(0, stage, np.zeros((1, 2, 2, 3), np.float32), {})
     arrays.save(0, "interpolation", np.ones((1, 2, 2, 3), np.float32), {})
-    assert [arrays.has(0, stage) for stage in STAGES] == [True, True, False, False, False]
+    assert [arrays.has(0, stage) for stage in names()] == [True, True, False, False, False]
     np.testing.assert_array_equal(arrays.load(0, "interpolation"), 1)
     (tmp_path / "000-keyframes.npy").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be read"):

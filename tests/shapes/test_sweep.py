@@ -11,7 +11,7 @@ from show1_jax.media import check_figure, from_uint8
 from show1_jax.shapes import moving_shapes as shapes
 from show1_jax.shapes import sweep
 from show1_jax.shapes.prompts import draw
-from show1_jax.stages.sampling import Denoiser
+from show1_jax.stages.sampling import Sampler
 from tests import programs
 
 MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
@@ -26,14 +26,14 @@ class Painter:
         assert stages == ["keyframes"]
         self.config = config.keyframes
         solver = SolverConfig("dpm_solver", NoiseSchedule("cosine"), prediction="v")
-        self.denoisers = {"keyframes": Denoiser(None, make_solver(solver, config.keyframes.steps))}
+        self.samplers = {"keyframes": Sampler(None, make_solver(solver, config.keyframes.steps))}
 
     def check_inputs(self, items, results):
         assert not any(results.has(item, "keyframes") for item in items)
 
     def run(self, prompts, seeds, results, progress):
         progress("keyframes", 1, 1)
-        solver = self.denoisers["keyframes"].solver
+        solver = self.samplers["keyframes"].solver
         assert solver.config.prediction == "v"
         # The noise is where the network is told that it is.
         if solver.config.kind == "ddim":

@@ -12,7 +12,8 @@ from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.stages.inversion import Noise, invert, inverter, load_noise, save_noise
-from show1_jax.stages.sampling import ByTimestep, Conditions, Denoiser, clip_keys, run
+from show1_jax.stages.sampling import ByTimestep, Conditions, Sampler, clip_keys, run
+from tests.stages.made import call
 from tests.training.small import small_task
 
 
@@ -25,17 +26,19 @@ def test_the_noise_of_a_clip_is_made_into_it(prediction, schedule):
     # A random network's output jumps with its input, as no trained one's does.
     params["conv_out"] = jax.tree.map(lambda leaf: leaf * 0.2, params["conv_out"])
     solver = SolverConfig("dpm_solver", schedule, prediction, threshold=0.9)
-    denoiser = inverter(Denoiser(task.module, make_solver(solver, 4)), 25)
+    sampler = inverter(Sampler(task.module, make_solver(solver, 4)), 25)
     clip = jnp.clip(jax.random.normal(jax.random.key(0), (1, 3, 4, 6, 3)), -1, 1)
     text = jax.random.normal(jax.random.key(1), (2, 1, 5, task.module.config.text_dim))
-    conditions = Conditions(text, jnp.float32(1), clip_keys(jnp.zeros(1, int), "keyframes"))
+    seeds = jnp.zeros(1, int)
+    conditions, keys = Conditions(text), clip_keys(seeds, "keyframes")
     told = []
     # As an adapter does that is for the noisier timesteps alone.
     params = ByTimestep(((0, params), (500, jax.tree.map(lambda leaf: 0.9 * leaf, params))))
-    noise = invert(denoiser, params, clip, conditions, lambda *of: told.append(of))
+    own = call(sampler, params, text, seeds, 1.0, lambda *of: told.append(of))
+    noise = invert(own, clip, conditions, keys)
     assert told[-1] == (25, 25)
     assert float(jnp.abs(noise - clip).max()) > 0.1
-    again = np.clip(run(denoiser, params, noise, conditions), -1, 1)
+    again = np.clip(run(own, noise, conditions, keys), -1, 1)
     assert psnr(again, np.asarray(clip), peak=2) > 40
 
 

@@ -11,40 +11,27 @@ from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
-from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
-from show1_jax.stages import interpolation, keyframes, sampling, super_resolution, translation
+from show1_jax.stages import interpolation as gaps
+from show1_jax.stages import super_resolution as windowed
+from show1_jax.stages import translation as latent
 from show1_jax.stages.sampling import (
+    AUGMENTATION,
     START,
     ByTimestep,
     Conditions,
-    Denoiser,
+    Sampler,
+    Steering,
     advance,
     clip_keys,
     draw,
 )
 from tests.conftest import golden
+from tests.stages import made
+from tests.stages.made import BASE, COSINE, DPM, call
 
-COSINE = NoiseSchedule("cosine")
-DPM = SolverConfig("dpm_solver", COSINE, spacing="linspace", threshold=0.95, threshold_max=1.5)
 DDPM = SolverConfig("ddpm", COSINE, variance="learned_range", threshold=0.95)
-BASE = UNetConfig(
-    in_channels=3,
-    out_channels=6,
-    channels=(32,),
-    layers=(1,),
-    attention=(True,),
-    attention_head_dim=(8,),
-    spatial_heads="width",
-    temporal_heads="number",
-    space="pixel",
-    text_dim=8,
-    time_embed_dim=32,
-    text_projection_dim=32,
-    text_pooling_heads=2,
-    norm_groups=8,
-    scale_shift=True,
-)
 
 
 def random_params(module):
@@ -61,9 +48,9 @@ def random_params(module):
 
 
 def make(solver: SolverConfig, steps: int, dropout: bool = False, **changes):
-    """A denoiser and its parameters."""
+    """A sampler and its parameters."""
     unet = UNet(dataclasses.replace(BASE, **changes))
-    return Denoiser(unet, make_solver(solver, steps), dropout), random_params(unet)
+    return Sampler(unet, make_solver(solver, steps), dropout), random_params(unet)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +69,6 @@ def upscaler():
 
 
 SEEDS = jnp.array([3, 5], jnp.uint32)
-GUIDANCE = jnp.float32(3.0)
 
 
 def second(stage, *batched, **options):
@@ -93,32 +79,29 @@ def second(stage, *batched, **options):
 
 
 def test_keyframes_do_not_depend_on_the_batch(base, text):
-    denoiser, params = base
-    both, alone = second(
-        lambda t, s: keyframes.sample(denoiser, params, t, s, GUIDANCE, (3, 4, 6)), text, SEEDS
-    )
+    both, alone = second(lambda t, s: made.keyframes().sample(call(*base, t, s), {}), text, SEEDS)
     assert both.shape == (3, 4, 6, 3)
     np.testing.assert_allclose(both, alone, atol=1e-4)
 
 
 def test_dropout_is_on_when_asked_and_does_not_depend_on_the_batch(text):
-    denoiser, params = make(DPM, 2, dropout=True)
+    sampler, params = make(DPM, 2, dropout=True)
 
-    def sample(t, s, denoiser=denoiser):
-        return keyframes.sample(denoiser, params, t, s, GUIDANCE, (3, 4, 6))
+    def sample(t, s, sampler=sampler):
+        return made.keyframes().sample(call(sampler, params, t, s), {})
 
     both, alone = second(sample, text, SEEDS)
     np.testing.assert_allclose(both, alone, atol=1e-4)
-    without = sample(text, SEEDS, dataclasses.replace(denoiser, dropout=False))[1]
+    without = sample(text, SEEDS, dataclasses.replace(sampler, dropout=False))[1]
     assert np.abs(both - without).max() > 1e-3
 
 
 @pytest.mark.slow
 def test_interpolation_does_not_depend_on_the_batch(text):
-    denoiser, params = make(DPM, 2, in_channels=7)
+    own = make(DPM, 2, in_channels=7)
     frames = jax.random.uniform(jax.random.key(0), (2, 3, 4, 6, 3), minval=-1)
     both, alone = second(
-        lambda t, s, k: interpolation.sample(denoiser, params, t, s, GUIDANCE, k, 3),
+        lambda t, s, k: made.interpolation().sample(call(*own, t, s), {"keyframes": k}),
         text, SEEDS, frames,
     )  # fmt: skip
     assert both.shape == (5, 4, 6, 3)
@@ -127,13 +110,12 @@ def test_interpolation_does_not_depend_on_the_batch(text):
 
 @pytest.mark.slow
 def test_super_resolution_does_not_depend_on_the_batch(upscaler, text):
-    denoiser, params = upscaler
     key = jax.random.key(0)
     small = jax.random.uniform(key, (2, 4, 4, 6, 3), minval=-1)
     first = jax.random.uniform(key, (2, 8, 12, 3), minval=-1)
     both, alone = second(
-        lambda t, s, v, f: super_resolution.sample(
-            denoiser, params, t, s, GUIDANCE, v, f, 3, jnp.int32(250), COSINE
+        lambda t, s, v, f: made.super_resolution().sample(
+            call(*upscaler, t, s), {"interpolation": v, "first_frame": f}
         ),
         text, SEEDS, small, first,
     )  # fmt: skip
@@ -156,10 +138,10 @@ def translator():
     )  # fmt: skip
 
 
-def translate(translator, vae, strength=0.8, vae_frames=2):
-    (denoiser, params), (autoencoder, vae_params) = translator, vae
-    return lambda t, s, v: translation.sample(
-        denoiser, autoencoder, params, vae_params, t, s, GUIDANCE, v, strength, vae_frames
+def translate(translator, vae, **changes):
+    stage = made.translation(vae[0], **changes)
+    return lambda t, s, v: stage.sample(
+        call(*translator, t, s, vae=vae[1]), {"super_resolution": v}
     )
 
 
@@ -176,50 +158,45 @@ def test_translation_starts_nearer_to_its_input_the_less_it_is_noised(
     translator, vae, text, monkeypatch
 ):
     video = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 3), minval=-1)
-    latents = translation.encode(*vae, video, 2)[0] * vae[0].config.scaling_factor
+    latents = latent.encode(*vae, video, 2)[0] * vae[0].config.scaling_factor
     starts = []
 
-    def fake_run(denoiser, params, start, conditions, progress, first_step):
+    def fake_run(call, start, conditions, keys, first_step):
         starts.append((start, first_step))
         return start
 
-    monkeypatch.setattr(translation, "run", fake_run)
+    monkeypatch.setattr(latent, "run", fake_run)
     for strength in (0.2, 1.0):
-        translate(translator, vae, strength)(text, SEEDS, video)
+        translate(translator, vae, strength=strength)(text, SEEDS, video)
     (weak, last_step), (strong, first_step) = starts
     assert (last_step, first_step) == (4, 0)
     assert jnp.abs(weak - latents).mean() < jnp.abs(strong - latents).mean()
     with pytest.raises(InputError, match="strength"):
-        translate(translator, vae, 0.1)(text, SEEDS, video)
+        translate(translator, vae, strength=0.1)(text, SEEDS, video)
 
 
 def test_values_never_compile_again(base, upscaler, translator, vae, text):
     def everything(guidance, seeds, level, strength):
-        denoiser, params = base
-        keyframes.sample(denoiser, params, text, seeds, guidance, (3, 4, 6))
-        denoiser, params = upscaler
-        frame = jnp.zeros((2, 4, 6, 3))
-        super_resolution.sample_first_frame(
-            denoiser, params, text, seeds, guidance, frame, (8, 12), level, COSINE
-        )
-        video = jnp.zeros((2, 3, 8, 8, 3))
-        (denoiser, params), (autoencoder, vae_params) = translator, vae
-        translation.sample(
-            denoiser, autoencoder, params, vae_params, text, seeds, guidance, video, strength, 2
+        made.keyframes().sample(call(*base, text, seeds, guidance), {})
+        frames = {"interpolation": jnp.zeros((2, 4, 4, 6, 3))}
+        stage = made.first_frame(noise_level=level)
+        stage.sample(call(*upscaler, text, seeds, guidance), frames)
+        stage = made.translation(vae[0], strength=strength)
+        stage.sample(
+            call(*translator, text, seeds, guidance, vae=vae[1]),
+            {"super_resolution": jnp.zeros((2, 3, 8, 8, 3))},
         )
 
-    everything(GUIDANCE, SEEDS, jnp.int32(150), 0.8)
-    functions = (advance, draw, clip_keys, super_resolution.augment, translation.encode)
+    everything(3.0, SEEDS, 150, 0.8)
+    functions = (advance, draw, clip_keys, windowed.augment, latent.encode)
     compiled = [f._cache_size() for f in functions]
-    everything(jnp.float32(7.5), SEEDS + 11, jnp.int32(30), 0.4)
+    everything(7.5, SEEDS + 11, 30, 0.4)
     assert compiled == [f._cache_size() for f in functions]
 
 
 def test_guidance_of_one_and_below_ignores_the_negative_prompt(base, text):
-    denoiser, params = base
-
     def sample(text, guidance):
-        return keyframes.sample(denoiser, params, text, SEEDS, jnp.float32(guidance), (3, 4, 6))
+        return made.keyframes().sample(call(*base, text, SEEDS, guidance), {})
 
     other = text.at[0].set(0)
     np.testing.assert_allclose(sample(text, 1.0), sample(other, 1.0), atol=1e-4)
@@ -228,38 +205,39 @@ def test_guidance_of_one_and_below_ignores_the_negative_prompt(base, text):
 
 
 def test_without_guidance_half_the_work_gives_the_same(base, text):
-    denoiser, params = base
-    arguments = (params, text, SEEDS, jnp.float32(1.0), (3, 4, 6))
-    unguided = dataclasses.replace(denoiser, guided=False)
-    expected = keyframes.sample(denoiser, *arguments)
-    np.testing.assert_allclose(keyframes.sample(unguided, *arguments), expected, atol=1e-5)
+    sampler, params = base
+    unguided = dataclasses.replace(sampler, guided=False)
+    expected, found = (
+        made.keyframes().sample(call(own, params, text, SEEDS, 1.0), {})
+        for own in (sampler, unguided)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_progress_counts_every_step(base, text):
-    denoiser, params = base
     seen = []
-    keyframes.sample(
-        denoiser, params, text, SEEDS, GUIDANCE, (3, 4, 6), lambda *done: seen.append(done)
-    )
+    own = call(*base, text, SEEDS, progress=lambda *done: seen.append(done))
+    made.keyframes().sample(own, {})
     assert seen == [(0, 4, "compiling"), *((done, 4) for done in range(5))]
 
 
 def test_parameters_by_timestep(base, text):
-    denoiser, params = base
+    sampler, params = base
     other = jax.tree.map(lambda leaf: 1.1 * leaf, params)
-    compiled, timesteps = advance._cache_size(), denoiser.solver.timesteps
+    compiled, timesteps = advance._cache_size(), sampler.solver.timesteps
 
     def sample(params):
-        return keyframes.sample(denoiser, params, text, SEEDS, GUIDANCE, (3, 4, 6))
+        return made.keyframes().sample(call(sampler, params, text, SEEDS), {})
 
     same = ByTimestep(((0, params), (500, params)))
     np.testing.assert_array_equal(sample(same), sample(params))
     noisy = ByTimestep(((0, params), (int(timesteps[1]), other)))
     keys = clip_keys(SEEDS, "keyframes")
-    state = denoiser.solver.init(draw(keys, START, (3, 4, 6, 3)))
+    state = sampler.solver.init(draw(keys, START, (3, 4, 6, 3)))
+    steering = Steering(jnp.float32(3), keys)
     for step, own in enumerate((other, other, params, params)):
-        conditions = Conditions(text, GUIDANCE, keys)
-        state = advance(denoiser, own, state, conditions, jnp.int32(step), jnp.int32(step + 1))
+        steps = (jnp.int32(step), jnp.int32(step + 1))
+        state = advance(sampler, own, state, Conditions(text), steering, steps)
     np.testing.assert_array_equal(sample(noisy), state.sample)
     assert advance._cache_size() <= compiled + 1
 
@@ -284,7 +262,7 @@ def test_keys_tell_seeds_and_stages_apart():
     ],
 )
 def test_windows(frames, window, expected):
-    assert list(super_resolution.windows(frames, window)) == expected
+    assert list(windowed.windows(frames, window)) == expected
     made = {0}
     for start in expected:
         assert start in made, "a window continues from a frame that is there"
@@ -292,56 +270,58 @@ def test_windows(frames, window, expected):
     assert made == set(range(frames))
 
 
-@pytest.mark.parametrize(("frames", "window"), [(7, 3), (6, 3), (5, 8), (1, 3)])
-def test_windows_of_a_finished_clip_are_put_together_again(frames, window):
+@pytest.mark.parametrize(("frames", "window"), [(7, 3), (6, 3), (5, 8), (1, 1)])
+def test_windows_of_a_finished_clip_are_joined_again(frames, window):
     video = jax.random.normal(jax.random.key(0), (frames, 8, 16, 3))
-    key = clip_keys(jnp.zeros(1, jnp.uint32), "super_resolution")[0]
-    given = (video, (2, 4), window, key, 50, COSINE)
-    example = super_resolution.taken_apart(*given, keep_first_frame=frames > 1)
-    again = super_resolution.put_together(example.clean[None], frames)[0]
-    np.testing.assert_array_equal(again, video)
+    make_stage = made.super_resolution if frames > 1 else made.first_frame
+    stage = make_stage(frames=frames, window=window, width=16, small=(2, 4), noise_level=50)
+    key = clip_keys(jnp.zeros(1, jnp.uint32), stage.name)[0]
+    example = stage.split(video, key, {})
+    again = stage.join(example.clean[None], {})[0]
+    np.testing.assert_array_equal(again if frames > 1 else again[None], video)
+    assert example.clean.shape == stage.pieces_shape
     assert example.noise_level.tolist() == [50] * len(example.clean)
     if frames > 1:  # each goes on from the frame that it shares with the one before
         np.testing.assert_array_equal(example.frames[:, 0], example.clean[:, 0])
-    noise = example.frames - super_resolution.upsample(
-        super_resolution.shrink(example.clean, 2, 4), 8, 16
-    )
+    noise = example.frames - windowed.upsample(windowed.shrink(example.clean, 2, 4), 8, 16)
     # All have the noise that sampling's windows have.
     np.testing.assert_allclose(noise[0, -1], noise[-1, -1], atol=0.2)
 
 
 def test_gaps_of_a_finished_clip_are_joined_again():
     video = jax.random.normal(jax.random.key(0), (7, 2, 4, 3))
-    example = interpolation.taken_apart(video, 3)
-    assert example.clean.shape == (3, 3, 2, 4, 3)
-    np.testing.assert_array_equal(interpolation.join(example.clean[None])[0], video)
-    np.testing.assert_array_equal(example.frames, interpolation.condition(video[None, ::2], 3))
+    stage = made.interpolation(keyframes=4, frames=7, height=2, width=4)
+    example = stage.split(video, None, {})
+    assert example.clean.shape == stage.pieces_shape == (3, 3, 2, 4, 3)
+    np.testing.assert_array_equal(stage.join(example.clean[None], {})[0], video)
+    np.testing.assert_array_equal(example.frames, gaps.condition(video[None, ::2], 3))
 
 
-def test_what_cannot_be_taken_apart_says_so():
+def test_what_cannot_be_split_says_so():
     with pytest.raises(InputError, match="one keyframe leaves no gap"):
-        interpolation.taken_apart(jnp.zeros((1, 2, 4, 3)), 3)
+        made.interpolation().split(jnp.zeros((1, 2, 4, 3)), None, {})
     with pytest.raises(InputError, match="16x8 is no multiple of the keyframes' size, 5x4"):
-        super_resolution.shrink(jnp.zeros((1, 8, 16, 3)), 4, 5)
+        windowed.shrink(jnp.zeros((1, 8, 16, 3)), 4, 5)
 
 
 def test_a_window_of_one_frame_cannot_continue():
     with pytest.raises(InputError, match="at least 2"):
-        list(super_resolution.windows(2, 1))
+        list(windowed.windows(2, 1))
 
 
 def test_each_window_continues_from_the_one_before(monkeypatch):
     told = []
 
-    def fake_run(denoiser, params, start, conditions, progress):
+    def fake_run(call, start, conditions, keys):
         told.append(np.asarray(conditions.frames[:, 0]))
         return jnp.full(start.shape, float(len(told)))
 
-    monkeypatch.setattr(super_resolution, "run", fake_run)
-    result = super_resolution.sample(
-        None, None, None, SEEDS, GUIDANCE, jnp.zeros((2, 5, 2, 2, 3)),
-        jnp.full((2, 4, 4, 3), 0.5), 3, jnp.int32(250), COSINE,
-    )  # fmt: skip
+    monkeypatch.setattr(windowed, "run", fake_run)
+    inputs = {
+        "interpolation": jnp.zeros((2, 5, 4, 6, 3)),
+        "first_frame": jnp.full((2, 8, 12, 3), 0.5),
+    }
+    result = made.super_resolution(frames=5).sample(call(None, None, None, SEEDS), inputs)
     assert (told[0] == 0.5).all()
     assert (told[1] == 1.0).all()
     # The frame that two windows share is the later one's.
@@ -351,14 +331,13 @@ def test_each_window_continues_from_the_one_before(monkeypatch):
 def test_gaps_share_their_noise_and_the_later_one_keeps_the_shared_frame(monkeypatch):
     starts = []
 
-    def fake_run(denoiser, params, start, conditions, progress):
+    def fake_run(call, start, conditions, keys):
         starts.append(np.asarray(start))
         return jnp.broadcast_to(jnp.arange(4.0)[:, None, None, None, None], start.shape)
 
-    monkeypatch.setattr(interpolation, "run", fake_run)
-    result = interpolation.sample(
-        None, None, jnp.zeros((2, 2, 5, 8)), SEEDS, GUIDANCE, jnp.zeros((2, 3, 2, 2, 3)), 3
-    )
+    monkeypatch.setattr(gaps, "run", fake_run)
+    own = call(None, None, jnp.zeros((2, 2, 5, 8)), SEEDS)
+    result = made.interpolation().sample(own, {"keyframes": jnp.zeros((2, 3, 2, 2, 3))})
     (start,) = starts
     assert (start[0] == start[1]).all()
     assert (start[0] != start[2]).any()
@@ -368,10 +347,10 @@ def test_gaps_share_their_noise_and_the_later_one_keeps_the_shared_frame(monkeyp
 def test_glue_as_recorded():
     case = golden("stage_glue")
     video = np.moveaxis(case.inputs["video"], 1, -1)
-    upsampled = super_resolution.upsample(video, *case.config["upsample_to_hw"])
+    upsampled = windowed.upsample(video, *case.config["upsample_to_hw"])
     expected = np.moveaxis(case.outputs["sr_bilinear_align_corners"], 1, -1)
     np.testing.assert_allclose(upsampled, expected, atol=1e-5)
-    blend = interpolation.condition(video[:, [0, -1]], video.shape[1])
+    blend = gaps.condition(video[:, [0, -1]], video.shape[1])
     expected = np.moveaxis(case.outputs["interp_condition"], 1, -1)
     np.testing.assert_allclose(blend[..., :3], expected, atol=1e-6)
 
@@ -380,4 +359,4 @@ def test_the_first_step_of_a_strength_is_the_released_one():
     # 50 steps at 0.8: 40 are executed.
     solver = make_solver(SolverConfig("dpm_solver", COSINE, spacing="linspace"), 50)
     assert solver.num_steps - solver.first_step(0.8) == 40
-    assert sampling.START != sampling.AUGMENTATION
+    assert START != AUGMENTATION

@@ -8,40 +8,40 @@ import numpy as np
 import pytest
 
 from show1_jax.diffusion.losses import Objective
-from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.media import from_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.shapes.moving_shapes import Combination, Scene, render
-from show1_jax.stages import autoencoder, interpolation, keyframes, super_resolution, translation
-from show1_jax.stages.training import denoising_loss, drop_captions, noised
-from tests.stages.test_stages import BASE, random_params
+from show1_jax.stages import autoencoder, interpolation, super_resolution
+from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
+from tests.stages import made
+from tests.stages.made import BASE, COSINE
+from tests.stages.test_stages import random_params
 
-COSINE = NoiseSchedule("cosine")
 KEY = jax.random.key(0)
 VIDEO = jax.random.uniform(jax.random.key(1), (2, 5, 8, 12, 3), minval=-1)
 
 
 def test_keyframes():
-    example = keyframes.example(VIDEO)
+    example = made.keyframes().example(KEY, VIDEO, {})
     assert example.clean is VIDEO
     assert example.frames is None
 
 
 def test_interpolation_sees_the_ends_alone():
-    example = interpolation.example(KEY, VIDEO, COSINE, 1)
+    example = made.interpolation(max_noise_level=1).example(KEY, VIDEO, {})
     assert example.frames.shape == (2, 5, 8, 12, 4)
     # Level 0 is nearly clean, and the middle is the blend that sampling uses.
     np.testing.assert_allclose(example.frames[:, 0, ..., :3], VIDEO[:, 0], atol=0.05)
     exact = interpolation.condition(VIDEO[:, [0, -1]], 5)
     np.testing.assert_allclose(example.frames, exact, atol=0.05)
-    other = interpolation.example(KEY, VIDEO.at[:, 1:-1].set(0), COSINE, 1)
+    other = made.interpolation(max_noise_level=1).example(KEY, VIDEO.at[:, 1:-1].set(0), {})
     np.testing.assert_array_equal(other.frames, example.frames)
 
 
 def test_interpolation_noises_its_ends_more_at_higher_levels():
     def error(level):
-        example = interpolation.example(KEY, VIDEO, COSINE, level)
+        example = made.interpolation(max_noise_level=level).example(KEY, VIDEO, {})
         return float(jnp.abs(example.frames[:, 0, ..., :3] - VIDEO[:, 0]).mean())
 
     assert error(1) < error(500)
@@ -49,14 +49,15 @@ def test_interpolation_noises_its_ends_more_at_higher_levels():
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_super_resolution(keep):
-    example = super_resolution.example(KEY, VIDEO, (4, 6), COSINE, 400, keep)
+    stage = made.super_resolution if keep else made.first_frame
+    example = stage(max_noise_level=400).example(KEY, VIDEO, {})
     assert example.frames.shape == VIDEO.shape
     assert example.noise_level.shape == (2,)
     assert (example.noise_level < 400).all()
     kept = np.array_equal(example.frames[:, 0], VIDEO[:, 0])
     assert kept == keep
     # The rest is a blurred, noised clip: near the clean one at level 0.
-    clear = super_resolution.example(KEY, jnp.full_like(VIDEO, 0.3), (4, 6), COSINE, 1, keep)
+    clear = stage(max_noise_level=1).example(KEY, jnp.full_like(VIDEO, 0.3), {})
     np.testing.assert_allclose(clear.frames, 0.3, atol=0.05)
 
 
@@ -73,9 +74,10 @@ def test_translation_trains_on_latents_and_not_on_the_autoencoder():
     params = random_params(vae)
 
     def total(params):
-        return translation.example(KEY, vae, params, VIDEO, 2).clean.sum()
+        return stage.example(KEY, VIDEO, {"vae": params}).clean.sum()
 
-    assert translation.example(KEY, vae, params, VIDEO, 2).clean.shape == (2, 5, 4, 6, 4)
+    stage = made.translation(vae)
+    assert stage.example(KEY, VIDEO, {"vae": params}).clean.shape == (2, 5, 4, 6, 4)
     gradients = jax.grad(total)(params)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
 
@@ -100,7 +102,7 @@ OBJECTIVE = Objective(COSINE, variance_weight=0.001)
 
 
 def loss(unet, dropout, params, key):
-    prepared = noised(OBJECTIVE, key, keyframes.example(VIDEO), TEXT)
+    prepared = noised(OBJECTIVE, key, Example(VIDEO), TEXT)
     return denoising_loss(unet, OBJECTIVE, dropout, params, prepared)
 
 
@@ -122,7 +124,7 @@ def test_the_loss_reaches_every_parameter(unet):
 @pytest.mark.parametrize("dropout", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_of_a_clip_does_not_depend_on_the_batch_it_is_in(unet, dropout):
     unet, params = unet
-    prepared = noised(OBJECTIVE, KEY, keyframes.example(VIDEO), TEXT)
+    prepared = noised(OBJECTIVE, KEY, Example(VIDEO), TEXT)
     run = jax.jit(functools.partial(denoising_loss, unet, OBJECTIVE, dropout))
     together = run(params, prepared)
     second = jax.tree.map(lambda leaf: leaf[1:], prepared)
@@ -135,7 +137,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_the_batch_it_is_in(unet, dropout)
 
 def test_everything_is_drawn_for_each_clip():
     objective = Objective(COSINE, timesteps=(100, 900))
-    example = keyframes.example(jnp.zeros((500, 1, 2, 2, 3)))
+    example = Example(jnp.zeros((500, 1, 2, 2, 3)))
     batch = noised(objective, KEY, example, jnp.zeros((500, 1, 1)))
     assert batch.noise.shape == example.clean.shape
     np.testing.assert_allclose([batch.noise.mean(), batch.noise.std()], [0, 1], atol=0.05)
@@ -152,7 +154,7 @@ def test_the_condition_is_beside_the_noisy_clip_and_its_level_is_told():
             return jnp.zeros_like(inputs[0][..., :3])
 
     spy = Spy()
-    example = super_resolution.example(KEY, VIDEO, (4, 6), COSINE, 400, True)
+    example = made.super_resolution(max_noise_level=400).example(KEY, VIDEO, {})
     batch = noised(Objective(COSINE), KEY, example, TEXT)
     found = denoising_loss(spy, Objective(COSINE), False, {}, batch)
     # Nothing is predicted: all of the noise is left.

@@ -14,7 +14,7 @@ from show1_jax.diffusion.schedule import add_noise
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.media import from_uint8, to_uint8
 from show1_jax.stages import interpolation, super_resolution, translation
-from show1_jax.stages.sampling import Conditions, Denoiser, denoise
+from show1_jax.stages.sampling import Conditions, Sampler, Steering, denoise
 from tests.conftest import Golden, assert_close, golden, network_folder
 
 # Of each stage one trajectory is walked by default: networks and solvers have recordings of their
@@ -38,23 +38,27 @@ def unfold(x: np.ndarray, batch: int) -> np.ndarray:
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch)
 
 
-def setup(case: Golden) -> tuple[Denoiser, dict]:
+def setup(case: Golden) -> tuple[Sampler, dict]:
     module, params = load(case.meta["weights_from"]["unet"])
     scheduler = solver_config(case.config["scheduler"], "golden")
     steps = case.config["call"]["num_inference_steps"]
-    return Denoiser(module, make_solver(scheduler, steps)), params
+    return Sampler(module, make_solver(scheduler, steps)), params
 
 
 def conditions(case: Golden, **more) -> Conditions:
     text = np.stack([case.inputs["negative_prompt_embeds"], case.inputs["prompt_embeds"]])
-    keys = jax.vmap(jax.random.key)(jnp.zeros(text.shape[1], jnp.uint32))
-    guidance = jnp.float32(case.config["call"]["guidance_scale"])
-    return Conditions(jnp.asarray(text), guidance, keys, **more)
+    return Conditions(jnp.asarray(text), **more)
 
 
-def check(case: Golden, denoiser, params, start, told, first_step: int = 0, whole: bool = False):
+def steering(case: Golden, rows: int) -> Steering:
+    keys = jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32))
+    return Steering(jnp.float32(case.config["call"]["guidance_scale"]), keys)
+
+
+def check(case: Golden, sampler, params, start, told, first_step: int = 0, whole: bool = False):
     """Runs the loop step by step; `whole`, in one go as well."""
     batch = len(start)
+    steered = steering(case, told.text.shape[1])
     recorded = {k: v for k, v in case.inputs.items() if k.startswith("noise.variance.")}
     noise = None
     if recorded:
@@ -66,15 +70,17 @@ def check(case: Golden, denoiser, params, start, told, first_step: int = 0, whol
             return stacked[step]
 
     run = jax.jit(
-        lambda state, begin, end: denoise(denoiser, params, state, told, begin, end, noise)
+        lambda state, begin, end: denoise(
+            sampler, params, state, told, steered, (begin, end), step_noise=noise
+        )
     )
-    state = denoiser.solver.init(start)
-    for i in range(denoiser.solver.num_steps - first_step):
+    state = sampler.solver.init(start)
+    for i in range(sampler.solver.num_steps - first_step):
         state = run(state, first_step + i, first_step + i + 1)
         name = f"sample.step{i}"
         assert_trajectory(case, name, state.sample)
     if whole:
-        ended = run(denoiser.solver.init(start), first_step, denoiser.solver.num_steps)
+        ended = run(sampler.solver.init(start), first_step, sampler.solver.num_steps)
         np.testing.assert_allclose(ended.sample, state.sample, atol=1e-5)
     return state.sample
 
@@ -95,29 +101,29 @@ def assert_uint8(case: Golden, video) -> None:
 @pytest.mark.parametrize("name", ["pipe_base", slow("pipe_base_dpmpp")])
 def test_keyframes(name):
     case = golden(name)
-    denoiser, params = setup(case)
+    sampler, params = setup(case)
     start, told = last(case.inputs["noise.init"]), conditions(case)
-    sample = check(case, denoiser, params, start, told, whole=True)
+    sample = check(case, sampler, params, start, told, whole=True)
     assert_uint8(case, sample)
 
 
 @pytest.mark.parametrize("name", [slow("pipe_interp"), "pipe_interp_dpmpp"])
 def test_interpolation(name):
     case = golden(name)
-    denoiser, params = setup(case)
+    sampler, params = setup(case)
     keyframes = last(case.inputs["pixel_values"])[:, [0, -1]]
     frames = interpolation.condition(keyframes, case.config["call"]["num_frames"])
     recorded = last(case.outputs["unet_input.step0"])[:1, ..., 3:]
     assert_close(frames, recorded, 1e-6)
     told = conditions(case, frames=frames)
-    sample = check(case, denoiser, params, last(case.inputs["init_noise"]), told)
+    sample = check(case, sampler, params, last(case.inputs["init_noise"]), told)
     assert_uint8(case, sample)
 
 
 @pytest.mark.parametrize("name", ["pipe_if_sr", slow("pipe_sr1_cond"), "pipe_sr1_cond_dpmpp"])
 def test_super_resolution(name):
     case = golden(name)
-    denoiser, params = setup(case)
+    sampler, params = setup(case)
     call = case.config["call"]
     small, noise = last(case.inputs["image"]), last(case.inputs["noise.augmentation"])
     schedule = solver_config(case.config["image_noising_scheduler"], "golden").schedule
@@ -132,7 +138,7 @@ def test_super_resolution(name):
     told = conditions(case, frames=frames, noise_level=level)
     recorded = last(case.outputs["unet_input.step0"])[: len(small), ..., 3:]
     assert_close(frames, recorded, 1e-5)
-    sample = check(case, denoiser, params, last(case.inputs["noise.init"]), told)
+    sample = check(case, sampler, params, last(case.inputs["noise.init"]), told)
     if "final_uint8" in case.outputs:
         assert_uint8(case, sample)
 
@@ -142,7 +148,7 @@ def test_super_resolution(name):
 )
 def test_translation(name):
     case = golden(name)
-    denoiser, params = setup(case)
+    sampler, params = setup(case)
     vae, vae_params = load(case.meta["weights_from"]["vae"])
     video = jnp.asarray(from_uint8(case.inputs["video_uint8"]))[None]
     mean, logvar = translation.encode(vae, vae_params, video, 2)
@@ -152,7 +158,7 @@ def test_translation(name):
     latents = translation.to_latents(vae, mean, logvar, posterior)
     assert_close(latents, unfold(case.outputs["add_noise.original"], 1), 2e-5)
 
-    solver = denoiser.solver
+    solver = sampler.solver
     first = solver.first_step(case.config["call"]["strength"])
     timestep = solver.timesteps[first]
     assert timestep == case.outputs["add_noise.timesteps"][0]
@@ -163,7 +169,7 @@ def test_translation(name):
         jnp.full(1, timestep),
     )
     assert_close(start, unfold(case.outputs["add_noise.noisy"], 1), 2e-5)
-    sample = check(case, denoiser, params, start, conditions(case), first)
+    sample = check(case, sampler, params, start, conditions(case), first)
     final = translation.decode(vae, vae_params, sample, 2)
     assert_trajectory(case, "final", final)
     assert_uint8(case, final)

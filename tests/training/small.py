@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import tiny
-from show1_jax.models.vae import VAE, VAEConfig
+from show1_jax import stages
 from show1_jax.text.tiny import SIZES
-from show1_jax.training.tasks import Task, image_config, make_task
+from show1_jax.training.tasks import Task, make_task
 from tests.stages.test_stages import random_params
 
 T5_WIDTH = SIZES["d_model"]
@@ -75,16 +76,15 @@ def small_task(part: str, levels: int = 1, **train: Any) -> tuple[Task, Any, Any
             unet[name] *= levels
         # What no checkpoint can hold: no ResNet block on the way down, a narrow input transformer.
         unet.layers = (0,) * levels
-        if part == "image":
-            config = image_config(config)
         if part == "translation":
             config[part].unet.input_transformer_head_dim = 4
-    if part != "translation":
-        task = make_task(config, part)
-        return task, random_params(task.module), {"empty": _empty(T5_WIDTH)}
-    vae = VAE(VAEConfig(**config.translation.vae))
-    task = make_task(config, part, vae)
-    constants = {"empty": _empty(CLIP_WIDTH), "vae": random_params(vae)}
+    own = stages.part(part).from_config(config)
+    constants = {"empty": _empty(CLIP_WIDTH if own.encoder == "clip" else T5_WIDTH)}
+    if isinstance(own, stages.Stage):
+        networks = own.other_modules(jnp.float32)
+        own = own.with_networks(networks)
+        constants |= {name: random_params(module) for name, module in networks.items()}
+    task = make_task(own, config.train[part])
     return task, random_params(task.module), constants
 
 
@@ -95,7 +95,7 @@ def _empty(width: int) -> jax.Array:
 def made_up_batch(task: Task, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch as the pipeline makes them, of random pixels and texts."""
     rng = np.random.default_rng(seed)
-    spec, width = task.spec, CLIP_WIDTH if task.encoder == "clip" else T5_WIDTH
+    spec, width = task.spec, CLIP_WIDTH if task.part.encoder == "clip" else T5_WIDTH
     shape = (batch, spec.frames, spec.height, spec.width, 3)
     return {
         "video": rng.integers(0, 256, shape, np.uint8),

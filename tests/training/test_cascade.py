@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from show1_jax import convert
-from show1_jax.cascade import STAGES
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.generate import generate
+from show1_jax.stages import names, parts
 from show1_jax.training import loop
-from show1_jax.training.tasks import PARTS
 from tests.training.small import assert_same, small_config
 
 
@@ -29,7 +28,7 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
     # Again: everything is there and is only exported anew.
     loop.train(config, tmp_path)
     output = capsys.readouterr().out
-    for part in PARTS:
+    for part in parts():
         folder = tmp_path / "image" if part == "image" else tmp_path
         assert output.count(f"{part} is trained: {folder / 'checkpoint'}") == 2
         assert f"{part} goes on from step 2" in output
@@ -37,7 +36,7 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
 
     trained = tmp_path / "checkpoint"
     stages = find_stages(trained)
-    assert tuple(stage for stage in STAGES if stage in stages) == STAGES
+    assert tuple(stage for stage in names() if stage in stages) == names()
     # The T5 encoder is there once.
     assert [name for name, stage in stages.items() if stage.has("text_encoder")] == [
         "keyframes",
@@ -56,7 +55,7 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
     )  # fmt: skip
     section = config.translation
     for item in ("000", "001"):
-        for stage in STAGES[:-1]:
+        for stage in names()[:-1]:
             assert np.isfinite(np.load(tmp_path / "out" / item / f"{stage}.npy")).all()
         with av.open(str(tmp_path / "out" / item / "translation.mp4")) as file:
             shapes = [frame.to_ndarray(format="rgb24").shape for frame in file.decode(video=0)]

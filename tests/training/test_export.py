@@ -9,16 +9,18 @@ import pytest
 from ml_collections import ConfigDict
 
 from show1_jax import convert
-from show1_jax.cascade import Cascade
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
-from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
+from show1_jax.stages import Image
+from show1_jax.stages.stage import solver_config
 from show1_jax.stages.translation import to_latents
 from show1_jax.training import loop
-from show1_jax.training.tasks import image_config, pixels, solver_config
+from show1_jax.training.tasks import pixels
 from tests.stages.test_stages import random_params
 from tests.training.small import assert_same, by_path, small_config
 
@@ -41,11 +43,11 @@ def trained(config, tmp_path_factory):
 
 
 def test_an_image_network_is_not_sampled_from(tmp_path, data_dir):
-    config = image_config(small_config("image", data_dir))
-    module = UNet(UNetConfig(**config.image.unet))
+    config = small_config("image", data_dir)
+    module = Image.from_config(config).module(jnp.float32)
     export_network(tmp_path, "keyframes", module, random_params(module))
     with pytest.raises(InputError, match="show-1-base/unet is an image network, which makes no cl"):
-        Cascade(config, tmp_path)
+        Engine(config, tmp_path)
 
 
 def test_what_is_exported_is_the_average_and_says_what_it_is(trained, config, checkpoint):
@@ -128,8 +130,8 @@ class Kept:
 
 def test_the_cascade_samples_from_it(trained, config, caplog):
     results = Kept()
-    cascade = Cascade(config, trained / "checkpoint", ["keyframes"])
-    cascade.run(PROMPTS, [1, 1], results)
+    engine = Engine(config, trained / "checkpoint", ["keyframes"])
+    engine.run(PROMPTS, [1, 1], results)
     assert "differ" not in caplog.text
     clips = [results.made[item, "keyframes"] for item in range(2)]
     section = config.keyframes

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from show1_jax.errors import InputError
+from show1_jax.stages import parts
 from show1_jax.training.optimizer import averaged, make_optimizer
 from show1_jax.training.step import compile_step, init_state, train_step
-from show1_jax.training.tasks import PARTS
 from show1_jax.training.trainable import merge, split
 from tests.training.small import (
     assert_same,
@@ -43,7 +43,7 @@ SLOW = ("image", "interpolation", "super_resolution")
 
 
 @pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in PARTS]
+    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in parts()]
 )
 def test_gradients_reach_every_parameter(part):
     dropout = {} if part == "vae" else {"dropout": True}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from show1_jax.adapters.apply import adapted
 from show1_jax.adapters.files import Adapter
-from show1_jax.stages.keyframes import adapted
 from show1_jax.stages.sampling import ByTimestep, params_at
 
 
