@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import show1, tiny
+from show1_jax.configs import show1, tiny
 
 BASES = {"tiny": tiny, "show1": show1}
 

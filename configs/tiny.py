@@ -15,9 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import show1
+import show1_jax
+from show1_jax.configs import show1
 
-CHECKPOINT = Path(__file__).parent.parent / "show1_jax" / "assets" / "tiny"
+CHECKPOINT = Path(show1_jax.__file__).parent / "assets" / "tiny"
 TEXT_WIDTH = 64
 
 

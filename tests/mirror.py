@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.engine import Engine
 from show1_jax.models.unet import UNetConfig

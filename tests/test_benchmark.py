@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import show1, tiny
 from show1_jax.benchmark import ours, side_by_side
 from show1_jax.benchmark.__main__ import main
+from show1_jax.configs import show1, tiny
 from tests import programs
 from tests.training.small import small_config
 

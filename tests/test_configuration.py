@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from configs import customize, show1, tiny
+from show1_jax.configs import customize, show1, tiny
 from show1_jax.configuration import build, check_config
 from show1_jax.errors import InputError
 from show1_jax.models.vae import VAEConfig

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny
 from show1_jax.checkpoints.released import StageFolder
+from show1_jax.configs import tiny
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
 from show1_jax.engine import Engine

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import show1, tiny
 from show1_jax import generate, memory
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
+from show1_jax.configs import show1, tiny
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError, fitting
 from show1_jax.text.encoding import load_encoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.engine import Engine
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import generate, override

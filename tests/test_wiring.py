@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import tiny
 from show1_jax import stages
 from show1_jax.adapters.files import Adapter, save_adapter
 from show1_jax.checkpoints.released import StageFolder
+from show1_jax.configs import tiny
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.generate import override
 from show1_jax.stages.super_resolution import upsample

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import customize as customize_config
-from configs import tiny
 from show1_jax.adapters.customize import customize, first_trained, make_tuning, recolored
 from show1_jax.adapters.files import apply_adapters, load_adapter
 from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
 from show1_jax.checkpoints.released import find_stages
+from show1_jax.configs import customize as customize_config
+from show1_jax.configs import tiny
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import read_clip
 from show1_jax.engine import Engine

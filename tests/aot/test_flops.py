@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import show1
 from show1_jax.aot.programs import text_size
 from show1_jax.checkpoints.released import sampling_params
+from show1_jax.configs import show1
 from show1_jax.models import attention, dot_product, layers
 from show1_jax.parallel.mesh import make_mesh
 from show1_jax.stages import by_name, names

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from configs import show1
 from show1_jax.aot import prediction
 from show1_jax.aot.prediction import (
     CHIPS,
@@ -26,6 +25,7 @@ from show1_jax.aot.prediction import (
     topology,
 )
 from show1_jax.aot.programs import chunks, predict_sampling, training_program
+from show1_jax.configs import show1
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import AXES, make_mesh
 from show1_jax.stages import parts

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
+from show1_jax.configs.show1 import get_config
 
-from configs.show1 import get_config
 from show1_jax.checkpoints import tables
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.network_config import clip_json, t5_json, vae_json

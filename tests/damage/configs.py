@@ -81,7 +81,7 @@ STATEMENTS = (
     "raise Exception",
     "raise UnicodeDecodeError('utf-8', b'a', 0, 1, 'no')",
     "import nothing_like_it",
-    "from configs import nothing_like_it",
+    "from show1_jax.configs import nothing_like_it",
     "return get_config(part)",
     "return None",
     "return {'stage': part}",
@@ -97,7 +97,7 @@ STATEMENTS = (
     "config.train.vae.more = {1, 2}",
 )
 
-GOOD = """from configs import customize
+GOOD = """from show1_jax.configs import customize
 from tests.damage import small
 
 

@@ -131,10 +131,10 @@ def train(part: str, workdir: Path, data: Path, clips: Path) -> tuple[object, ..
 def _checkpoint(folder: Path) -> None:
     import jax
 
-    from configs import tiny
     from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
     from show1_jax.checkpoints.networks import network, read_json
     from show1_jax.checkpoints.store import save_params
+    from show1_jax.configs import tiny
     from show1_jax.models.unet import UNet, UNetConfig
     from show1_jax.models.vae import VAE, VAEConfig
     from show1_jax.stages.stage import solver_config

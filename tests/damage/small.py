@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import customize, tiny
+from show1_jax.configs import customize, tiny
 
 UNET = {
     "channels": (32,),

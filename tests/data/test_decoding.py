@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import tiny
 from show1_jax import invert
+from show1_jax.configs import tiny
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import decode, read_clip
 from show1_jax.errors import InputError

@@ -5,8 +5,8 @@ import math
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import show1
 from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.configs import show1
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.models.unet import UNet, UNetConfig

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8
 from show1_jax.shapes import alone

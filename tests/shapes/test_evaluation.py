@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8
 from show1_jax.shapes import evaluation

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.motion import MOTIONS, TAUGHT

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import tiny
+from show1_jax.configs import tiny
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from absl import logging
+from show1_jax.configs.tiny import CHECKPOINT
 
-from configs.tiny import CHECKPOINT
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
 from show1_jax.text import tiny, tokenizers

@@ -10,8 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from configs import tiny
 from show1_jax import stages
+from show1_jax.configs import tiny
 from show1_jax.text.tiny import SIZES
 from show1_jax.training.tasks import Task, make_task
 from tests.stages.test_stages import random_params
