@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from show1_jax import stages as known_stages
 from show1_jax.bars import Bars
-from show1_jax.commands import use_compilation_cache
+from show1_jax.compilation import use_compilation_cache
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.memory import return_freed_memory

@@ -7,7 +7,13 @@ timesteps, in the dtype that it is stored in; `show1_jax.convert --to-torch` tak
 PyTorch.
 """
 
-import argparse
+if __name__ == "__main__":  # before the imports, for which --help does not wait
+    import sys
+
+    from show1_jax.cli.merge import main
+
+    sys.exit(main())
+
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +27,6 @@ from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
-from show1_jax.paths import local_path
 from show1_jax.stages import STAGES
 
 
@@ -75,24 +80,3 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
                 "timesteps, which --adapter does not",
                 file=sys.stderr,
             )
-
-
-def main() -> None:
-    """Runs the command line."""
-    text, _, commands = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=text, epilog=commands, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint")
-    parser.add_argument("merged")
-    parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
-    arguments = parser.parse_args()
-    try:
-        merge(local_path(arguments.checkpoint), local_path(arguments.merged), arguments.adapters)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    print(arguments.merged)
-
-
-if __name__ == "__main__":
-    main()

@@ -116,7 +116,7 @@ def _compile_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def _overtaken_by_failure():
     """Orbax's other reads and writes go on, with nobody waiting for them, when one has failed."""
-    from show1_jax.commands import OVERTAKEN
+    from show1_jax.cli.program import OVERTAKEN
 
     hook = sys.unraisablehook
 
@@ -133,9 +133,9 @@ def _overtaken_by_failure():
 @pytest.fixture
 def noise(capsys, monkeypatch):
     """Whether a program would have shown a traceback of what nobody waits for."""
-    from show1_jax import commands
+    from show1_jax.cli.program import unraisable
 
-    monkeypatch.setattr(sys, "unraisablehook", commands._unraisable)
+    monkeypatch.setattr(sys, "unraisablehook", unraisable)
 
     def found() -> bool:
         gc.collect()
@@ -158,8 +158,8 @@ def largest_file(size: int):
 @pytest.fixture(scope="session")
 def converted_release(tmp_path_factory) -> Path:
     """The whole tiny release in our layout, converted once."""
-    from show1_jax.convert import main
+    from show1_jax.cli.convert import main
 
     folder = tmp_path_factory.mktemp("converted") / "release"
-    main([str(RELEASE), str(folder), "--verify"])
+    assert main([str(RELEASE), str(folder), "--verify"]) == 0
     return folder

@@ -18,7 +18,8 @@ from pathlib import Path
 # Processes are forked from one that has imported what programs import, and nothing more.
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
-    "show1_jax.benchmark",
+    "show1_jax.benchmark.ours",
+    "show1_jax.cli.config",
     "show1_jax.shapes.evaluation",
     "show1_jax.generate",
     "show1_jax.aot.programs",

@@ -2,13 +2,12 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from show1_jax.benchmark import ours, side_by_side
-from show1_jax.benchmark.__main__ import main
+from show1_jax.cli.benchmark import main
 from show1_jax.configs import show1, tiny
 from tests import programs
 from tests.training.small import small_config
@@ -31,7 +30,7 @@ def test_programs_run(name, capsys, tmp_path, monkeypatch):
     assert float(found[2]) > 0
 
 
-def test_one_that_fails_is_named_and_the_others_are_measured(monkeypatch):
+def test_one_that_fails_is_named_and_the_others_are_measured(monkeypatch, capsys):
     started = []
 
     def run(command, **settings):
@@ -39,11 +38,13 @@ def test_one_that_fails_is_named_and_the_others_are_measured(monkeypatch):
         return subprocess.CompletedProcess(command, -9 if command[-1] == "vae" else 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--torch", "vae", "t5", "--frames", "3"])
-    with pytest.raises(SystemExit, match=r"error: vae \(status -9\) could not be measured"):
-        main()
+    change = "--config.batch_size=2"
+    assert main(["--torch", "vae", "t5", "--frames", "3", "--config", "tiny", change]) == 1
+    assert "error: vae (status -9) could not be measured" in capsys.readouterr().err
     assert [command[-1] for command in started] == ["vae", "t5"]
-    assert all({"--torch", "--frames=3", "--calls=3"} <= set(command) for command in started)
+    assert all(
+        {"--torch", "--frames=3", "--config=tiny", change} <= set(command) for command in started
+    )
 
 
 @pytest.mark.slow  # PyTorch's libraries take some seconds to load
@@ -73,7 +74,7 @@ def test_pytorch_makes_the_same(name, capsys):
 )
 def test_the_command_line_ends_in_a_clear_line(arguments, message):
     done = programs.run("show1_jax.benchmark", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.aot.prediction import Program
 from show1_jax.aot.programs import sampling_programs, training_program
-from show1_jax.commands import use_compilation_cache
+from show1_jax.compilation import use_compilation_cache
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.training.metrics import peak_memory
 

@@ -11,17 +11,22 @@ with and without the adapter, and prints how far the paths of what they show are
 the taught one, and how often shape and colour are what was asked for.
 """
 
+if __name__ == "__main__":  # before the imports, for which --help does not wait
+    import sys
+
+    from show1_jax.cli.motion import main
+
+    sys.exit(main())
+
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
-from show1_jax import commands
 from show1_jax.adapters.files import Adapter
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
@@ -193,38 +198,3 @@ def follow(
         contact_sheet([Row(v, p, c >= 0.9, f"path {c:.2f}") for v, p, c in shown]),
     )
     return rows
-
-
-if __name__ == "__main__":
-    CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
-    CHECKPOINT, STEPS, GUIDANCE = commands.define_sampling()
-    MAKE = commands.define_path("make", "Only draw the clips to be taught, into this folder.")
-    MOTION = flags.DEFINE_enum("motion", None, list(MOTIONS), "Which motion was taught.")
-    ADAPTER = flags.DEFINE_multi_string("adapter", [], "FILE or FILE=WEIGHT, each a row.")
-    PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
-    SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts.", 0, 2**31)
-    SHEET = commands.define_path("sheet", "The contact sheet (default: outputs/motion.png).")
-    BACKGROUNDS = flags.DEFINE_bool(
-        "backgrounds", False, "Ask for other backgrounds than the taught clip's."
-    )
-
-    def main() -> None:
-        """Makes one call of the flags."""
-        if MAKE.value:
-            make(MAKE.value)
-            return
-        if MOTION.value is None:
-            raise InputError(f"give --motion, one of {', '.join(MOTIONS)}, or --make FOLDER")
-        follow(
-            CONFIG.value,
-            CHECKPOINT.value or CONFIG.value.get("checkpoint"),
-            MOTION.value,
-            ADAPTER.value,
-            PROMPTS.value,
-            SEED.value,
-            {"steps": STEPS.value, "guidance": GUIDANCE.value},
-            SHEET.value or Path("outputs") / "motion.png",
-            BACKGROUNDS.value,
-        )
-
-    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -13,6 +13,13 @@ each it prints how the path of what is shown correlates with that of the clip,
 and how often the look is the new one and all else what it was.
 """
 
+if __name__ == "__main__":  # before the imports, for which --help does not wait
+    import sys
+
+    from show1_jax.cli.stylization import main
+
+    sys.exit(main())
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +27,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from show1_jax import commands
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
@@ -219,36 +224,3 @@ def _summary(judged: Sequence[dict[str, float]]) -> dict[str, float]:
     """A row of the table: the mean of everything, but the median of the paths."""
     means = {name: float(np.mean([one[name] for one in judged])) for name in judged[0]}
     return means | {"path": float(np.median([one["path"] for one in judged]))}
-
-
-if __name__ == "__main__":
-    CONFIG = commands.define_config("How to sample (default: configs/tiny.py).")
-    CHECKPOINT = commands.define_checkpoint()
-    COUNT = flags.DEFINE_integer(
-        "pairs", None, f"How many clips (default: {PAIRS}); not with --adapter.", 1
-    )
-    MOTION = flags.DEFINE_enum(
-        "motion",
-        None,
-        [*motion.MOTIONS, STRAIGHT],
-        "How clips move (default: all but straight).",
-    )
-    ADAPTER = flags.DEFINE_string("adapter", "", "FILE or FILE=WEIGHT that was taught --motion.")
-    SEED = flags.DEFINE_integer("seed", 0, "Decides the clips and prompts.", 0, 2**31)
-    SHEET = commands.define_path("sheet", "The contact sheet (default: outputs/stylization.png).")
-
-    def main() -> None:
-        """Makes one call of the flags."""
-        config = CONFIG.value
-        both = choose(COUNT.value, SEED.value, MOTION.value, ADAPTER.value)
-        if ADAPTER.value:
-            config[STAGE].adapters = (ADAPTER.value,)
-        evaluate_stylization(
-            config,
-            CHECKPOINT.value or config.get("checkpoint"),
-            both,
-            SEED.value,
-            SHEET.value or Path("outputs") / "stylization.png",
-        )
-
-    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

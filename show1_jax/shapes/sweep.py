@@ -1,42 +1,35 @@
 """Which solver, how many steps, how much guidance: keyframes of each, measured.
 
-    python -m show1_jax.shapes.sweep --prompts 50 --steps 5,10,20,50 --guidance 2
-    python -m show1_jax.shapes.sweep --prompts 50 --solvers ddim --steps 10 --guidance 1,2,4
+    python -m show1_jax.shapes.sweep --count 50 --steps 5,10,20,50 --guidance 2
+    python -m show1_jax.shapes.sweep --count 50 --solvers ddim --steps 10 --guidance 1,2,4
 
 prints how often keyframes of the validation combinations show what was asked
 for, and draws it over the number of steps (extra "plot"). Every setting samples
 the same prompts from the same seeds.
 """
 
+if __name__ == "__main__":  # before the imports, for which --help does not wait
+    import sys
+
+    from show1_jax.cli.sweep import main
+
+    sys.exit(main())
+
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
-from show1_jax import commands
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.engine import Engine
-from show1_jax.errors import InputError
 from show1_jax.generate import prepare
-from show1_jax.media import check_figure, new_figure, write_figure
+from show1_jax.media import new_figure, write_figure
 from show1_jax.shapes.evaluation import aspect, judge, sampled
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.tables import NAMES, accuracy, table
 from show1_jax.stages import STAGES
-
-CONFIG = commands.define_config(
-    "What to sample (default: configs/tiny.py); --config.KEY=VALUE changes it."
-)
-CHECKPOINT = commands.define_checkpoint()
-PROMPTS = flags.DEFINE_integer("prompts", 50, "How many prompts.", 1)
-SEED = flags.DEFINE_integer("seed", 0, "Decides the prompts and their noise.", 0, 2**32 - 1)
-SOLVERS = flags.DEFINE_list("solvers", ["dpm_solver", "ddim", "ddpm"], "The solvers to try.")
-STEPS = flags.DEFINE_list("steps", ["5", "10", "20", "50"], "The numbers of steps to try.")
-GUIDANCE = flags.DEFINE_list("guidance", ["2"], "The guidance scales to try.")
-PLOT = commands.define_path("plot", "The picture to draw, such as sweep.png.")
 
 Shares = Mapping[str, float]
 
@@ -115,33 +108,7 @@ def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
     write_figure(path, figure)
 
 
-def main() -> None:
-    """Makes one call of the flags."""
-
-    def parse(name: str, kind: type, texts: Sequence[str]) -> list:
-        try:
-            return [kind(text) for text in texts]
-        except ValueError:
-            raise InputError(f"--{name} {','.join(texts)}: give numbers") from None
-
-    steps = parse("steps", int, STEPS.value)
-    guidance = parse("guidance", float, GUIDANCE.value)
-    if PLOT.value:
-        check_figure(PLOT.value)
-    found = sweep(
-        CONFIG.value,
-        CHECKPOINT.value or CONFIG.value.get("checkpoint"),
-        PROMPTS.value,
-        SEED.value,
-        SOLVERS.value,
-        steps,
-        guidance,
-    )
+def print_table(found: Mapping[tuple[str, float, int], Shares]) -> None:
+    """Prints the accuracies, a row for each setting."""
     rows = {f"{kind} {scale:g} {steps}": shares for (kind, scale, steps), shares in found.items()}
     print(table({"solver guidance steps": {}, **rows}, [*NAMES, "all"]))
-    if PLOT.value:
-        plot(found, PLOT.value)
-
-
-if __name__ == "__main__":
-    commands.run(main, Path(__file__).parents[2] / "configs" / "tiny.py")

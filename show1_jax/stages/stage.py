@@ -306,6 +306,7 @@ class Stage(abc.ABC):
         return resize_uint8(small[: self.frames], self.height, self.width)
 
     filter_name: ClassVar[str] = "bicubic"
+    extra_names: ClassVar[tuple[str, ...]] = ()
 
     def extras(self, batch: int, frame_parts: int) -> Iterator[Extra]:
         """The programs that sampling compiles beside the denoising loop.

@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import flags
 from flax.traverse_util import flatten_dict
 from google.protobuf.json_format import ParseError
 from ml_collections import ConfigDict
@@ -131,6 +132,8 @@ def training_batches(
         threads=train.threads,
     )
     if train.workers:
+        if not flags.FLAGS.is_parsed():  # Grain tells its processes what its flags are
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=train.workers, per_worker_buffer_size=4)
         )

@@ -63,7 +63,7 @@ class Good:
 
     def judged(self, path: Path) -> None:
         """What the evaluation keeps."""
-        flags = ("--prompts=1", "--stages=keyframes", f"--sheet={self.folder}/sheet.png")
+        flags = ("--count=1", "--stages=keyframes", f"--sheet={self.folder}/sheet.png")
         self._run("show1_jax.shapes", *sample(self("checkpoint"))[1:], *flags, f"--out={path}")
 
     def run(self, path: Path) -> None:

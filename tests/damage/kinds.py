@@ -167,7 +167,7 @@ def _judged(box: Box, rng: Random) -> Command:
     stages = pick(rng, ("", "", "interpolation"))
     return (
         "show1_jax.shapes", *sample(_goods(box, "checkpoint"))[1:], f"--out={box.result}",
-        "--prompts=1", f"--stages={stages}",
+        "--count=1", f"--stages={stages}",
     )  # fmt: skip
 
 

@@ -91,8 +91,3 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_sampled(tm
     assert done.returncode == 1
     assert done.stderr == "error: a picture needs matplotlib: pip install matplotlib\n"
     assert not (tmp_path / "a.png").exists()
-
-
-def test_the_command_line():
-    done = programs.run("show1_jax.shapes.sweep", "--steps=few")
-    assert (done.returncode, done.stderr) == (1, "error: --steps few: give numbers\n")

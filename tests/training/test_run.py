@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from absl import flags
 from jax.experimental import multihost_utils
 
 from show1_jax.checkpoints.export import export_network
@@ -204,8 +203,6 @@ def test_only_settings_that_a_part_depends_on_are_its_own(train, begun):
 
 @pytest.mark.slow
 def test_an_interrupted_run_with_worker_processes(train, tmp_path):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's processes are told of them
     train(tmp_path / "straight", workers=2)
     train(tmp_path, interrupt_at=3, workers=2)
     assert checkpoints(tmp_path) == [2]

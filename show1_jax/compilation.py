@@ -1,0 +1,28 @@
+"""Where compiled programs are kept, and what they are compiled for."""
+
+import os
+
+import jax
+from absl import logging
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, unless `JAX_COMPILATION_CACHE_DIR` says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Without a home folder, as of a user ID that the system does not list, "~" stays.
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if cache.startswith("~"):
+            logging.warning(
+                "There is no home folder to keep compiled programs in: set XDG_CACHE_HOME"
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "show1_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def only_compile() -> None:
+    """Keeps JAX from looking for the TPU whose compiler is installed."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Else one process at a time may hold the compiler, as if it were a TPU.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
