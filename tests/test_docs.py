@@ -6,9 +6,9 @@ seconds. If a program needs JAX even for that, its flags are read from its sourc
 
 import ast
 import functools
-import importlib
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -128,8 +128,7 @@ def config(arguments: list[str]):
         elif word == "--config":
             path = following
     path, _, argument = path.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    return module.get_config(argument)
+    return runpy.run_path(str(ROOT / path))["get_config"](argument)
 
 
 def faults(text: str) -> list[str]:
