@@ -6,6 +6,7 @@ seconds. If a program needs JAX even for that, its flags are read from its sourc
 
 import ast
 import functools
+import itertools
 import json
 import re
 import runpy
@@ -122,7 +123,7 @@ def _defined_by(name: str) -> frozenset[str]:
 def config(arguments: list[str]):
     """The config that a command names."""
     path = "configs/tiny.py"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*arguments, ""]):
         if word.startswith("--config="):
             path = word.partition("=")[2]
         elif word == "--config":
