@@ -3,7 +3,8 @@
     python -m show1_jax.convert SRC DST               # PyTorch to JAX
     python -m show1_jax.convert SRC DST --to-torch    # and back
 
-The command line is `show1_jax.cli.convert`; from Python, `load_diffusers` loads one network.
+The command line is `show1_jax.cli.convert`; from Python, `convert` does the same, and
+`load_diffusers` loads one network.
 """
 
 if __name__ == "__main__":  # before the imports, for which --help does not wait
@@ -13,6 +14,7 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
 
     sys.exit(main())
 
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -20,9 +22,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from show1_jax.checkpoints.conversion import convert_pipelines
 from show1_jax.checkpoints.networks import network, read_json
 from show1_jax.checkpoints.torch_files import find_weights
 from show1_jax.checkpoints.torch_params import params_from_torch
+from show1_jax.paths import local_path
 
 
 def load_diffusers(
@@ -49,3 +53,32 @@ def load_diffusers(
     built = network(read_json(folder / "config.json"), str(folder / "config.json"))
     cast = None if dtype is None else np.dtype(dtype)
     return built.module, params_from_torch(built, find_weights(folder).tensors, str(folder), cast)
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to_torch: bool = False,
+    dtype: DTypeLike | None = None,
+    verify: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Converts a whole checkpoint between the released PyTorch layout and ours.
+
+    `dst` appears when all of it is written. Until then it grows in `DST.partial`, from which the
+    same call goes on.
+
+    Args:
+      src: one released folder, or a folder of them.
+      dst: where to; must not exist.
+      to_torch: from our layout to PyTorch's, rather than the other way.
+      dtype: cast every weight to this; None keeps the stored precision.
+      verify: read back what was written and compare it with its source bit for bit.
+      report: receives a line for each network.
+
+    Raises:
+      InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
+    """
+    cast = None if dtype is None else np.dtype(dtype)
+    convert_pipelines(local_path(src), local_path(dst), to_torch, cast, verify, report)

@@ -7,7 +7,6 @@ What a stage made is kept by the caller (`Results`), and may come from an earlie
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,6 +20,7 @@ from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, fitting
 from show1_jax.loading import load_stages, warn_of_differences
 from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
+from show1_jax.paths import Checkpoint
 from show1_jax.provenance import settings
 from show1_jax.stages import Stage, inversion
 from show1_jax.stages.results import Results, checked
@@ -82,7 +82,7 @@ class Engine:
     def __init__(
         self,
         config: ConfigDict,
-        checkpoint: str | Path | Sequence[str | Path],
+        checkpoint: Checkpoint,
         stages: Sequence[str] | None = None,
         devices: Sequence[jax.Device] | None = None,
         *,

@@ -37,6 +37,10 @@ class InputError(ValueError):
     """
 
 
+class UsageError(InputError):
+    """The command line, or a value that it gave a config, is wrong; exit status 2."""
+
+
 class Preempted(Exception):
     """The program was told to end (SIGTERM, Ctrl-C) and has saved what it had; exit status 143."""
 

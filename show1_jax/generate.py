@@ -19,7 +19,7 @@ from show1_jax.errors import InputError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
-from show1_jax.paths import local_path
+from show1_jax.paths import Checkpoint, local_path, local_paths
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
@@ -33,7 +33,7 @@ Asked = tuple[str, int | None]
 
 def generate(
     config: ConfigDict,
-    checkpoint: str | Path | Sequence[str | Path] | None,
+    checkpoint: Checkpoint | None,
     prompts: str | Sequence[str],
     prompts_file: str | Path | None,
     seeds: Sequence[int] | None,
@@ -307,7 +307,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def prepare(
     config: ConfigDict,
-    checkpoint: str | Path | Sequence[str | Path] | None,
+    checkpoint: Checkpoint | None,
     overrides: Mapping[str, Sequence[str]],
 ) -> list[Path]:
     """Puts flags into a config, and keeps compiled programs from here on.
@@ -328,8 +328,7 @@ def prepare(
     use_compilation_cache()
     return_freed_memory()
     override(config, overrides)
-    several = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
-    return [local_path(each) for each in several]
+    return local_paths(checkpoint)
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:

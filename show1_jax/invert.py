@@ -18,13 +18,14 @@ from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
+from show1_jax.paths import Checkpoint
 from show1_jax.stages import STAGES, Stage, inversion
 from show1_jax.stages.sampling import Call
 
 
 def invert_clip(
     config: ConfigDict,
-    checkpoint: str | Path | Sequence[str | Path] | None,
+    checkpoint: Checkpoint | None,
     clip: Path,
     prompt: str,
     out: Path,

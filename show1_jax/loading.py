@@ -19,7 +19,7 @@ from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import compute_dtype
-from show1_jax.paths import local_path
+from show1_jax.paths import Checkpoint, local_path, local_paths
 from show1_jax.stages import Stage, inversion
 from show1_jax.stages.sampling import Sampler
 
@@ -61,7 +61,7 @@ class Loaded:
 
 def load_stages(
     config: ConfigDict,
-    checkpoint: str | Path | Sequence[str | Path],
+    checkpoint: Checkpoint,
     stages: Sequence[str] | None = None,
 ) -> Loaded:
     """Reads every configuration and checks that sizes fit.
@@ -76,8 +76,7 @@ def load_stages(
       InputError: if a stage is unknown or not there, a size does not fit, or there
         are adapters for a stage that is not run.
     """
-    several = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
-    checkpoints = [local_path(each) for each in several]
+    checkpoints = local_paths(checkpoint)
     noise = inversion.load_noise(local_path(config.from_noise)) if config.from_noise else None
     loaded = Loaded(
         checkpoints,

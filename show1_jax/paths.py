@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from show1_jax.errors import InputError
 
 # `Path` makes "gs:/bucket" of "gs://bucket". One letter is a drive of Windows.
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
+
+
+Checkpoint = str | Path | Sequence[str | Path]
+"""A converted checkpoint, or several, of which later ones override the stages of earlier ones."""
 
 
 def local_path(path: str | PathLike[str]) -> Path:
@@ -27,3 +32,9 @@ def local_path(path: str | PathLike[str]) -> Path:
     if text.startswith("~") and expanded == text:
         raise InputError(f"{text}: there is no such home folder; give the path without ~")
     return Path(expanded)
+
+
+def local_paths(checkpoint: Checkpoint) -> list[Path]:
+    """The folders of one or several checkpoints; see `local_path`."""
+    several = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+    return [local_path(each) for each in several]

@@ -19,7 +19,7 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "show1_jax.benchmark.ours",
-    "show1_jax.cli.config",
+    "show1_jax.config_files",
     "show1_jax.shapes.evaluation",
     "show1_jax.generate",
     "show1_jax.aot.programs",

@@ -55,6 +55,10 @@ class StageFolder:
         """
         return self.stored(name, module, dtype).read()
 
+    def total_size(self) -> int:
+        """How many bytes the parameters of all networks here have on disk."""
+        return sum(self.size(path.parent.name) for path in self.folder.glob(f"*/{PARAMS}"))
+
     def size(self, name: str) -> int:
         """How many bytes a network's parameters have on disk."""
         files = params_folder(self.folder / name).rglob("*")

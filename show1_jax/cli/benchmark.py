@@ -8,8 +8,8 @@ from typing import Any
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
-from show1_jax.cli.program import Parser, UsageError, run
-from show1_jax.errors import InputError
+from show1_jax.cli.program import Parser, run
+from show1_jax.errors import InputError, UsageError
 
 DTYPES = ("float32", "bfloat16")
 DESCRIPTION = """\

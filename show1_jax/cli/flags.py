@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from show1_jax.cli.program import Parser, UsageError
-from show1_jax.errors import InputError
+from show1_jax.cli.program import Parser
+from show1_jax.errors import InputError, UsageError
 from show1_jax.paths import local_path
 
 MAX_SEED = 2**32 - 1
@@ -98,20 +98,16 @@ def add_checkpoint(group: Any, more: str = "") -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help=f"a converted checkpoint (default: the config's){more}",
+        help="a converted checkpoint (default: the config's); of several, later ones override the "
+        f"stages of earlier ones{more}",
     )
 
 
-def checkpoint(args: argparse.Namespace) -> str | None:
-    """The checkpoint that was asked for, or the config's.
-
-    Raises:
-      UsageError: if several were.
-    """
+def checkpoint(args: argparse.Namespace) -> list[str]:
+    """The checkpoints that were asked for, or the config's; none if it has none."""
     given = [folder for folder in args.checkpoint if folder]
-    if len(given) > 1:
-        raise UsageError("give one --checkpoint")
-    return given[0] if given else args.config.get("checkpoint")
+    own = args.config.get("checkpoint")
+    return given or ([own] if own else [])
 
 
 def add_sampling(group: Any) -> None:

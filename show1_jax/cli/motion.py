@@ -6,7 +6,8 @@ from pathlib import Path
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
-from show1_jax.cli.program import Parser, UsageError, run
+from show1_jax.cli.program import Parser, run
+from show1_jax.errors import UsageError
 
 MOTIONS = ("circle", "zigzag", "bounce", "spiral")  # of `shapes.motion`
 DESCRIPTION = """\

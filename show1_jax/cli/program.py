@@ -15,16 +15,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from show1_jax import _version
-from show1_jax.errors import InputError, Preempted
+from show1_jax.errors import InputError, Preempted, UsageError
 
 # What Orbax's other reads and writes of arrays report when one of them has failed.
 OVERTAKEN = "Event loop is closed|was never awaited|Encountered error while reading array index"
 MAX_FLAG_WIDTH = 26  # columns before the help of a flag
 ABOUT = "about"
-
-
-class UsageError(InputError):
-    """The command line is wrong; exit status 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +74,7 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(self._unknown(unknown[0]))
         if self.default_config:
             # Here, so that wrong flags are told before it is imported.
-            from show1_jax.cli.config import load_config
+            from show1_jax.config_files import load_config
 
             file = self.default_config if args.config is None else args.config
             args.config, args.changed = load_config(file, [each for one in changes for each in one])

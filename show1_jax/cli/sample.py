@@ -6,7 +6,8 @@ from pathlib import Path
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
-from show1_jax.cli.program import Parser, UsageError, run
+from show1_jax.cli.program import Parser, run
+from show1_jax.errors import UsageError
 
 EXAMPLES = """\
   %(prog)s --prompt "a small red circle moving left on a black background"
@@ -122,7 +123,7 @@ def _call(args: argparse.Namespace) -> None:
     )
 
 
-def _invert(args: argparse.Namespace, checkpoint: str | None, seeds: list[int] | None) -> None:
+def _invert(args: argparse.Namespace, checkpoint: list[str], seeds: list[int] | None) -> None:
     from show1_jax.generate import free_folder
     from show1_jax.invert import invert_clip
 

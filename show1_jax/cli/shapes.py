@@ -6,7 +6,8 @@ from pathlib import Path
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import MAX_SEED, LocalPath
-from show1_jax.cli.program import Parser, UsageError, run
+from show1_jax.cli.program import Parser, run
+from show1_jax.errors import UsageError
 
 DESCRIPTION = """\
 Measure how well a model trained on moving shapes does what its prompts say.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
-from show1_jax.cli.program import Parser, UsageError, run
-from show1_jax.errors import InputError
+from show1_jax.cli.program import Parser, run
+from show1_jax.errors import InputError, UsageError
 
 EXAMPLES = """\
   %(prog)s --config tiny --workdir runs/tiny            # the whole tiny cascade, in order

@@ -23,6 +23,7 @@ from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import edge_sharpness, psnr
 from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
+from show1_jax.paths import Checkpoint
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.shapes.paths import centroid_error, centroids
@@ -99,7 +100,7 @@ class Truth:
 
 def evaluate_alone(
     config: ConfigDict,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     count: int,
     seed: int,
     stages: Sequence[str] | None,

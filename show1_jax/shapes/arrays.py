@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from show1_jax.cascade import STAGES
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
 from show1_jax.media import to_uint8, write_bytes
+from show1_jax.stages import names
 
 
 class Arrays:
@@ -75,10 +75,10 @@ class Arrays:
         """
         del settings
         try:
-            for later in STAGES[STAGES.index(stage) :]:
+            for later in names()[names().index(stage) :]:
                 self._path(item, later).unlink(missing_ok=True)
             # Nothing starts from the last, which is by far the largest.
-            np.save(self._path(item, stage), to_uint8(result) if stage == STAGES[-1] else result)
+            np.save(self._path(item, stage), to_uint8(result) if stage == names()[-1] else result)
         except OSError as error:
             path = self._path(item, stage)
             raise InputError(f"{path} cannot be written: {error.strerror}") from None

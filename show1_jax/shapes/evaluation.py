@@ -13,6 +13,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_png
+from show1_jax.paths import Checkpoint
 from show1_jax.shapes.arrays import Arrays
 from show1_jax.shapes.judge import Measurement, measure
 from show1_jax.shapes.prompts import SPLITS, Item, draw, swap
@@ -32,7 +33,7 @@ ROWS = 12  # clips on the contact sheet
 
 def evaluate(
     config: ConfigDict,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     count: int,
     seed: int,
     out: Path | None,

@@ -32,6 +32,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
+from show1_jax.paths import Checkpoint
 from show1_jax.shapes.evaluation import aspect, judge, sampled
 from show1_jax.shapes.moving_shapes import (
     DURATION,
@@ -129,7 +130,7 @@ def make(folder: Path) -> None:
 
 def follow(
     config: ConfigDict,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     motion: str,
     adapters: Sequence[str],
     count: int,

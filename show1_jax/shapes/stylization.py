@@ -34,6 +34,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, make_folder, to_uint8, write_png
+from show1_jax.paths import Checkpoint
 from show1_jax.shapes import motion
 from show1_jax.shapes.judge import Measurement, measure
 from show1_jax.shapes.moving_shapes import ATTRIBUTES, Combination, caption, random_scene, render
@@ -129,7 +130,7 @@ def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list
 
 
 def evaluate_stylization(
-    config: ConfigDict, checkpoint: str | None, both: Sequence[Pair], seed: int, sheet: Path
+    config: ConfigDict, checkpoint: Checkpoint | None, both: Sequence[Pair], seed: int, sheet: Path
 ) -> dict[str, dict[str, float]]:
     """Gives drawn clips another look, and prints what became of their paths and looks.
 

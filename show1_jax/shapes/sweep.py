@@ -26,6 +26,7 @@ from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.engine import Engine
 from show1_jax.generate import prepare
 from show1_jax.media import new_figure, write_figure
+from show1_jax.paths import Checkpoint
 from show1_jax.shapes.evaluation import aspect, judge, sampled
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.tables import NAMES, accuracy, table
@@ -36,7 +37,7 @@ Shares = Mapping[str, float]
 
 def sweep(
     config: ConfigDict,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     count: int,
     seed: int,
     solvers: Sequence[str],

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from show1_jax.cli.config import load_config, packaged
-from show1_jax.cli.program import UsageError
 from show1_jax.cli.shapes import main
+from show1_jax.config_files import load_config, packaged
 from show1_jax.configs import tiny
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, UsageError
 from tests import programs
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import show1_jax.configs
-from show1_jax.cli.program import UsageError
 from show1_jax.configs import tiny
 from show1_jax.configuration import check_config
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, UsageError
 from show1_jax.paths import local_path
 
 # What absl and ml_collections raise for keys and values that do not fit.

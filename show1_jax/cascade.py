@@ -1,0 +1,313 @@
+"""The door from Python: `load` a checkpoint, then call it with prompts.
+
+cascade = show1_jax.load()
+videos = cascade(["a small red circle moving left on a black background"], seeds=[0, 1])
+videos[0].save("circle.mp4")
+"""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from show1_jax import stages
+from show1_jax.bars import Bars
+from show1_jax.checkpoints.released import find_stages
+from show1_jax.compilation import use_compilation_cache
+from show1_jax.config_files import load_config
+from show1_jax.engine import Engine
+from show1_jax.errors import InputError
+from show1_jax.memory import free_memory
+from show1_jax.parallel.mesh import compute_dtype
+from show1_jax.paths import Checkpoint, local_paths
+from show1_jax.stages.results import Memory
+from show1_jax.video import Video
+from show1_jax.weights import Weights
+
+MAX_SEED = 2**32 - 1
+KEPT_SHARE = 0.5  # of free memory that weights may take to stay there
+
+Number = int | float
+PerStage = Number | Mapping[str, Number] | None
+"""A value for all stages, or values of some by name; None for the config's."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What one stage made of one item.
+
+    Attributes:
+      item: which of the videos it belongs to: every seed of every prompt, prompt by prompt.
+      stage: which stage.
+      prompt: the item's.
+      seed: the item's.
+      frames: fp32 `(frames, height, width, 3)`, about [-1, 1]; of a stage that makes one frame
+        `(height, width, 3)`.
+    """
+
+    item: int
+    stage: str
+    prompt: str
+    seed: int
+    frames: np.ndarray
+
+
+class Cascade:
+    """A checkpoint that makes videos from prompts; see `load`.
+
+    Attributes:
+      config: as in `configs/show1.py`.
+      checkpoints: the folders of the checkpoints.
+      keep_weights: whether networks stay in memory between calls.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        checkpoint: Checkpoint,
+        *,
+        chosen: Sequence[str] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        keep_weights: bool | None = None,
+    ):
+        """Checks every setting; no weight is read. Use `load`.
+
+        Args:
+          config: as in `configs/show1.py`.
+          checkpoint: a converted checkpoint, or several; later ones override earlier ones' stages.
+          chosen: the stages to run; None for all that the checkpoint has.
+          devices: to lay out as `config.mesh` says; None for all.
+          keep_weights: whether networks stay in memory between calls; None for whether they take
+            less than half of the memory that is free.
+
+        Raises:
+          InputError: if a setting is wrong, or a network is missing.
+        """
+        self.config, self.checkpoints = config, local_paths(checkpoint)
+        self._devices, self._chosen = devices, chosen
+        folders = find_stages(*self.checkpoints)
+        dtype = compute_dtype(config.dtype)
+        if keep_weights is None:
+            size = sum(folder.total_size() for folder in folders.values())
+            # Released weights are of two bytes a number.
+            keep_weights = size * dtype.itemsize / 2 < KEPT_SHARE * free_memory()
+        self.keep_weights = keep_weights
+        self._weights = Weights(folders, dtype, keep=keep_weights)
+        self._engine = self._engine_of(config, chosen)
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages that run, in order."""
+        return list(self._engine.stages)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        steps: PerStage = None,
+        guidance: PerStage = None,
+        stop_after: str | None = None,
+        start: Mapping[str, Any] | None = None,
+        adapters: str | Path | Sequence[str | Path] = (),
+        progress: bool = True,
+    ) -> list[Video]:
+        """Makes videos: every seed of every prompt, prompt by prompt.
+
+        Args:
+          prompts: what to show; one, or several.
+          seeds: random seeds, 0 to 2**32 - 1; each makes a video of every prompt.
+          steps: solver steps, of all stages or by stage.
+          guidance: guidance scales, of all stages or by stage.
+          stop_after: the last stage to run; None for all.
+          start: `{stage: frames}`: what a stage starts from, in place of what earlier stages
+            would make: uint8, or floats in [-1, 1], `(frames, height, width, 3)` for all videos,
+            or one such array for each.
+          adapters: files from `train.py` or PEFT, FILE or FILE=WEIGHT, for the first stage.
+          progress: whether bars are shown on stderr.
+
+        Returns:
+          One video for each seed of each prompt.
+
+        Raises:
+          InputError: if anything given is wrong, or memory is short.
+        """
+        options: dict[str, Any] = {
+            "steps": steps, "guidance": guidance, "stop_after": stop_after, "start": start,
+            "adapters": adapters, "progress": progress,
+        }  # fmt: skip
+        items = _items(prompts, seeds)
+        found: list[dict[str, np.ndarray]] = [{} for _ in items]
+        for result in self.stream(prompts, seeds, **options):
+            found[result.item][result.stage] = result.frames
+        return [
+            Video(prompt, seed, self._fps(made), made)
+            for (prompt, seed), made in zip(items, found, strict=True)
+        ]
+
+    def stream(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        steps: PerStage = None,
+        guidance: PerStage = None,
+        stop_after: str | None = None,
+        start: Mapping[str, Any] | None = None,
+        adapters: str | Path | Sequence[str | Path] = (),
+        progress: bool = True,
+    ) -> Iterator[Result]:
+        """Like calling the cascade, but yields each stage's result as soon as it is made.
+
+        All videos pass a stage before the next one begins. Arguments and errors are those of a
+        call.
+        """
+        items = _items(prompts, seeds)
+        config = self._changed(steps, guidance, adapters)
+        results = Memory()
+        chosen, given = self._between(stop_after, start)
+        engine = self._engine
+        if config is not self.config or chosen != self.stages:
+            engine = self._engine_of(config, chosen)
+        for name, frames in given.items():
+            shape = engine.loaded.known[name].shape
+            for item, own in enumerate(_each(frames, len(items), shape, name)):
+                results.put(item, name, own)
+        own_prompts, own_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+        engine.check_inputs(range(len(items)), results)
+        with contextlib.closing(Bars(progress)) as bars:
+            for made in engine.stream(own_prompts, own_seeds, results, bars.update):
+                yield Result(made.item, made.stage, *items[made.item], made.frames)
+
+    def _engine_of(self, config: ConfigDict, chosen: Sequence[str] | None) -> Engine:
+        return Engine(config, self.checkpoints, chosen, self._devices, weights=self._weights)
+
+    def _changed(
+        self, steps: PerStage, guidance: PerStage, adapters: str | Path | Sequence[str | Path]
+    ) -> ConfigDict:
+        """The config with what one call changes; itself if that is nothing."""
+        several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+        if steps is None and guidance is None and not several:
+            return self.config
+        config = copy.deepcopy(self.config)
+        for name, values in (("steps", steps), ("guidance", guidance)):
+            for stage, value in _per_stage(name, values).items():
+                config[stage][name] = value
+        if several:
+            config[stages.STAGES[0].name].adapters = tuple(str(each) for each in several)
+        return config
+
+    def _between(
+        self, stop_after: str | None, start: Mapping[str, Any] | None
+    ) -> tuple[list[str], dict[str, Any]]:
+        """The stages to run, and the results that are given in place of earlier stages'."""
+        chosen, names, given = self.stages, stages.names(), {}
+        for name, frames in (start or {}).items():
+            needs = stages.by_name(name).needs
+            if not needs:
+                raise InputError(f"{name} starts from the prompt alone: start is for later stages")
+            given[needs[0]] = frames
+        if given:
+            last = max(names.index(name) for name in given)
+            chosen = [name for name in chosen if names.index(name) > last]
+        if stop_after is not None:
+            stages.by_name(stop_after)
+            chosen = [n for n in chosen if names.index(n) <= names.index(stop_after)]
+        if not chosen:
+            raise InputError("start and stop_after leave no stage to run")
+        return chosen, given
+
+    def _fps(self, made: Mapping[str, np.ndarray]) -> float:
+        known = self._engine.loaded.known
+        clips = [name for name, frames in made.items() if frames.ndim == 4] or list(made)
+        return known[clips[-1]].fps
+
+
+def load(
+    checkpoint: Checkpoint | None = None,
+    config: str | Path | ConfigDict | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    keep_weights: bool | None = None,
+) -> Cascade:
+    """Loads a cascade; weights are read when they are first needed.
+
+    Args:
+      checkpoint: a converted checkpoint, or several, of which later ones override the stages of
+        earlier ones; None for the embedded one.
+      config: "tiny" (the default), "show1", a file (FILE or FILE:ARGUMENT), or a `ConfigDict`.
+      stages: the stages to run; None for all that the checkpoint has.
+      batch_size: videos sampled together; None for the config's.
+      dtype: that networks compute in, "float32", "bfloat16" or "auto"; None for the config's.
+      devices: to lay out as the config's `mesh` says; None for all.
+      keep_weights: whether networks stay in memory between calls; None for whether they take less
+        than half of the memory that is free.
+
+    Raises:
+      InputError: if the config or a checkpoint is wrong or missing.
+    """
+    use_compilation_cache()
+    if isinstance(config, ConfigDict):
+        own = copy.deepcopy(config)
+    else:
+        own, _ = load_config(str(config or "tiny"))
+    if batch_size is not None:
+        own.batch_size = batch_size
+    if dtype is not None:
+        own.dtype = dtype
+    where = checkpoint or own.get("checkpoint")
+    if not where:
+        raise InputError("give a checkpoint: this config comes without one")
+    return Cascade(own, where, chosen=stages, devices=devices, keep_weights=keep_weights)
+
+
+def _items(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> list[tuple[str, int]]:
+    """Prompt and seed of each video."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
+    if not texts or not numbers:
+        raise InputError("give at least one prompt and one seed")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"a prompt is {text!r:.40}, which is no text")
+    for seed in numbers:
+        if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"a seed is {seed!r:.40}: give whole numbers from 0 to {MAX_SEED}")
+    return [(text, int(seed)) for text in texts for seed in numbers]
+
+
+def _per_stage(name: str, values: PerStage) -> dict[str, Number]:
+    """A value for each stage that it is given for."""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        values = dict.fromkeys(stages.names(), values)
+    for stage, value in values.items():
+        stages.by_name(stage)
+        wanted = int if name == "steps" else (int, float)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise InputError(f"{name} of {stage} is {value!r:.40}, which is no such number")
+    kind = int if name == "steps" else float
+    return {stage: kind(value) for stage, value in values.items()}
+
+
+def _each(frames: Any, items: int, shape: tuple[int, ...], name: str) -> list[np.ndarray]:
+    """The frames of each item: the same for all, or one array for each."""
+    array = np.asarray(frames)
+    if array.ndim == len(shape):
+        return [array] * items
+    if array.ndim != len(shape) + 1 or len(array) != items:
+        raise InputError(
+            f"the frames in place of {name} are an array {array.shape}: give {shape} for all "
+            f"videos, or {(items, *shape)}, one for each"
+        )
+    return list(array)

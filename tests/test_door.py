@@ -1,0 +1,191 @@
+"""The public API: what the README shows works as it stands there, and what it promises holds."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import show1_jax
+from show1_jax.errors import InputError
+from show1_jax.media import read_mp4, to_uint8
+from show1_jax.shapes.judge import measure
+from show1_jax.stages.sampling import advance
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "a small red circle moving left on a black background"
+BLOCK = f"""
+import show1_jax
+
+cascade = show1_jax.load()
+prompts = ["{PROMPT}"]
+videos = cascade(prompts, seeds=[0, 1])
+videos[0].frames
+videos[0].stages["keyframes"]
+videos[0].save("circle.mp4")
+fewer = cascade(prompts, steps={{"keyframes": 20}}, guidance={{"keyframes": 3.0}}, stop_after="interpolation")
+frames = videos[0].stages["keyframes"]
+again = cascade(prompts, start={{"interpolation": frames}})
+"""
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """What the block makes, in a folder of its own."""
+    folder, found = tmp_path_factory.mktemp("door"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(BLOCK, found)
+    return found | {"folder": folder}
+
+
+def test_every_seed_makes_a_video_that_shows_its_prompt(door):
+    videos = door["videos"]
+    assert [(video.prompt, video.seed) for video in videos] == [(PROMPT, 0), (PROMPT, 1)]
+    for video in videos:
+        assert video.frames.shape == (29, 80, 144, 3)
+        assert video.frames.dtype == np.uint8
+        assert video.fps == 7.5
+        seen = measure(video.frames, 144 / 80 / 1.6).combination
+        assert (seen.color, seen.direction, seen.background) == ("red", "left", "black")
+    assert np.abs(videos[0].frames.astype(int) - videos[1].frames).max() > 50
+    assert list(videos[0].stages) == [stage.name for stage in show1_jax.STAGES]
+    assert videos[0].stages["keyframes"].shape == (8, 10, 16, 3)
+    assert videos[0].stages["first_frame"].shape == (40, 64, 3)
+
+
+def test_a_video_is_saved_and_shows_itself(door, tmp_path):
+    video = door["videos"][0]
+    saved = read_mp4(door["folder"] / "circle.mp4")
+    assert saved.shape == video.frames.shape
+    assert np.abs(saved.astype(int) - video.frames).mean() < 5
+    video.save(tmp_path / "circle.gif")
+    assert (tmp_path / "circle.gif").stat().st_size > 1000
+    with pytest.raises(InputError, match=r"circle.avi is neither .mp4 nor .gif"):
+        video.save(tmp_path / "circle.avi")
+    assert 'src="data:video/mp4;base64,' in video._repr_html_()
+    assert "29 frames of 144x80" in repr(video)
+
+
+def test_what_one_call_changes_is_of_that_call_alone(door):
+    (fewer,) = door["fewer"]
+    assert list(fewer.stages) == ["keyframes", "interpolation"]
+    assert fewer.frames.shape == (29, 10, 16, 3)
+    assert np.abs(fewer.stages["keyframes"] - door["videos"][0].stages["keyframes"]).max() > 0.01
+    assert door["cascade"].config.keyframes.guidance == 2.0
+
+
+def test_a_stage_starts_from_what_it_is_given(door):
+    video, (again,) = door["videos"][0], door["again"]
+    np.testing.assert_array_equal(again.frames, video.frames)
+    assert "keyframes" not in again.stages
+    cascade, flat = door["cascade"], np.full((8, 10, 16, 3), 128, np.uint8)
+    (other,) = cascade(PROMPT, start={"interpolation": flat}, stop_after="interpolation")
+    assert np.abs(other.frames.astype(int) - 128).mean() < 30
+
+
+def test_another_number_of_prompts_compiles_nothing(door):
+    cascade = door["cascade"]
+    compiled = advance._cache_size()
+    prompts = [PROMPT, "a large blue square moving up on a white background", "a green triangle"]
+    videos = cascade(prompts, seeds=5, stop_after="keyframes")
+    assert [video.prompt for video in videos] == prompts
+    assert advance._cache_size() == compiled
+    alone = cascade(prompts[1], seeds=5, stop_after="keyframes")
+    np.testing.assert_array_equal(alone[0].frames, videos[1].frames)
+
+
+def test_results_come_as_they_are_made_and_leave_no_mesh_behind(door):
+    stream = door["cascade"].stream(PROMPT, seeds=[0, 1], stop_after="interpolation")
+    seen = []
+    for result in stream:
+        seen.append((result.item, result.stage, result.seed))
+        assert jax.sharding.get_abstract_mesh().empty
+        expected = door["videos"][result.item].stages[result.stage]
+        np.testing.assert_array_equal(to_uint8(result.frames), to_uint8(expected))
+    assert seen == [(i, stage, i) for stage in ("keyframes", "interpolation") for i in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": [3]}, "a prompt is 3, which is no text"),
+        ({"seeds": -1}, "a seed is -1: give whole numbers"),
+        ({"seeds": []}, "at least one prompt and one seed"),
+        ({"steps": {"keyfames": 3}}, "there is no stage 'keyfames'"),
+        ({"steps": 2.5}, "steps of keyframes is 2.5, which is no such number"),
+        ({"guidance": {"keyframes": "much"}}, "guidance of keyframes is 'much'"),
+        ({"stop_after": "sound"}, "there is no stage 'sound'"),
+        ({"start": {"keyframes": np.zeros(3)}}, "keyframes starts from the prompt alone"),
+        (
+            {"start": {"interpolation": np.zeros((3, 4))}},
+            r"an array \(3, 4\): give \(8, 10, 16, 3\)",
+        ),
+        (
+            {"start": {"interpolation": np.full((8, 10, 16, 3), 9.0)}},
+            "has values up to 9: give uint8, or floats",
+        ),
+        (
+            {"start": {"translation": np.zeros((1, 2, 2, 3))}, "stop_after": "keyframes"},
+            "leave no stage to run",
+        ),
+        ({"adapters": "none.safetensors"}, "none.safetensors"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(given, message):
+    cascade = show1_jax.load()
+    with pytest.raises(InputError, match=message):
+        cascade(**{"prompts": PROMPT, "progress": False} | given)
+
+
+def test_a_later_checkpoint_overrides_the_stages_of_an_earlier_one(tmp_path):
+    embedded = Path(show1_jax.load().checkpoints[0])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "show-1-sr1").symlink_to(embedded / "show-1-sr1")
+    cascade = show1_jax.load([embedded, tmp_path / "own"])
+    folders = cascade._engine.loaded.folders
+    assert folders["super_resolution"].folder.parent == tmp_path / "own"
+    assert folders["keyframes"].folder.parent == embedded
+    assert cascade.stages == [stage.name for stage in show1_jax.STAGES]
+
+
+def test_weights_stay_in_memory_only_if_asked_to():
+    read = []
+    for keep in (True, False):
+        cascade = show1_jax.load(stages=["keyframes"], keep_weights=keep)
+        for _ in range(2):
+            with jax.set_mesh(cascade._engine.mesh):
+                read.append(cascade._engine.params("keyframes")["unet"])
+    assert read[0] is read[1]
+    assert read[2] is not read[3]
+
+
+def test_importing_takes_no_time_and_loads_nothing_heavy():
+    text = """
+        import sys, show1_jax
+        heavy = {"jax", "flax", "orbax", "numpy", "tensorflow", "transformers"} & set(sys.modules)
+        assert not heavy, heavy
+        assert set(show1_jax.__all__) <= set(dir(show1_jax))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True, timeout=60)
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in show1_jax.__all__:
+        found = getattr(show1_jax, name)
+        assert name.startswith("__") or name == "STAGES" or found.__doc__, name
+    assert callable(show1_jax.convert.load_diffusers)
+    assert callable(show1_jax.convert.convert)
+    with pytest.raises(AttributeError, match="has no attribute 'sound'"):
+        _ = show1_jax.sound
+
+
+def test_the_readme_shows_this_door():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert any("show1_jax.load()" in block for block in blocks)
