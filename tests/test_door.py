@@ -27,7 +27,8 @@ videos = cascade(prompts, seeds=[0, 1])
 videos[0].frames
 videos[0].stages["keyframes"]
 videos[0].save("circle.mp4")
-fewer = cascade(prompts, steps={{"keyframes": 20}}, guidance={{"keyframes": 3.0}}, stop_after="interpolation")
+options = {{"steps": {{"keyframes": 20}}, "guidance": {{"keyframes": 3.0}}}}
+fewer = cascade(prompts, **options, stop_after="interpolation")
 frames = videos[0].stages["keyframes"]
 again = cascade(prompts, start={{"interpolation": frames}})
 """

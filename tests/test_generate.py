@@ -163,7 +163,7 @@ def test_going_on_keeps_the_seed(made):
         ("keyframes.frames", 0, "keyframes.frames is 0"),
         ("keyframes.frames", 1, "interpolation needs at least 2"),
         ("keyframes.fps", 0.0, "keyframes.fps is 0.0"),
-        ("keyframes.guidance", float("nan"), "not a number"),
+        ("keyframes.guidance", float("nan"), "finite number"),
         ("interpolation.frames_per_gap", 1, "at least 2"),
         ("super_resolution.window", 1, "at least 2"),
         ("super_resolution.noise_level", 1000, "within 0 to 999"),

@@ -46,7 +46,7 @@ def measure(
         (infos, _), shardings = lowered.args_info, compiled.input_shardings[0]
         arrays = jax.tree.map(_made_up, infos, shardings)
         if program.name == "denoise":
-            arrays = (*arrays[:-2], jnp.int32(0), jnp.int32(1))  # one step
+            arrays = (*arrays[:-1], (jnp.int32(0), jnp.int32(1)))  # one step
         seconds = []
         with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
             for _ in range(calls):

@@ -73,9 +73,9 @@ def start_from(fresh: Any, source: Any, where: str) -> Any:
         if found is None or found.shape != leaf.shape:
             held = "lacks it" if found is None else f"has {found.shape}"
             raise InputError(
-                f"{where} is no start for this network: {path} is {leaf.shape}, it {held}"
+                f"{where} cannot initialise this network: {path} is {leaf.shape}, it {held}"
             )
         result[path] = jnp.asarray(found, leaf.dtype)
     if unknown := sorted(theirs.keys() - ours.keys()):
-        raise InputError(f"{where} is no start for this network, which lacks {unknown[0]}")
+        raise InputError(f"{where} cannot initialise this network, which lacks {unknown[0]}")
     return unflatten_dict(result, sep="/")

@@ -24,12 +24,13 @@ from show1_jax.aot.prediction import (
     refused,
     topology,
 )
-from show1_jax.aot.programs import chunks, predict_sampling, training_program
+from show1_jax.aot.programs import predict_sampling, training_program
 from show1_jax.configs import show1
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import AXES, make_mesh
 from show1_jax.stages import parts
 from tests.parallel.test_sharding import ROOT
+from tests.stages import made
 from tests.training.small import small_config
 
 HLO = """
@@ -89,8 +90,9 @@ def test_the_autoencoders_chunks_are_all_counted(frames, at_once, counted):
         x = jax.ShapeDtypeStruct((frames, 8, 8), jnp.float32)
         return jax.jit(each).lower(x).compile().cost_analysis()["flops"]
 
+    stage = made.translation(frames=frames, vae_frames=at_once)
     with jax.set_mesh(make_mesh({})):
-        repeats = chunks(1, frames, at_once)
+        repeats = next(iter(stage.extras(1, 1))).repeats
     assert repeats == frames / counted
     assert repeats * cost(frames, at_once) == pytest.approx(frames * 2 * 8**3, rel=0.1)
 

@@ -1,7 +1,6 @@
 """Clips that somebody hands over to be learnt from, or inverted."""
 
 import struct
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -14,6 +13,7 @@ from show1_jax.data.clip import ClipSpec
 from show1_jax.data.decoding import decode, read_clip
 from show1_jax.errors import InputError
 from show1_jax.media import to_uint8, write_mp4
+from show1_jax.stages import FirstFrame, Keyframes
 from tests.data.videos import numbers, write_clip
 
 
@@ -154,10 +154,11 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path):
         assert found.shape == (1, 48, 64, 3)
         assert np.abs(found[0, 12::24, 16::32].astype(int) - COLORS).max() < 6
     # For the first frame, of which one is enough; what needs more says so.
-    cascade = SimpleNamespace(config=tiny.get_config(), size=lambda stage: (48, 64))
-    assert invert._read(cascade, "first_frame", tmp_path / "a.png").shape[0] == 1
+    config = tiny.get_config()
+    config.super_resolution.update(height=48, width=64)
+    assert invert._read(FirstFrame.from_config(config), tmp_path / "a.png").shape == (1, 48, 64, 3)
     with pytest.raises(InputError, match="it is a still picture, not 8 frames"):
-        invert._read(cascade, "keyframes", tmp_path / "a.png")
+        invert._read(Keyframes.from_config(config), tmp_path / "a.png")
     # Cameras do not turn pictures, but say how to.
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter clockwise

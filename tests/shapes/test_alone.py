@@ -13,9 +13,12 @@ from show1_jax.shapes import moving_shapes as shapes
 from show1_jax.shapes.alone import Truth, compare, evaluate_alone
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
+from show1_jax.stages import build
 
 COMBINATIONS = [item.combination for item in draw(3, 0)]
 SCENES = [shapes.random_scene(c, np.random.default_rng(i)) for i, c in enumerate(COMBINATIONS)]
+
+STAGES = build(tiny.get_config())
 
 
 def numbers(text: str, row: str) -> list[float]:
@@ -24,8 +27,7 @@ def numbers(text: str, row: str) -> list[float]:
 
 
 def test_true_clips_are_those_of_the_cascade():
-    config = tiny.get_config()
-    truth = Truth(config, SCENES, ["super_resolution"])
+    truth = Truth(STAGES, SCENES, ["super_resolution"])
     keyframes, clip = truth.load(0, "keyframes"), truth.load(0, "interpolation")
     assert keyframes.shape == (8, 10, 16, 3)
     assert clip.shape == (29, 10, 16, 3)
@@ -40,12 +42,11 @@ def test_true_clips_are_those_of_the_cascade():
 
 @pytest.mark.parametrize("stage", ["interpolation", "first_frame", "super_resolution"])
 def test_a_perfect_stage_beats_its_filter(stage):
-    config = tiny.get_config()
-    truth = Truth(config, SCENES, [stage])
+    truth = Truth(STAGES, SCENES, [stage])
     for item in range(3):
         # Half a grey level up, for the cascade truncates when it makes bytes.
         truth.save(item, stage, from_uint8(truth.true(item, stage)) + 0.5 / 127.5, {})
-    text = compare(config, stage, truth, COMBINATIONS)
+    text = compare(STAGES, stage, truth, COMBINATIONS)
     other = "blending" if stage == "interpolation" else "bicubic"
     best, worse = numbers(text, stage), numbers(text, other)
     assert best[0] == np.inf
@@ -57,13 +58,12 @@ def test_a_perfect_stage_beats_its_filter(stage):
 
 
 def test_translation_is_compared_with_what_it_starts_from():
-    config = tiny.get_config()
-    truth = Truth(config, SCENES, ["translation"])
+    truth = Truth(STAGES, SCENES, ["translation"])
     for item, scene in enumerate(SCENES):
         # Drawn at this size they are sharper, and less wide by the cascade's stretch.
         wide = alone.resize_uint8(shapes.render(scene, 29, 80, 128), 80, 144)
         truth.save(item, "translation", from_uint8(wide), {})
-    text = compare(config, "translation", truth, COMBINATIONS)
+    text = compare(STAGES, "translation", truth, COMBINATIONS)
     near, sharp, right = numbers(text, "translation")
     far, blurred, also = numbers(text, "bicubic")
     assert near > far + 2
@@ -85,11 +85,11 @@ def test_two_ghosts_are_in_neither_place():
 
 
 def test_the_command(monkeypatch, capsys):
-    ran, asked = [], []
+    ran, asked, known = [], [], list(STAGES)
 
     class Perfect:
         def __init__(self, config, checkpoint, stages):
-            self.stages = stages or ["keyframes", *alone.GROUPS[0], *alone.GROUPS[1]]
+            self.stages = stages or ["keyframes", *alone.groups(known)[0], *alone.groups(known)[1]]
 
         def run(self, prompts, seeds, results, progress):
             ran.append((list(self.stages), len(prompts), list(seeds)))
@@ -100,7 +100,7 @@ def test_the_command(monkeypatch, capsys):
                     made = from_uint8(results.true(item, stage)) + 0.5 / 127.5
                     results.save(item, stage, made[0] if stage == "first_frame" else made, {})
 
-    monkeypatch.setattr(alone, "Cascade", Perfect)
+    monkeypatch.setattr(alone, "Engine", Perfect)
     evaluate_alone(tiny.get_config(), "x", 2, 7, None, {"steps": ["2"]})
     assert ran == [
         (["interpolation"], 2, [7, 8]),

@@ -16,7 +16,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNetConfig
 from show1_jax.models.vae import VAEConfig
-from show1_jax.stages import Image
+from show1_jax.stages import Autoencoder, Image
 from show1_jax.stages.stage import solver_config
 from show1_jax.stages.translation import to_latents
 from show1_jax.training import loop
@@ -142,8 +142,8 @@ def test_the_cascade_samples_from_it(trained, config, caplog):
 
 
 def test_latents_have_unit_variance(data_dir, tmp_path):
-    run = loop.Run(small_config("vae", data_dir, validation_batches=2), "vae", tmp_path)
-    run._export(random_params(run.task.module))
+    run = loop.Run(small_config("vae", data_dir, validation_batches=2), Autoencoder, tmp_path)
+    run.networks.export(run.task.module, random_params(run.task.module), run._scaled)
     folder = find_stages(tmp_path / "checkpoint")["translation"]
     vae = folder.module("vae", jnp.float32)
     assert vae.config.scaling_factor != VAEConfig().scaling_factor

@@ -122,5 +122,5 @@ def test_what_is_taken_and_what_stays():
     ],
 )
 def test_another_network_is_no_start(changes, message):
-    with pytest.raises(InputError, match=f"^ITS FOLDER is no start for this network.*{message}"):
+    with pytest.raises(InputError, match=f"^ITS FOLDER cannot initialise this network.*{message}"):
         start_from(FRESH, SOURCE | changes, "ITS FOLDER")

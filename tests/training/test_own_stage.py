@@ -32,7 +32,7 @@ class Mirrored(Stage):
     pipeline = "MirrorPipeline"
     needs = ("keyframes",)
     conditioned = True
-    depends = {"keyframes": ("height", "width", "fps")}
+    depends = {"keyframes": ("height", "width", "fps")}  # noqa: RUF012
 
     flip: bool
 

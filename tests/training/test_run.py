@@ -19,6 +19,7 @@ from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError, Preempted
 from show1_jax.models.unet import UNet, UNetConfig
+from show1_jax.stages import Autoencoder
 from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.run import RunFolder
@@ -80,6 +81,10 @@ def begun(straight, tmp_path):
     for step in (6, 7):
         shutil.rmtree(tmp_path / "vae" / "checkpoints" / str(step))
     return tmp_path
+
+
+def own_part(config):
+    return Autoencoder.from_config(config)
 
 
 def checkpoints(workdir):
@@ -180,8 +185,8 @@ def test_told_to_end_in_its_last_step_a_part_is_the_last(train, tmp_path, monkey
         """The autoencoder, whichever part is asked for."""
 
         def __init__(self, config, part, workdir):
-            begun.append(part)
-            super().__init__(config, "vae", workdir)
+            begun.append(part.name)
+            super().__init__(config, Autoencoder, workdir)
 
     def write_and_end(self, step, numbers):
         write(self, step, numbers)
@@ -250,7 +255,7 @@ def test_only_the_loop_asks_whether_to_end(tmp_path, monkeypatch):
     """Several processes agree by how often each has asked, so nobody else may."""
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
-    folder = RunFolder(tmp_path, small_config("vae"), "vae", {})
+    folder = RunFolder(tmp_path, small_config("vae"), own_part(small_config("vae")), {})
     with contextlib.closing(folder):
         folder.save(init_state(optax.sgd(1.0), {"x": jnp.ones(3)}, {}), [])
     assert (tmp_path / "checkpoints" / "0").is_dir()
@@ -339,7 +344,7 @@ def test_a_disk_that_is_full_when_saving_begins(begun, data_dir, monkeypatch):
     config = small_config("vae", data_dir, **OFTEN)
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     inputs = json.loads((begun / "vae" / "config.json").read_text())["inputs"]
-    with contextlib.closing(RunFolder(begun / "vae", config, "vae", inputs)) as folder:
+    with contextlib.closing(RunFolder(begun / "vae", config, own_part(config), inputs)) as folder:
         message = "vae cannot be written: No space left on device; the run can go on from step 4$"
         with pytest.raises(InputError, match=message):
             folder.save(init_state(optax.sgd(1.0), {}, {}), {})
@@ -370,7 +375,9 @@ def kept(tmp_path_factory):
     position = [{"rows": 2, "iterator": {"next_index": 14}}]
 
     def opened():
-        return contextlib.closing(RunFolder(workdir, small_config("vae"), "vae", {}))
+        return contextlib.closing(
+            RunFolder(workdir, small_config("vae"), own_part(small_config("vae")), {})
+        )
 
     def restored():
         with opened() as folder:
@@ -442,20 +449,20 @@ def test_a_run_that_cannot_go_on_says_so(train, begun):
 
 def test_a_folder_has_one_run_at_a_time(train, tmp_path, monkeypatch):
     config, workdir = small_config("vae"), tmp_path / "vae"
-    with contextlib.closing(RunFolder(workdir, config, "vae", {})):
+    with contextlib.closing(RunFolder(workdir, config, own_part(config), {})):
         with pytest.raises(InputError, match="vae is in use by another run") as error:
             train(tmp_path)
         assert f"(process {os.getpid()} on {socket.gethostname()})" in one_line(error)
         # Of a run's processes the first has it.
         with monkeypatch.context() as patch:
             patch.setattr("show1_jax.training.run.first", lambda: False)
-            RunFolder(workdir, config, "vae", {}).close()
+            RunFolder(workdir, config, own_part(config), {}).close()
     # One that is refused, or cannot begin, leaves it to the next.
     with monkeypatch.context() as patch:
         patch.setattr(loop.data, "training_batches", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path)
-    RunFolder(workdir, config, "vae", {}).close()
+    RunFolder(workdir, config, own_part(config), {}).close()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
@@ -536,5 +543,7 @@ def test_a_network_of_other_settings_is_no_start(checkpoint, data_dir, tmp_path)
     unet = UNet(UNetConfig(**config.keyframes.unet.to_dict() | {"activation": "gelu"}))
     export_network(tmp_path, "keyframes", unet, random_params(unet))
     config.train.keyframes.init = str(tmp_path / "show-1-base" / "unet")
-    with pytest.raises(InputError, match="is no start for this network: activation is gelu there"):
+    with pytest.raises(
+        InputError, match="cannot initialise this network: activation is gelu"
+    ):
         loop.train(config, tmp_path / "run")
