@@ -23,9 +23,11 @@ from show1_jax.compilation import use_compilation_cache
 from show1_jax.config_files import load_config
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
+from show1_jax.invert import find_noise
 from show1_jax.memory import free_memory
 from show1_jax.parallel.mesh import compute_dtype
 from show1_jax.paths import Checkpoint, local_paths
+from show1_jax.stages.inversion import Noise
 from show1_jax.stages.results import Memory
 from show1_jax.video import Video
 from show1_jax.weights import Weights
@@ -116,6 +118,7 @@ class Cascade:
         stop_after: str | None = None,
         start: Mapping[str, Any] | None = None,
         adapters: str | Path | Sequence[str | Path] = (),
+        noise: Noise | None = None,
         progress: bool = True,
     ) -> list[Video]:
         """Makes videos: every seed of every prompt, prompt by prompt.
@@ -130,6 +133,8 @@ class Cascade:
             would make: uint8, or floats in [-1, 1], `(frames, height, width, 3)` for all videos,
             or one such array for each.
           adapters: files from `train.py` or PEFT, FILE or FILE=WEIGHT, for the first stage.
+          noise: of a clip, from `invert`; its stage starts from it, and is not guided unless
+            `guidance` says so.
           progress: whether bars are shown on stderr.
 
         Returns:
@@ -140,7 +145,7 @@ class Cascade:
         """
         options: dict[str, Any] = {
             "steps": steps, "guidance": guidance, "stop_after": stop_after, "start": start,
-            "adapters": adapters, "progress": progress,
+            "adapters": adapters, "noise": noise, "progress": progress,
         }  # fmt: skip
         items = _items(prompts, seeds)
         found: list[dict[str, np.ndarray]] = [{} for _ in items]
@@ -161,6 +166,7 @@ class Cascade:
         stop_after: str | None = None,
         start: Mapping[str, Any] | None = None,
         adapters: str | Path | Sequence[str | Path] = (),
+        noise: Noise | None = None,
         progress: bool = True,
     ) -> Iterator[Result]:
         """Like calling the cascade, but yields each stage's result as soon as it is made.
@@ -169,12 +175,17 @@ class Cascade:
         call.
         """
         items = _items(prompts, seeds)
+        if noise is not None and not isinstance(guidance, int | float):
+            guidance = {noise.stage: 1.0, **(guidance or {})}
         config = self._changed(steps, guidance, adapters)
         results = Memory()
         chosen, given = self._between(stop_after, start)
         engine = self._engine
-        if config is not self.config or chosen != self.stages:
-            engine = self._engine_of(config, chosen)
+        if noise is not None:
+            names = stages.names()
+            chosen = [name for name in chosen if names.index(name) >= names.index(noise.stage)]
+        if config is not self.config or chosen != self.stages or noise is not None:
+            engine = self._engine_of(config, chosen, noise)
         for name, frames in given.items():
             shape = engine.loaded.known[name].shape
             for item, own in enumerate(_each(frames, len(items), shape, name)):
@@ -185,8 +196,43 @@ class Cascade:
             for made in engine.stream(own_prompts, own_seeds, results, bars.update):
                 yield Result(made.item, made.stage, *items[made.item], made.frames)
 
-    def _engine_of(self, config: ConfigDict, chosen: Sequence[str] | None) -> Engine:
-        return Engine(config, self.checkpoints, chosen, self._devices, weights=self._weights)
+    def invert(
+        self,
+        clip: str | Path,
+        prompt: str = "",
+        *,
+        stage: str | None = None,
+        steps: int = 50,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Noise:
+        """The noise that a stage makes into a clip (DDIM inversion, arXiv 2010.02502).
+
+        `cascade(prompts, noise=noise)` then shows other things that move in the same way.
+
+        Args:
+          clip: a video; for a stage that makes one frame, a picture may do.
+          prompt: what the clip shows.
+          stage: which stage; None for the first.
+          steps: solver steps.
+          seed: decides the noise of an upscaler's condition.
+          progress: whether bars are shown on stderr.
+
+        Raises:
+          InputError: if anything given is wrong, or memory is short.
+        """
+        name = stage or self.stages[0]
+        config = self._changed({name: steps}, None, ())
+        engine = Engine(config, self.checkpoints, [name], jax.devices()[:1], weights=self._weights)
+        with contextlib.closing(Bars(progress)) as bars:
+            return find_noise(engine, clip, prompt, seed, bars.update)[0]
+
+    def _engine_of(
+        self, config: ConfigDict, chosen: Sequence[str] | None, noise: Noise | None = None
+    ) -> Engine:
+        return Engine(
+            config, self.checkpoints, chosen, self._devices, weights=self._weights, noise=noise
+        )
 
     def _changed(
         self, steps: PerStage, guidance: PerStage, adapters: str | Path | Sequence[str | Path]

@@ -87,6 +87,7 @@ class Engine:
         devices: Sequence[jax.Device] | None = None,
         *,
         weights: Weights | None = None,
+        noise: inversion.Noise | None = None,
     ):
         """Reads every configuration and checks that sizes fit; no weight is read.
 
@@ -97,13 +98,14 @@ class Engine:
           stages: the stages to run; None for all that the checkpoint has.
           devices: to lay out as `config.mesh` says; None for all.
           weights: networks of the same checkpoint that may be in memory already.
+          noise: what a stage starts from; None for what the config names.
 
         Raises:
           InputError: if a stage is unknown or not there, a size does not fit, or there
             are adapters for a stage that is not run.
         """
         self.config = config
-        self.loaded = loaded = load_stages(config, checkpoint, stages)
+        self.loaded = loaded = load_stages(config, checkpoint, stages, noise)
         self.stages, self.samplers = loaded.stages, loaded.samplers
         self.weights = weights or Weights(loaded.folders, loaded.dtype)
         if config.batch_size < 1:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from show1_jax.bars import Bars
 from show1_jax.data.decoding import is_picture, read_clip
-from show1_jax.engine import Engine
+from show1_jax.engine import Engine, StageProgress
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
@@ -21,6 +21,43 @@ from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
 from show1_jax.paths import Checkpoint
 from show1_jax.stages import STAGES, Stage, inversion
 from show1_jax.stages.sampling import Call
+
+
+def find_noise(
+    engine: Engine, clip: str | Path, prompt: str, seed: int, progress: StageProgress
+) -> tuple[inversion.Noise, np.ndarray, float]:
+    """The noise that the one stage of an engine makes into a clip.
+
+    What the stage starts from (keyframes, a small clip) is taken from the clip itself.
+
+    Args:
+      engine: runs one stage, on one device.
+      clip: a video, or for a stage that makes one frame a picture; see `read_clip`.
+      prompt: what the clip shows; may be "".
+      seed: decides the noise of an upscaler's condition.
+      progress: is told what goes on.
+
+    Returns:
+      The noise; what the stage makes of it again, `stage.shape`, about [-1, 1]; and the PSNR of
+      that in dB, for a stage in latents with what the autoencoder loses.
+
+    Raises:
+      InputError: if the clip cannot be read, or its noise is not finite.
+    """
+    ((name, stage),) = engine.stages.items()
+    sampler = inversion.inverter(engine.samplers[name], stage.steps)
+    video = _read(stage, Path(clip))
+    with jax.set_mesh(engine.mesh):
+        text = engine.encode([prompt], progress).pairs(stage, [prompt])
+        params = engine.params(name, progress)
+        seeds, told = jnp.full(1, seed, jnp.uint32), functools.partial(progress, name)
+        call = Call(sampler, params, jnp.asarray(text), seeds, jnp.float32(1), told)
+        start = inversion.noise_of(stage, call, jnp.asarray(video), stage.steps)
+        made = inversion.sample(dataclasses.replace(call, progress=None), start)
+        again = np.asarray(stage.join(made, params)[0])
+    if not (np.isfinite(start.noise).all() and np.isfinite(again).all()):
+        raise InputError(f"{clip} leads to noise that is not finite: give more or fewer steps")
+    return start, again, psnr(np.clip(again, -1, 1), video.reshape(again.shape), peak=2)
 
 
 def invert_clip(
@@ -57,20 +94,9 @@ def invert_clip(
     config.from_noise = ""
     folders = prepare(config, checkpoint, {"steps": steps})
     engine = Engine(config, folders, [name], jax.devices()[:1])
+    with contextlib.closing(Bars()) as bars:
+        start, again, exactness = find_noise(engine, clip, prompt, seed, bars.update)
     stage = engine.stages[name]
-    sampler = inversion.inverter(engine.samplers[name], stage.steps)
-    video = _read(stage, clip)
-    with jax.set_mesh(engine.mesh), contextlib.closing(Bars()) as bars:
-        text = engine.encode([prompt], bars.update).pairs(stage, [prompt])
-        params = engine.params(name, bars.update)
-        seeds, told = jnp.full(1, seed, jnp.uint32), functools.partial(bars.update, name)
-        call = Call(sampler, params, jnp.asarray(text), seeds, jnp.float32(1), told)
-        start = inversion.noise_of(stage, call, jnp.asarray(video), stage.steps)
-        made = inversion.sample(dataclasses.replace(call, progress=None), start)
-        again = np.asarray(stage.join(made, params)[0])
-    if not (np.isfinite(start.noise).all() and np.isfinite(again).all()):
-        raise InputError(f"{clip} leads to noise that is not finite: give more or fewer --steps")
-    exactness = psnr(np.clip(again, -1, 1), video.reshape(again.shape), peak=2)
     make_folder(out)
     path = out / f"{name}.noise.npz"
     inversion.save_noise(path, start)

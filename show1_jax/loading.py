@@ -63,6 +63,7 @@ def load_stages(
     config: ConfigDict,
     checkpoint: Checkpoint,
     stages: Sequence[str] | None = None,
+    noise: inversion.Noise | None = None,
 ) -> Loaded:
     """Reads every configuration and checks that sizes fit.
 
@@ -71,13 +72,15 @@ def load_stages(
       checkpoint: a converted checkpoint, or several, of which later ones override the stages
         of earlier ones.
       stages: the stages to run; None for all that the checkpoint has.
+      noise: what a stage starts from; None for what the config names.
 
     Raises:
       InputError: if a stage is unknown or not there, a size does not fit, or there
         are adapters for a stage that is not run.
     """
     checkpoints = local_paths(checkpoint)
-    noise = inversion.load_noise(local_path(config.from_noise)) if config.from_noise else None
+    if noise is None and config.from_noise:
+        noise = inversion.load_noise(local_path(config.from_noise))
     loaded = Loaded(
         checkpoints,
         find_stages(*checkpoints),
@@ -192,7 +195,7 @@ def _adapters(loaded: Loaded, stage: Stage) -> list[tuple[Adapter, float]]:
 
 
 def _check_noise(loaded: Loaded, noise: inversion.Noise) -> None:
-    file, name = loaded.noise_file, noise.stage
+    file, name = loaded.noise_file or "what is given", noise.stage
     if name not in loaded.stages:
         raise InputError(f"{file} is noise of {name}, which is not among the stages to run")
     shape = loaded.stages[name].pieces_shape

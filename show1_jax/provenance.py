@@ -57,7 +57,8 @@ def _weights(loaded: Loaded, stage: Stage) -> str:
 def _files(loaded: Loaded, stage: Stage) -> list[str]:
     """Of adapters and noise."""
     files = [str(parse_adapter(text)[0]) for text in stage.adapters]
-    return files if loaded.noise_of(stage.name) is None else [*files, loaded.noise_file]
+    own = loaded.noise_of(stage.name) is not None and loaded.noise_file
+    return [*files, loaded.noise_file] if own else files
 
 
 def _digest(file: str) -> str:

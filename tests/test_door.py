@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 
 import show1_jax
+from show1_jax.data.clip import ClipSpec
+from show1_jax.data.decoding import read_clip
 from show1_jax.errors import InputError
-from show1_jax.media import read_mp4, to_uint8
+from show1_jax.evaluation.metrics import psnr
+from show1_jax.media import read_mp4, to_uint8, write_mp4
 from show1_jax.shapes.judge import measure
+from show1_jax.shapes.moving_shapes import Combination, random_scene, render
 from show1_jax.stages.sampling import advance
 
 ROOT = Path(__file__).parents[1]
+SHAPE = Combination("small", "red", "circle", "left", "black")
 PROMPT = "a small red circle moving left on a black background"
 BLOCK = f"""
 import show1_jax
@@ -153,6 +158,18 @@ def test_a_later_checkpoint_overrides_the_stages_of_an_earlier_one(tmp_path):
     assert folders["super_resolution"].folder.parent == tmp_path / "own"
     assert folders["keyframes"].folder.parent == embedded
     assert cascade.stages == [stage.name for stage in show1_jax.STAGES]
+
+
+def test_the_noise_of_a_clip_is_made_into_it_and_into_another_look(door, tmp_path):
+    cascade, path = door["cascade"], tmp_path / "clip.mp4"
+    write_mp4(path, render(random_scene(SHAPE, np.random.default_rng(0)), 30, 40, 64), 7.5)
+    noise = cascade.invert(path, PROMPT, steps=10)
+    assert noise.noise.shape == (1, 8, 10, 16, 3)
+    (again,) = cascade(PROMPT, noise=noise, stop_after="keyframes")
+    clip = read_clip(path, ClipSpec(8, 10, 16, 1.875))
+    assert psnr(np.clip(again.stages["keyframes"], -1, 1), clip, peak=2) > 25
+    (other,) = cascade(PROMPT.replace("red", "blue"), noise=noise, stop_after="keyframes")
+    assert measure(other.frames).combination.color == "blue"
 
 
 def test_weights_stay_in_memory_only_if_asked_to():

@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from show1_jax import convert
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
+from show1_jax.cli import convert
 from show1_jax.generate import generate
 from show1_jax.stages import names, parts
 from show1_jax.training import loop
@@ -42,8 +42,8 @@ def test_everything_in_order(checkpoint, converted_release, data_dir, tmp_path, 
         "keyframes",
         "translation",
     ]
-    convert.main([str(trained), str(tmp_path / "torch"), "--to-torch", "--verify"])
-    convert.main([str(tmp_path / "torch"), str(tmp_path / "back")])
+    assert convert.main([str(trained), str(tmp_path / "torch"), "--to-torch", "--verify"]) == 0
+    assert convert.main([str(tmp_path / "torch"), str(tmp_path / "back")]) == 0
     for folder in stages.values():
         for params in folder.folder.glob("*/params"):
             back = tmp_path / "back" / params.relative_to(trained)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from show1_jax import convert
 from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
+from show1_jax.cli import convert
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNetConfig
@@ -104,9 +104,9 @@ def test_an_image_network_is_to_be_trained_first(config, tmp_path):
 
 def test_it_converts_to_pytorch_and_back(trained, tmp_path):
     source, torch, back = trained / "checkpoint", tmp_path / "torch", tmp_path / "back"
-    convert.main([str(source), str(torch), "--to-torch", "--verify"])
+    assert convert.main([str(source), str(torch), "--to-torch", "--verify"]) == 0
     assert (torch / "show-1-base" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-    convert.main([str(torch), str(back), "--verify"])
+    assert convert.main([str(torch), str(back), "--verify"]) == 0
     for name in ("unet", "text_encoder"):
         params = f"show-1-base/{name}/params"
         assert_same(load_params(back / params), load_params(source / params))

@@ -543,7 +543,5 @@ def test_a_network_of_other_settings_is_no_start(checkpoint, data_dir, tmp_path)
     unet = UNet(UNetConfig(**config.keyframes.unet.to_dict() | {"activation": "gelu"}))
     export_network(tmp_path, "keyframes", unet, random_params(unet))
     config.train.keyframes.init = str(tmp_path / "show-1-base" / "unet")
-    with pytest.raises(
-        InputError, match="cannot initialise this network: activation is gelu"
-    ):
+    with pytest.raises(InputError, match="cannot initialise this network: activation is gelu"):
         loop.train(config, tmp_path / "run")
