@@ -34,7 +34,7 @@ from show1_jax.parallel.sharding import (
 from show1_jax.paths import local_path
 from show1_jax.stages import Part, Stage
 from show1_jax.text.tokenizers import LENGTH
-from show1_jax.training import data
+from show1_jax.training import data, sheet
 from show1_jax.training.initialise import fresh_params, new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.networks import Networks, check_kinship
@@ -186,6 +186,10 @@ class Run:
                 losses.append(self._finite(step - 1, pending))
             pending = pending_next
 
+            if step == begun + 1:
+                # Compiling took a while: whoever waits sees that it works.
+                loss = self._finite(step, pending)
+                hosts.say(f"{self.name} has made its first step: loss {loss:.4f}")
             last = step == settings.steps
             stopped = preemption.due() and not last
             saved = last or stopped or not step % settings.save_every
@@ -252,12 +256,14 @@ class Run:
         return jax.jit(loss, static_argnums=4)
 
     def _sample(self, state: TrainState, step: int, metrics: Metrics) -> None:
-        """Writes clips of the validation split (above) and what the part makes of them (below).
+        """Writes clips of the validation split, and what the part makes of their conditions.
 
         All processes make them, with the parameters split as training has them; the first writes.
         """
         params = merge(averaged(state.optimizer), state.frozen)
-        batch = {name: array[:SAMPLED] for name, array in _used(self.validation[0]).items()}
+        whole = self.validation[0]
+        batch = {name: array[:SAMPLED] for name, array in _used(whole).items()}
+        names = whole.get("caption", [""] * SAMPLED)[: len(batch["video"])]
         count, at_once = len(batch["video"]), batch_parts(jax.sharding.get_mesh())
         given = (batch, np.arange(count, dtype=np.uint32))
         made: list[np.ndarray] = []
@@ -267,14 +273,17 @@ class Run:
             made += list(hosts.fetch(self.task.sample(params, self.constants, *put_padded(own))))
         if not hosts.first():
             return
-        sheet = np.concatenate([np.asarray(pixels(batch)), np.stack(made[:count])], axis=2)
-        video = to_uint8(np.concatenate(list(sheet), axis=2))
+        truth = to_uint8(np.asarray(pixels(batch)))
+        result = to_uint8(np.stack(made[:count]))
+        captions = [text.decode() if isinstance(text, bytes) else str(text) for text in names]
+        drawn = sheet.picture(truth, result, captions)
         folder = self.folder.folder / "samples"
         folder.mkdir(exist_ok=True)
-        write_png(folder / f"{step:08}.png", np.concatenate(list(video), axis=0))
-        if len(video) > 1:
-            write_mp4(folder / f"{step:08}.mp4", video, self.task.spec.fps or 1)
-        metrics.picture(step, "samples", np.concatenate(list(video), axis=0))
+        write_png(folder / f"{step:08}.png", drawn)
+        if truth.shape[1] > 1:
+            clips = sheet.video(truth, result)
+            write_mp4(folder / f"{step:08}.mp4", clips, self.task.spec.fps or 1)
+        metrics.picture(step, "samples", drawn)
 
     def _fresh_params(self) -> Any:
         return fresh_params(self.task.module, jax.random.fold_in(self.key, 2**31 - 1))
