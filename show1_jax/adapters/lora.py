@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from show1_jax.errors import InputError
-from show1_jax.models.temporal import FrameConv, frame_conv
+from show1_jax.models.ops.frame_convolution import convolve_frames
+from show1_jax.models.temporal import FrameConv
 from show1_jax.training.trainable import split
 
 A, B = "lora_a", "lora_b"
@@ -62,5 +63,5 @@ def apply_lora(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         return output
     a, b = (module.get_variable("params", name).astype(output.dtype) for name in (A, B))
     (x,) = args
-    inner = frame_conv(x, a) if isinstance(module, FrameConv) else x.astype(a.dtype) @ a
+    inner = convolve_frames(x, a) if isinstance(module, FrameConv) else x.astype(a.dtype) @ a
     return output + inner @ b

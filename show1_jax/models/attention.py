@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-from show1_jax.models.dot_product import attention
-from show1_jax.models.layers import GroupNorm, dtypes, exact_gelu, layer_norm
+from show1_jax.models.layers import GroupNorm, dtypes, layer_norm
+from show1_jax.models.ops.activation import exact_gelu
+from show1_jax.models.ops.attention import attention
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

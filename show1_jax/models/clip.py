@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.errors import InputError
 from show1_jax.models.attention import merge_heads, split_heads
-from show1_jax.models.layers import Activation, exact_gelu
+from show1_jax.models.ops.activation import Activation, exact_gelu, quick_gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,6 @@ class CLIPTextConfig:
     activation: str = "gelu"
     eps: float = 1e-5
     use_attention_mask: bool = False
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """OpenAI's cheaper GELU, `x * sigmoid(1.702 x)`."""
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 ACTIVATIONS: dict[str, Activation] = {"gelu": exact_gelu, "quick_gelu": quick_gelu}

@@ -1,11 +1,9 @@
-"""Layers that act on each image alone: normalisation, embeddings, the ResNet block.
+"""Flax modules that act on each image alone: normalisation, time embedding, ResNet block.
 
-Arrays are channels last with any number of leading axes, `(..., height, width,
-channels)`: a clip is just an image with one more leading axis.
+Arrays are `(..., height, width, channels)` with any number of leading axes, so a clip is
+an image with one more leading axis.
 """
 
-import itertools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,67 +13,28 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.mesh import target
-
-Activation = Callable[[jax.Array], jax.Array]
+from show1_jax.models.ops.activation import Activation
+from show1_jax.models.ops.convolution import convolve, downsample, upsample, upsample_and_convolve
 
 IMAGE_AXES = (-3, -2)
 
 
 def dtypes(module: nn.Module) -> dict[str, Any]:
-    """The two dtypes of a module, as keyword arguments for the modules inside it."""
+    """Returns a module's two dtypes, as keyword arguments for the modules inside it."""
     return {"dtype": module.dtype, "param_dtype": module.param_dtype}
 
 
-def activation(name: str) -> Activation:
-    """The activation a configuration names; GELU is the exact one everywhere but in T5.
-
-    Raises:
-      InputError: if the name is neither "gelu" nor "silu".
-    """
-    known: dict[str, Activation] = {"gelu": exact_gelu, "silu": nn.silu, "swish": nn.silu}
-    if name not in known:
-        raise InputError(f"activation {name!r} is not one of {', '.join(known)}")
-    return known[name]
-
-
-@jax.custom_jvp
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """GELU with the error function (Hendrycks and Gimpel, eq. 2), not its tanh approximation.
-
-    Flax's, of the complementary function, takes six times as long on CPUs.
-    """
-    wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
-
-
-@exact_gelu.defjvp
-def _exact_gelu_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """One array is kept for the backward pass, in the dtype of `x`."""
-    (x,), (tangent,) = primals, tangents
-    wide = x.astype(jnp.float32)
-    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
-    slope = (_normal_cdf(wide) + wide * density).astype(x.dtype)
-    return exact_gelu(x), slope * tangent
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
-
-
 class GroupNorm(nn.Module):
-    """Group normalisation with fp32 statistics (Wu and He 2018) over one image, or a whole clip.
+    """Group normalisation with fp32 statistics (Wu and He 2018) over one image or a whole clip.
 
-    Sums positions before it sums the channels of a group, in two passes.
-    Flax's own splits the channels first and took 2 to 3 times as long on a
-    CPU; its faster variance, E[x^2] - E[x]^2, loses half the digits of fp32.
+    Averages positions first and then the channels of a group, in two passes. Flax's own
+    splits the channels first, which takes 2 to 3 times as long on a CPU. Its one-pass
+    variance, E[x^2] - E[x]^2, loses half the digits of fp32.
 
     Attributes:
-      groups: how many groups the channels are split into.
+      groups: number of groups that the channels are split into.
       eps: added to the variance.
-      axes: the axes of positions that share statistics.
+      axes: axes of positions that share statistics.
     """
 
     groups: int
@@ -88,9 +47,14 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: jax.Array, average: Callable[[jax.Array], jax.Array] | None = None
     ) -> jax.Array:
-        """`(..., channels)` to the same shape in `dtype`.
+        """Maps `(..., channels)` to the same shape in `dtype`.
 
-        `average` takes the place of the mean over `axes`, for a whole clip's statistics.
+        Args:
+          x: `(..., channels)`.
+          average: replaces the mean over `axes`, for the statistics of a whole clip.
+
+        Raises:
+          InputError: if the groups do not divide the channels.
         """
         channels = x.shape[-1]
         if channels % self.groups:
@@ -110,69 +74,10 @@ class GroupNorm(nn.Module):
 
 
 def layer_norm(name: str, dtype: DTypeLike, param_dtype: DTypeLike) -> nn.LayerNorm:
-    """Layer normalisation with fp32 statistics and PyTorch's epsilon."""
+    """Builds a layer normalisation with fp32 statistics and PyTorch's epsilon."""
     return nn.LayerNorm(
         epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name
     )
-
-
-# Images of few positions, all together, and many channels XLA multiplies faster than it convolves
-# on CPUs: 1,280 channels twice as fast at 160 to 360 positions; 960 as fast at 640. ResNet
-# blocks' shortcuts, kernels of one pixel, it does of any image.
-FEW_POSITIONS = 512
-MANY_CHANNELS = 256
-
-
-def _convolve(
-    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, on CPUs of small images as a product over neighbours."""
-    sides = kernel.shape[:2]
-    if target()[0] != "cpu" or not (sides == (1, 1) or _is_small(x.shape)):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    down, right = (size - side + 1 for size, side in zip(padded.shape[1:3], sides, strict=True))
-    neighbours = [
-        padded[:, i : i + down : strides[0], j : j + right : strides[1]]
-        for i, j in itertools.product(*map(range, sides))
-    ]
-    return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _is_small(shape: tuple[int, ...]) -> bool:
-    return math.prod(shape[:-1]) <= FEW_POSITIONS and shape[-1] >= MANY_CHANNELS
-
-
-def _convolve_doubled(
-    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
-) -> jax.Array:
-    """`_convolve` with a 3x3 kernel of `double(x)`, on CPUs for 4/9 of its FLOPs.
-
-    Among three neighbours there two are the same pixel of `x`. So each of the four pixels that
-    one becomes is a convolution of `x` with 2x2 sums of the kernel. (On TPUs memory is what
-    takes time: the autoencoder's decoder would gain 3 % by its roofline, and compile longer.)
-    """
-    batch, height, width, channels = x.shape
-    # Of small images the sums take longer than what they spare.
-    if target()[0] != "cpu" or _is_small((batch, 2 * height, 2 * width, channels)):
-        return _convolve(double(x), kernel, strides, padding, **settings)
-
-    def sums(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-        first, middle, last = jnp.split(kernel, 3, axis)
-        return (
-            jnp.concatenate([first, middle + last], axis),
-            jnp.concatenate([first + middle, last], axis),
-        )
-
-    def pixels(row: int, kernel: jax.Array) -> jax.Array:
-        made = [
-            _convolve(x, part, strides, ((1 - row, row), (1 - column, column)), **settings)
-            for column, part in enumerate(sums(kernel, 1))
-        ]
-        return jnp.stack(made, axis=3)
-
-    rows = jnp.stack([pixels(row, part) for row, part in enumerate(sums(kernel, 0))], axis=2)
-    return rows.reshape(batch, 2 * height, 2 * width, -1)
 
 
 def conv3x3(
@@ -181,12 +86,19 @@ def conv3x3(
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     stride: int = 1,
-    doubled: bool = False,
+    upsampled: bool = False,
     kind: type[nn.Conv] = nn.Conv,
 ) -> nn.Conv:
-    """A 3x3 convolution over each image, zero-padded by one pixel on every side.
+    """Builds a 3x3 convolution of each image, zero-padded by one pixel on every side.
 
-    With `doubled` of the image in twice its height and width (`double`).
+    Args:
+      channels: of the result.
+      name: of the module.
+      dtype: compute dtype.
+      param_dtype: dtype of the parameters.
+      stride: step down and to the right.
+      upsampled: whether to upsample the image by 2 first; see `ops.convolution.upsample`.
+      kind: class to build, `nn.Conv` or a transformed one.
     """
     return kind(
         channels,
@@ -195,38 +107,13 @@ def conv3x3(
         padding=1,
         dtype=dtype,
         param_dtype=param_dtype,
-        conv_general_dilated=_convolve_doubled if doubled else _convolve,
+        conv_general_dilated=upsample_and_convolve if upsampled else convolve,
         name=name,
     )
 
 
-def halve(x: jax.Array) -> jax.Array:
-    """2x2 average pooling: `(..., 2h, 2w, c)` to `(..., h, w, c)`."""
-    *lead, height, width, channels = x.shape
-    return x.reshape(*lead, height // 2, 2, width // 2, 2, channels).mean((-4, -2))
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling: `(..., h, w, c)` to `(..., 2h, 2w, c)`."""
-    *lead, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, height, 2, width, 2, channels))
-    return x.reshape(*lead, 2 * height, 2 * width, channels)
-
-
-def sinusoidal_embedding(positions: jax.Array, channels: int) -> jax.Array:
-    """Sinusoids of `positions`, `(batch,)` to `(batch, channels)` fp32, cosines first.
-
-    Ho et al. 2020, appendix B, after Vaswani et al. 2017, section 3.5.
-    """
-    half = channels // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies
-    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
-
-
 class TimeEmbedding(nn.Module):
-    """Two linear layers on sinusoids of the timestep (or of the noise level), in fp32."""
+    """Two linear layers on sinusoids of the timestep or the noise level, in fp32."""
 
     channels: int
     activation: Activation
@@ -234,19 +121,28 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, sinusoids: jax.Array) -> jax.Array:
-        """`(batch, sinusoids)` to `(batch, channels)`, fp32."""
-        # In bf16 neighbouring timesteps would share an embedding.
+        """Maps `(batch, sinusoids)` to `(batch, channels)`, fp32."""
+        # In bf16, neighbouring timesteps would have equal embeddings.
         types: Any = {"dtype": jnp.float32, "param_dtype": self.param_dtype}
         x = nn.Dense(self.channels, name="linear_1", **types)(sinusoids)
         return nn.Dense(self.channels, name="linear_2", **types)(self.activation(x))
 
 
 class ResnetBlock(nn.Module):
-    """Residual block of two 3x3 convolutions, told the time, that may resample.
+    """Residual block of two 3x3 convolutions, conditioned on the time embedding.
 
-    With `scale_shift` the time embedding scales and shifts the second norm
-    (Dhariwal and Nichol 2021, section 3, AdaGN), else it is added before it.
-    `resample` halves or doubles the image on both branches.
+    Attributes:
+      channels: of the result.
+      groups: groups of both normalisations.
+      eps: epsilon of both normalisations.
+      activation: before each convolution.
+      scale_shift: whether the time embedding scales and shifts the second normalisation
+        (AdaGN; Dhariwal and Nichol 2021, section 3). Otherwise it is added before it.
+      skip_time_act: whether to use the time embedding without an activation.
+      output_scale: the sum of both branches is divided by it.
+      resample: "down" or "up" resamples both branches by 2.
+      dtype: compute dtype.
+      param_dtype: dtype of the parameters.
     """
 
     channels: int
@@ -264,18 +160,24 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: jax.Array, time: jax.Array | None = None, skip: jax.Array | None = None
     ) -> jax.Array:
-        """Maps `(batch, ..., h, w, c)` and `(batch, d)` to `(batch, ..., h', w', channels)`.
+        """Maps `(batch, ..., h, w, c)` to `(batch, ..., h', w', channels)`.
 
-        `skip` is put beside the channels of `x`, in here so that nobody keeps both together.
+        Args:
+          x: `(batch, ..., h, w, c)`.
+          time: time embedding, `(batch, d)`.
+          skip: `(batch, ..., h, w, s)`, concatenated to the channels of `x`. That happens in
+            here, so that rematerialisation does not keep the concatenation.
         """
         types = dtypes(self)
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         h = GroupNorm(self.groups, self.eps, name="norm1", **types)(x)
         h = self.activation(h)
-        if self.resample is not None:
-            x, h = (halve(x), halve(h)) if self.resample == "down" else (double(x), h)
-        h = conv3x3(self.channels, "conv1", doubled=self.resample == "up", **types)(h)
+        if self.resample == "down":
+            x, h = downsample(x), downsample(h)
+        elif self.resample == "up":
+            x = upsample(x)  # `conv1` upsamples `h`
+        h = conv3x3(self.channels, "conv1", upsampled=self.resample == "up", **types)(h)
 
         shift = jnp.zeros((), h.dtype)
         if time is not None:
@@ -295,7 +197,7 @@ class ResnetBlock(nn.Module):
                 self.channels,
                 (1, 1),
                 padding=0,
-                conv_general_dilated=_convolve,
+                conv_general_dilated=convolve,
                 name="conv_shortcut",
                 **types,
             )(x)

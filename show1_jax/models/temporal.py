@@ -12,53 +12,12 @@ from jax.typing import DTypeLike
 
 from show1_jax.models.attention import TransformerBlock
 from show1_jax.models.layers import GroupNorm, dtypes
+from show1_jax.models.ops.frame_convolution import convolve_frames
 from show1_jax.parallel.frames import to_pixels
-from show1_jax.parallel.mesh import target
-from show1_jax.parallel.sharding import clips_of_device
-
-# Of fewer clips than this XLA would move pixels into the batch of a convolution for TPUs, and
-# back, at each one. Clips that are mapped over, as in training with dropout, are one each here:
-# of 12, rows move no more than clips would.
-FEW_CLIPS = 8
-
-
-def frame_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution over three neighbouring frames, each pixel alone, zeros beyond the ends.
-
-    On TPUs a convolution, of rows of pixels where there are few clips: a half
-    to a third of the memory traffic. Elsewhere one matrix product over the
-    gathered neighbours, which XLA runs faster on CPUs.
-
-    Args:
-      x: `(batch, frames, h, w, c)`.
-      kernel: `(3, c, channels)`, in whose dtype it is computed.
-
-    Returns:
-      `(batch, frames, h, w, channels)`.
-    """
-    x = x.astype(kernel.dtype)
-    if target()[0] != "tpu":
-        frames = x.shape[1]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        neighbours = jnp.concatenate([padded[:, i : i + frames] for i in range(3)], axis=-1)
-        return neighbours @ kernel.reshape(-1, kernel.shape[-1])
-    if clips_of_device(len(x)) >= FEW_CLIPS:
-        return _convolve(x, kernel[:, None, None], "NDHWC", "DHWIO")
-    rows = rearrange(x, "b f h w c -> (b h) f w c")
-    rows = _convolve(rows, kernel[:, None], "NHWC", "HWIO")
-    return rearrange(rows, "(b h) f w c -> b f h w c", h=x.shape[2])
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, axes: str, kernel_axes: str) -> jax.Array:
-    padding = [(side // 2, side // 2) for side in kernel.shape[:-2]]
-    strides = (1,) * len(padding)
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=(axes, kernel_axes, axes)
-    )
 
 
 class FrameConv(nn.Module):
-    """`frame_conv` with a bias."""
+    """Convolution over three neighbouring frames at each pixel, with a bias."""
 
     channels: int
     zero_init: bool = False
@@ -72,7 +31,7 @@ class FrameConv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (3, width, self.channels), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), self.param_dtype)
-        return frame_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return convolve_frames(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 DROPPED = 102  # of 1,024: 10 %

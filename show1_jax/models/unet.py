@@ -19,13 +19,13 @@ from show1_jax.models.layers import (
     GroupNorm,
     ResnetBlock,
     TimeEmbedding,
-    activation,
     conv3x3,
     dtypes,
-    sinusoidal_embedding,
 )
+from show1_jax.models.ops.activation import activation
+from show1_jax.models.ops.embedding import sinusoidal_embedding
 from show1_jax.models.temporal import TemporalConv, TemporalTransformer
-from show1_jax.parallel.sharding import gathered, spread
+from show1_jax.parallel.sharding import constrain_batch, gather_params
 
 HeadReading = Literal["width", "number"]
 
@@ -139,7 +139,7 @@ def layer_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = 
     """
     if parent.is_initializing():
         return kind
-    kind = nn.map_variables(kind, "params", functools.partial(gathered, dtype=parent.dtype))
+    kind = nn.map_variables(kind, "params", functools.partial(gather_params, dtype=parent.dtype))
     if parent.remat is None:
         return kind
     policy = getattr(jax.checkpoint_policies, parent.remat)
@@ -208,10 +208,10 @@ class Level(nn.Module):
     def _resnet(
         self, x: jax.Array, time: jax.Array, i: int, train: bool, skip: jax.Array | None = None
     ) -> jax.Array:
-        x = spread(self._resnet_block(f"resnet_{i}", None)(x, time, skip))
+        x = constrain_batch(self._resnet_block(f"resnet_{i}", None)(x, time, skip))
         if self.config.temporal:
             conv = layer_class(self, TemporalConv, static_argnums=(2,))
-            x = spread(conv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
+            x = constrain_batch(conv(name=f"temporal_conv_{i}", **dtypes(self))(x, train))
         return x
 
     def _attend(self, x: jax.Array, text: jax.Array, i: int) -> jax.Array:
@@ -221,20 +221,20 @@ class Level(nn.Module):
         )
         heads = split_into_heads(self.channels, self.head_dim, config.spatial_heads)
         x = spatial(*heads, config.norm_groups, name=f"attention_{i}", **dtypes(self))(x, text)
-        x = spread(x)
+        x = constrain_batch(x)
         if config.temporal:
             heads = split_into_heads(self.channels, self.head_dim, config.temporal_heads)
             x = layer_class(self, TemporalTransformer)(
                 *heads, config.norm_groups, name=f"temporal_attention_{i}", **dtypes(self)
             )(x)
-        return spread(x)
+        return constrain_batch(x)
 
     def _resample(self, x: jax.Array, time: jax.Array) -> jax.Array:
         name = f"{self.resample}sample"
         if self.config.space == "pixel":
             return self._resnet_block(name, self.resample)(x, time)
         kind = layer_class(self, nn.Conv)
-        how: dict[str, Any] = {"stride": 2} if self.resample == "down" else {"doubled": True}
+        how: dict[str, Any] = {"stride": 2} if self.resample == "down" else {"upsampled": True}
         return conv3x3(self.channels, name, kind=kind, **how, **dtypes(self))(x)
 
 
@@ -296,13 +296,13 @@ class UNet(nn.Module):
                 remat=self.remat, name=name, **types, **settings,
             )  # fmt: skip
 
-        x = conv3x3(channels[0], "conv_in", **types)(spread(sample.astype(self.dtype)))
+        x = conv3x3(channels[0], "conv_in", **types)(constrain_batch(sample.astype(self.dtype)))
         if config.input_transformer_head_dim is not None:
             transformer = layer_class(self, TemporalTransformer)
             x = transformer(
                 8, config.input_transformer_head_dim, 32, name="input_transformer", **types
             )(x)
-            x = spread(x)
+            x = constrain_batch(x)
         skips = [x]
         for i in levels:
             x, outputs = level(

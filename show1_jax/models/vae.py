@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from show1_jax.models.dot_product import attention
 from show1_jax.models.layers import GroupNorm, ResnetBlock, conv3x3
+from show1_jax.models.ops.attention import attention
 
 EPS = 1e-6
 
@@ -94,7 +94,7 @@ class Level(nn.Module):
                 **types,
             )(x)
         if self.resample == "up":
-            return conv3x3(self.channels, "upsample", doubled=True, **types)(x)
+            return conv3x3(self.channels, "upsample", upsampled=True, **types)(x)
         return x
 
 

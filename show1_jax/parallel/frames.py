@@ -1,9 +1,12 @@
-"""One clip over several devices: layers that see each frame alone have some of the frames.
+"""Splits each clip over several devices, by frames or by pixels.
 
-Layers over the frames see each pixel alone and so can have some of the pixels
-instead. Between the two, devices exchange what the others need (all-to-all),
-as between sequence and heads in Jacobs et al. 2023 (DeepSpeed Ulysses): no
-device ever holds a whole clip.
+A device that runs a layer within frames has some of the frames. A device that runs a layer
+across frames, which treats each pixel independently, has some of the pixels of all frames.
+Between the two kinds of layer, devices exchange their parts (all-to-all), like sequence and
+heads in DeepSpeed Ulysses (Jacobs et al. 2023). No device ever holds a whole clip.
+
+`over_frames` reads the mesh set by `jax.set_mesh`. While it calls a function it sets a
+ContextVar, `_SPLIT`. `to_pixels`, which layers call, reads it.
 """
 
 import contextlib
@@ -17,12 +20,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from show1_jax.parallel.mesh import abstract_mesh
+
 AXIS = "frames"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """Into how many parts a clip of so many frames is split, and which of them is here."""
+    """How a clip is split by frames.
+
+    Attributes:
+      parts: number of parts.
+      frames: number of frames of the whole clip.
+      index: of this device's part, an int32 scalar.
+    """
 
     parts: int
     frames: int
@@ -33,23 +44,25 @@ _SPLIT: contextvars.ContextVar[_Split | None] = contextvars.ContextVar("split", 
 
 
 def over_frames(function: Callable[..., Any], sample: jax.Array, *others: Any) -> Any:
-    """Calls a function of clips with their frames spread over the mesh's axis `frames`.
+    """Calls a function of clips with their frames split over the mesh axis `frames`.
+
+    Reads the mesh set by `jax.set_mesh`.
 
     Args:
-      function: of a sample and other arrays; each frame of its result is to
-        depend on others only by way of `to_pixels`.
+      function: of a sample and other arrays. It must use `to_pixels` wherever a frame of its
+        result depends on other frames.
       sample: `(batch, frames, ...)`; padded if the frames do not divide evenly.
-      *others: what every device needs; trees of arrays or None.
+      *others: trees of arrays or None, which every device gets whole.
 
     Returns:
       The function's result, a tree of `(batch, frames, ...)`.
     """
-    mesh, frames = jax.sharding.get_abstract_mesh(), sample.shape[1]
-    parts = 1 if mesh.empty else mesh.shape[AXIS]
+    mesh, frames = abstract_mesh(), sample.shape[1]
+    parts = 1 if mesh is None else mesh.shape[AXIS]
     if parts == 1 or frames == 1:
         return function(sample, *others)
 
-    # Not `axis_index`, which does not compile where other axes are left to the compiler.
+    # `axis_index` does not compile if the compiler handles other axes, hence an argument.
     def part(index: jax.Array, sample: jax.Array, *others: Any) -> Any:
         with _split(_Split(parts, frames, index[0])):
             return function(sample, *others)
@@ -77,12 +90,12 @@ def _split(split: _Split) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Which pixels of all frames a device has; without a split, all of them.
+    """Which pixels of all frames a device has.
 
     Attributes:
-      split: how the clips are split; None for not at all.
-      shape: of the clips, `(batch, frames, height, width, channels)`, the
-        frames being those that the device has.
+      split: how the clips are split; None if they are not.
+      shape: `(batch, frames, height, width, channels)` of the clips, where `frames` counts the
+        frames that the device has.
     """
 
     split: _Split | None
@@ -90,11 +103,11 @@ class Pixels:
 
     @property
     def count(self) -> int:
-        """Of pixels in a frame."""
+        """Number of pixels in a frame."""
         return math.prod(self.shape[2:4])
 
     def to_frames(self, x: jax.Array) -> jax.Array:
-        """Undoes `to_pixels`, on any number of channels."""
+        """Splits by frames again: the inverse of `to_pixels`, for any number of channels."""
         if self.split is None:
             return x
         x = _pad(x[:, :, 0], 1, self.split.parts)
@@ -102,7 +115,7 @@ class Pixels:
         return x[:, :, : self.count].reshape(*self.shape[:-1], x.shape[-1])
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Mean over frames and pixels of all devices, `(batch, 1, 1, 1, channels)`."""
+        """Averages over frames and pixels of all devices, `(batch, 1, 1, 1, channels)`."""
         if self.split is None:
             return x.mean((1, 2, 3), keepdims=True)
         width = x.shape[3]
@@ -112,7 +125,12 @@ class Pixels:
         return total / (self.split.frames * self.count)
 
     def part(self, draw: Callable[[tuple[int, ...]], jax.Array], channels: int) -> jax.Array:
-        """Of what is drawn for whole clips, what belongs to the pixels here."""
+        """Draws an array for whole clips, and returns the part for this device's pixels.
+
+        Args:
+          draw: makes an array of a shape, the same on every device.
+          channels: of the array.
+        """
         if self.split is None:
             return draw((*self.shape[:-1], channels))
         whole = draw((self.shape[0], self.split.frames, *self.shape[2:4], channels))
@@ -124,13 +142,16 @@ class Pixels:
 
 
 def to_pixels(x: jax.Array) -> tuple[jax.Array, Pixels]:
-    """Where clips are split by frames, splits them by pixels instead.
+    """Splits clips by pixels, if `over_frames` has split them by frames.
+
+    Reads the ContextVar that `over_frames` sets.
 
     Args:
       x: `(batch, frames, height, width, channels)`.
 
     Returns:
-      The same, or with all frames `(batch, frames, 1, pixels, channels)`; and how to go back.
+      `x` if clips are not split. Otherwise all frames of some pixels,
+      `(batch, frames, 1, pixels, channels)`. And how to go back.
     """
     pixels = Pixels(_SPLIT.get(), x.shape)
     if pixels.split is None:
@@ -141,7 +162,7 @@ def to_pixels(x: jax.Array) -> tuple[jax.Array, Pixels]:
 
 
 def _pad(x: jax.Array, axis: int, parts: int) -> jax.Array:
-    """Adds zeros to the end of an axis until it divides evenly."""
+    """Appends zeros to an axis until it divides evenly."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % parts)
     return jnp.pad(x, widths)

@@ -1,10 +1,16 @@
-"""The mesh of devices that a program runs on, and what its axes mean.
+"""The mesh of devices that a program runs on.
 
-- `data`: clips of the batch, each with a whole copy of the parameters
-- `fsdp`: clips of the batch too, with a share of the parameters each, which are
-  gathered layer by layer (fully sharded data parallelism; Zhao et al. 2023)
-- `frames`: frames of each clip; see `parallel/frames.py`
-- `tensor`: heads and channels of a layer (Shoeybi et al. 2019)
+Its axes, and what each of them splits:
+
+- `data`: clips of the batch. Each device has a copy of the parameters.
+- `fsdp`: clips of the batch too. Each device has a share of the parameters, which are
+  gathered layer by layer (fully sharded data parallelism; Zhao et al. 2023).
+- `frames`: frames of each clip; see `parallel/frames.py`.
+- `tensor`: heads and channels of a layer (Shoeybi et al. 2019).
+
+The mesh is ambient: programs set it with `jax.set_mesh`, and functions that need it read it.
+They do so through `abstract_mesh`, `concrete_mesh` and `current_platform` here, and say so in
+their docstrings.
 """
 
 import math
@@ -20,83 +26,111 @@ from show1_jax.errors import InputError
 
 AXES = ("data", "fsdp", "frames", "tensor")
 BATCH = ("data", "fsdp")
-"""The axes that clips are spread over."""
+"""The axes that split the clips of a batch."""
 
-# Not float16: T5 overflows in it.
+# Float16 is missing because T5 overflows in it.
 DTYPES = ("float32", "bfloat16", "auto")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays devices out along the axes.
+    """Arranges devices along the axes.
 
     Args:
-      sizes: how many devices along each axis: 1 where there is none, and -1 for
-        at most one of them, which takes the rest.
-      devices: all there are, by default.
+      sizes: number of devices along each axis. Missing axes have size 1. One axis may have
+        size -1, and gets the remaining devices.
+      devices: None for all devices.
 
     Returns:
-      A mesh with all `AXES`, in that order: `tensor`, which communicates most, is innermost.
+      A mesh with all `AXES` in that order, so that `tensor`, which communicates most, is
+      innermost.
 
     Raises:
-      InputError: if an axis is unknown, or the sizes do not multiply out.
+      InputError: if an axis is unknown, or the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if unknown := sorted(set(sizes) - set(AXES)):
-        raise InputError(f"mesh has no axis {unknown[0]!r}: take {', '.join(AXES)}")
+        raise InputError(f"mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
     shape = {axis: sizes.get(axis, 1) for axis in AXES}
     given = [size for size in shape.values() if size != -1]
     if len(given) < len(AXES) - 1 or min(given) < 1:
-        raise InputError(f"mesh {dict(sizes)}: sizes are 1 or more, and one of them may be -1")
+        raise InputError(f"mesh {dict(sizes)}: each size must be 1 or more; one may be -1")
     known, count = math.prod(given), len(devices)
     rest = count // known if len(given) < len(AXES) else 1
     if known * rest != count:
         raise InputError(
-            f"mesh {dict(sizes)} takes {'a multiple of ' * (len(given) < len(AXES))}{known} "
-            f"devices, but there are {count}: change sizes so that they multiply to {count}"
+            f"mesh {dict(sizes)} needs {'a multiple of ' * (len(given) < len(AXES))}{known} "
+            f"devices, but there are {count}; choose sizes whose product is {count}"
         )
     sides = tuple(rest if size == -1 else size for size in shape.values())
     return jax.make_mesh(sides, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def is_shared(mesh: Mesh) -> bool:
-    """Whether devices of several processes are in a mesh."""
+    """Returns whether a mesh has devices of several processes."""
     return not mesh.empty and mesh.is_multi_process
 
 
 def rounded_up(batch: int, parts: int) -> int:
-    """The smallest batch of at least this size that splits into as many parts."""
+    """Rounds a batch size up to a multiple of `parts`."""
     return -(-batch // parts) * parts
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split."""
+    """Returns into how many parts a mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def target() -> tuple[str, float]:
-    """What is compiled for: "cpu", "tpu" or "gpu", and a GPU's compute capability, else 0."""
+def abstract_mesh() -> AbstractMesh | None:
+    """Returns the mesh set by `jax.set_mesh`, without its devices; None if none is set.
+
+    Works while a function is traced, where `concrete_mesh` fails.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def concrete_mesh() -> Mesh | None:
+    """Returns the mesh set by `jax.set_mesh`, with its devices; None if none is set.
+
+    Raises:
+      ValueError: while a function is traced.
+    """
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
+def current_platform() -> tuple[str, float]:
+    """Returns the platform to compile for, and a GPU's compute capability.
+
+    Reads the mesh set by `jax.set_mesh`; without one, the platform is JAX's default backend.
+
+    Returns:
+      "cpu", "tpu" or "gpu"; and the compute capability, 0 if there is none.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     if platform not in ("gpu", "cuda"):
         return platform, 0.0
-    # A GPU's kernels are chosen by the one that is here: nothing compiles for others.
+    # The local GPU decides: nothing here compiles for a GPU that is absent.
     capability = str(getattr(jax.local_devices()[0], "compute_capability", 0))
     return "gpu", float(capability) if re.fullmatch(r"[\d.]+", capability) else 0.0  # AMD: gfx942
 
 
 def compute_dtype(name: str, setting: str = "dtype") -> np.dtype:
-    """The dtype that networks compute in, on the mesh that is set.
+    """Returns the dtype that networks compute in.
+
+    Reads the platform of the mesh set by `jax.set_mesh`.
 
     Args:
-      name: one of `DTYPES`. "auto" is float32 on CPUs, which compute bfloat16 in float32 and
-        convert it back and forth, and bfloat16 on all else.
-      setting: what to call the setting in messages.
+      name: one of `DTYPES`. "auto" is bfloat16, except on CPUs: they convert bfloat16 to float32
+        and back for each operation, so it is float32 there.
+      setting: name of the setting in error messages.
 
     Raises:
-      InputError: if it is none of them.
+      InputError: if `name` is not one of `DTYPES`.
     """
     if name not in DTYPES:
         raise InputError(f"{setting} {name!r} is not one of {', '.join(DTYPES)}")
     if name == "auto":
-        name = "float32" if target()[0] == "cpu" else "bfloat16"
+        name = "float32" if current_platform()[0] == "cpu" else "bfloat16"
     return jnp.dtype(name)

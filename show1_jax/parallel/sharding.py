@@ -1,12 +1,17 @@
-"""Where everything lies on the mesh that is set (`jax.set_mesh`).
+"""How parameters, batches and activations are sharded over the mesh.
 
-Parameters are split over `tensor` as their layer computes: the first of two
-products by its outputs, the second by its inputs, so that only their result is
-summed (Shoeybi et al. 2019, section 3); the denoisers' gated layers exchange
-their halves as well, which one product makes as released. Large ones are split
-over `fsdp` as well, along the longest side that is left. The state of the
-optimizer ends in the parameters' paths and shapes, and so is split as they are.
-Without a mesh everything lies on the default device.
+Every function here reads the mesh set by `jax.set_mesh`. Without one, arrays are on the default
+device and nothing is split.
+
+Parameters are split over `tensor` as their layer computes (Shoeybi et al. 2019, section 3): the
+first of two products by its outputs, the second by its inputs, so that devices sum only the
+result. (The gated layers of the denoisers also exchange their halves, because the released
+networks compute both in one product.) Large parameters are split over `fsdp` as well, along the
+longest remaining side. The optimizer's state has the paths and shapes of the parameters at its
+leaves, so the same rules split it.
+
+One ContextVar is set while `over_clips` maps a function: `_CLIPS_MAPPED`. `shard_map_heads`
+reads it.
 """
 
 import contextvars
@@ -29,7 +34,14 @@ from jax.sharding import (
 )
 from jax.typing import DTypeLike
 
-from show1_jax.parallel.mesh import BATCH, batch_parts, is_shared, rounded_up
+from show1_jax.parallel.mesh import (
+    BATCH,
+    abstract_mesh,
+    batch_parts,
+    concrete_mesh,
+    is_shared,
+    rounded_up,
+)
 
 # Which side of a parameter is split over `tensor`, by the end of its slashed path.
 TENSOR = (
@@ -38,15 +50,22 @@ TENSOR = (
     (r"\bconv[13]/(kernel|bias)", -1),
     (r"\bconv[24]/kernel", -2),
 )
-LEAST_SPLIT = 2**16  # elements; to gather less costs more than it saves
-WORTH_SAYING = 0.05  # of the parameters
+MIN_SPLIT_SIZE = 2**16  # elements; gathering smaller arrays costs more than splitting them saves
+MIN_HINT_SHARE = 0.05  # of the parameters
 
-# Whether the clips of a batch are mapped over, and so spread already, where a layer is called.
-_CLIPS_SPREAD: contextvars.ContextVar[bool] = contextvars.ContextVar("clips", default=False)
+# Whether `over_clips` maps the current function over the clips of a batch. The mapped axis is
+# split over `BATCH` then, and no other axis can be.
+_CLIPS_MAPPED: contextvars.ContextVar[bool] = contextvars.ContextVar("clips_mapped", default=False)
 
 
 def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """How an array with this slashed path is split; only sides that divide evenly are."""
+    """Returns how to split a parameter. Only sides that divide evenly are split.
+
+    Args:
+      mesh: with all `parallel.mesh.AXES`.
+      path: of the parameter, with slashes.
+      shape: of the parameter.
+    """
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     axes: list[str | None] = [None] * len(shape)
     for pattern, side in TENSOR if tensor > 1 else ():
@@ -54,7 +73,7 @@ def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...])
             if not shape[side] % tensor:
                 axes[side] = "tensor"
             break
-    if fsdp > 1 and math.prod(shape) >= LEAST_SPLIT:
+    if fsdp > 1 and math.prod(shape) >= MIN_SPLIT_SIZE:
         sides = range(len(shape))
         free = [side for side in sides if axes[side] is None and not shape[side] % fsdp]
         if free:
@@ -63,18 +82,20 @@ def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...])
 
 
 def shardings(tree: Any) -> Any:
-    """How parameters, or a state that contains some, are split.
+    """Returns the shardings of parameters, or of a state that contains some.
+
+    Reads the mesh set by `jax.set_mesh`.
 
     Args:
-      tree: of arrays or `jax.ShapeDtypeStruct`s.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      A tree of shardings.
+      A tree of the same structure.
     """
-    mesh = jax.sharding.get_mesh()
+    mesh = concrete_mesh()
 
     def sharding(path: Any, leaf: Any) -> Sharding:
-        if mesh.empty:
+        if mesh is None:
             return SingleDeviceSharding(jax.devices()[0])
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, parameter_spec(mesh, name, leaf.shape))
@@ -83,20 +104,27 @@ def shardings(tree: Any) -> Any:
 
 
 def fsdp_hint(params: Any) -> str:
-    """Which size of `fsdp` splits what the mesh's leaves whole; "" if little is or none does.
+    """Recommends a size of `fsdp` that splits more of the parameters.
+
+    Reads the mesh set by `jax.set_mesh`.
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A sentence; "" if the mesh leaves less than `MIN_HINT_SHARE` of the parameters unsplit, or
+      no other size splits more.
     """
-    mesh = jax.sharding.get_mesh()
-    fsdp = 1 if mesh.empty else mesh.shape["fsdp"]
+    mesh = concrete_mesh()
+    if mesh is None or (fsdp := mesh.shape["fsdp"]) == 1:
+        return ""
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
     def whole(size: int) -> float:
-        """The share of parameters that are large enough but have no side to split so often."""
+        """Returns the share of large parameters that have no side divisible by `size`."""
         sides = tuple((mesh.shape | {"fsdp": size}).values())
         other = AbstractMesh(sides, mesh.axis_names)
         left = (
@@ -104,28 +132,36 @@ def fsdp_hint(params: Any) -> str:
             for path, shape in shapes.items()
             if "fsdp" not in parameter_spec(other, path, shape)
         )
-        return sum(n for n in left if n >= LEAST_SPLIT) / sum(map(math.prod, shapes.values()))
+        return sum(n for n in left if n >= MIN_SPLIT_SIZE) / sum(map(math.prod, shapes.values()))
 
-    if fsdp == 1 or (share := whole(fsdp)) < WORTH_SAYING:
+    if (share := whole(fsdp)) < MIN_HINT_SHARE:
         return ""
-    better = [n for n in range(2, fsdp) if not fsdp % n and whole(n) < WORTH_SAYING]
+    better = [n for n in range(2, fsdp) if not fsdp % n and whole(n) < MIN_HINT_SHARE]
     if not better:
         return ""
     return (
-        f"fsdp leaves {share:.0%} of the parameters whole on every device, as none of their sides "
-        f"divides by {fsdp}: mesh.fsdp={better[-1]} splits them, with the other devices along data"
+        f"fsdp leaves {share:.0%} of the parameters whole on every device, because none of their "
+        f"sides is divisible by {fsdp}; set mesh.fsdp={better[-1]}, and mesh.data for the other "
+        "devices"
     )
 
 
-def gathered(params: Any, dtype: DTypeLike) -> Any:
-    """A layer's parameters for its products: whole along `fsdp`, those that were split in `dtype`.
+def gather_params(params: Any, dtype: DTypeLike) -> Any:
+    """Gathers a layer's parameters along `fsdp`, and scatters their gradients.
 
-    Left to itself, the compiler gathers activations instead where it takes them
-    for smaller, and those of all clips are not. The gradients are summed to where
-    their parameters lie.
+    Without this the compiler may gather the activations of all clips instead.
+
+    Reads the mesh set by `jax.set_mesh`.
+
+    Args:
+      params: of one layer.
+      dtype: compute dtype. Parameters that are split over `fsdp` are cast to it first.
+
+    Returns:
+      The parameters, none of them split over `fsdp`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["fsdp"] == 1:
+    mesh = abstract_mesh()
+    if mesh is None or mesh.shape["fsdp"] == 1:
         return params
 
     def gather(path: Any, leaf: jax.Array) -> jax.Array:
@@ -156,7 +192,10 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def placed(tree: Any) -> Any:
-    """A tree of `jax.ShapeDtypeStruct`s that say where each array is to lie."""
+    """Adds shardings to `jax.ShapeDtypeStruct`s; see `shardings`.
+
+    Reads the mesh set by `jax.set_mesh`.
+    """
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -165,23 +204,28 @@ def placed(tree: Any) -> Any:
 
 
 def put_batch(tree: Any, axis: int = 0) -> Any:
-    """Puts arrays on the devices, with the clips along `axis` spread over them if they divide.
+    """Puts arrays on the devices, split by clips if the clips divide evenly.
 
-    Where processes share the mesh, each of them has to have the whole arrays.
+    Reads the mesh set by `jax.set_mesh`. If several processes share it, each of them must pass
+    the whole arrays.
+
+    Args:
+      tree: arrays.
+      axis: of the clips.
     """
-    mesh = jax.sharding.get_mesh()
+    mesh = concrete_mesh()
 
     def put(array: Any) -> jax.Array:
-        even = not mesh.empty and not np.shape(array)[axis] % batch_parts(mesh)
+        even = mesh is not None and not np.shape(array)[axis] % batch_parts(mesh)
         return put_array(array, *(None,) * axis, BATCH) if even else put_array(array)
 
     return jax.tree.map(put, tree)
 
 
 def put_padded(tree: Any) -> Any:
-    """As `put_batch` does, but of a batch that does not divide, the last clip is repeated."""
-    mesh = jax.sharding.get_mesh()
-    parts = 1 if mesh.empty else batch_parts(mesh)
+    """Puts arrays like `put_batch`, and repeats the last clip until the clips divide evenly."""
+    mesh = concrete_mesh()
+    parts = 1 if mesh is None else batch_parts(mesh)
 
     def pad(array: np.ndarray) -> np.ndarray:
         more = rounded_up(len(array), parts) - len(array)
@@ -191,10 +235,18 @@ def put_padded(tree: Any) -> Any:
 
 
 def put_array(array: Any, *axes: Any) -> jax.Array:
-    """Puts an array, which every process has, on all devices, its sides split over mesh axes."""
-    mesh = jax.sharding.get_mesh()
+    """Puts an array on the devices, its sides split over mesh axes.
+
+    Reads the mesh set by `jax.set_mesh`. If several processes share it, each of them must pass
+    the whole array.
+
+    Args:
+      array: any.
+      *axes: mesh axis, or axes, of each side; None for sides that are not split.
+    """
+    mesh = concrete_mesh()
     array = np.asarray(array) if not isinstance(array, jax.Array) else array
-    if mesh.empty:
+    if mesh is None:
         return jax.device_put(array)
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     if is_shared(mesh):
@@ -203,9 +255,12 @@ def put_array(array: Any, *axes: Any) -> jax.Array:
 
 
 def own_rows(batch_size: int) -> list[int]:
-    """The places in a batch that this process's devices hold."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    """Returns the indices of the clips of a batch that this process's devices hold.
+
+    Reads the mesh set by `jax.set_mesh`.
+    """
+    mesh = concrete_mesh()
+    if mesh is None:
         return list(range(batch_size))
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -213,9 +268,14 @@ def own_rows(batch_size: int) -> list[int]:
 
 
 def put_rows(tree: Any, batch_size: int) -> Any:
-    """As `put_batch` does, of arrays of which each process has its `own_rows`."""
-    mesh = jax.sharding.get_mesh()
-    if not is_shared(mesh):
+    """Puts arrays like `put_batch`, but each process passes only its `own_rows`.
+
+    Args:
+      tree: arrays of this process's rows.
+      batch_size: number of rows of all processes.
+    """
+    mesh = concrete_mesh()
+    if mesh is None or not is_shared(mesh):
         return put_batch(tree)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(
@@ -226,15 +286,18 @@ def put_rows(tree: Any, batch_size: int) -> Any:
     )
 
 
-def spread(x: jax.Array) -> jax.Array:
-    """Keeps an activation's clips, its first axis, spread over the devices.
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Constrains an activation to be split by clips, if the clips divide evenly.
 
-    So parameters that are split over `fsdp` are gathered for it, not it for them.
-    Clips that do not divide evenly are left as they are; so is everything
-    without a mesh. Under `over_clips` it is the mapped axis that is kept spread.
+    The compiler then gathers parameters that are split over `fsdp`, instead of activations.
+
+    Reads the mesh set by `jax.set_mesh`. Within `over_clips` it constrains the mapped axis.
+
+    Args:
+      x: `(batch, ...)`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = abstract_mesh()
+    if mesh is None or mesh.size == 1:
         return x
     clips = PartitionSpec.UNCONSTRAINED if len(x) % batch_parts(mesh) else BATCH
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
@@ -242,44 +305,57 @@ def spread(x: jax.Array) -> jax.Array:
 
 
 def clips_of_device(clips: int) -> int:
-    """How many of a batch's clips each device has."""
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else batch_parts(mesh)
+    """Returns how many clips of a batch each device has.
+
+    Reads the mesh set by `jax.set_mesh`.
+    """
+    mesh = abstract_mesh()
+    parts = 1 if mesh is None else batch_parts(mesh)
     return clips if clips % parts else clips // parts
 
 
 def over_clips(function: Callable[..., Any], clips: int) -> Callable[..., Any]:
-    """`jax.vmap` over the clips of a batch, which stay spread over the devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or clips % batch_parts(mesh):
+    """Maps a function over the clips of a batch (`jax.vmap`), which stay split over the devices.
+
+    Reads the mesh set by `jax.set_mesh`.
+
+    Args:
+      function: of arrays of one clip.
+      clips: in the batch.
+    """
+    mesh = abstract_mesh()
+    if mesh is None or mesh.size == 1 or clips % batch_parts(mesh):
         return jax.vmap(function)
 
     def one(*arrays: Any) -> Any:
-        token = _CLIPS_SPREAD.set(True)
+        token = _CLIPS_MAPPED.set(True)
         try:
             return function(*arrays)
         finally:
-            _CLIPS_SPREAD.reset(token)
+            _CLIPS_MAPPED.reset(token)
 
     return jax.vmap(one, spmd_axis_name=BATCH)
 
 
-def over_heads(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Calls a function, which the compiler cannot split, on each device's share of a batch.
+def shard_map_heads(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Calls a function on each device's share of the batch and the heads.
+
+    This is for functions that the compiler cannot split, such as Pallas kernels.
+
+    Reads the mesh set by `jax.set_mesh`, and whether `over_clips` maps the caller.
 
     Args:
-      function: of arrays that it takes apart no more than by batch and heads.
-      *arrays: `(batch, length, heads, width)`, whose batch and heads are spread
-        where they divide evenly.
+      function: treats each element of the batch and each head independently.
+      *arrays: `(batch, length, heads, width)`. Batch and heads are split if they divide evenly.
 
     Returns:
       The function's result, `(batch, length, heads, width)`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = abstract_mesh()
+    if mesh is None or mesh.size == 1:
         return function(*arrays)
     batch, _, heads, _ = arrays[0].shape
-    whole = _CLIPS_SPREAD.get() or batch % batch_parts(mesh)
+    whole = _CLIPS_MAPPED.get() or batch % batch_parts(mesh)
     spec = PartitionSpec(
         None if whole else BATCH, None, None if heads % mesh.shape["tensor"] else "tensor"
     )

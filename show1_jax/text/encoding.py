@@ -15,7 +15,7 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.errors import LESS_MEMORY_NETWORK, fitting
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import Block, T5Encoder, attention_bias
-from show1_jax.parallel.mesh import target
+from show1_jax.parallel.mesh import current_platform
 from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
 
 
@@ -81,7 +81,7 @@ def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) ->
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
     with fitting("the text encoder", LESS_MEMORY_NETWORK):
         stored = folder.stored("text_encoder", module, dtype)
-        by_layer = isinstance(module, T5Encoder) and target()[0] == "cpu"
+        by_layer = isinstance(module, T5Encoder) and current_platform()[0] == "cpu"
         return TextEncoder(module, stored if by_layer else stored.read(), tokenize)
 
 

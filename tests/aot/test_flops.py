@@ -10,7 +10,9 @@ import pytest
 from show1_jax.aot.programs import text_size
 from show1_jax.checkpoints.released import sampling_params
 from show1_jax.configs import show1
-from show1_jax.models import attention, dot_product, layers
+from show1_jax.models import attention, layers
+from show1_jax.models.ops import attention as attention_op
+from show1_jax.models.ops.convolution import convolve, upsample
 from show1_jax.parallel.mesh import make_mesh
 from show1_jax.stages import by_name, names
 
@@ -41,18 +43,18 @@ def test_a_released_denoiser_computes_what_its_layers_ask_for(name, monkeypatch)
         """A product with each key and each value, for every query."""
         pairs = query.shape[0] * query.shape[1] * key.shape[1]
         asked[f"attention {len(asked)}"] = 4 * pairs * math.prod(query.shape[2:])
-        return dot_product.attention(query, key, value)
+        return attention_op.attention(query, key, value)
 
     monkeypatch.setattr(attention, "attention", attend)
     # All queries at once: the compiler counts the pieces of a loop once.
-    monkeypatch.setattr(dot_product, "CACHED_LOGIT_BYTES", 2**60)
-    monkeypatch.setattr(dot_product, "LOGIT_BYTES", 2**60)
+    monkeypatch.setattr(attention_op, "MAX_CACHED_LOGIT_BYTES", 2**60)
+    monkeypatch.setattr(attention_op, "MAX_LOGIT_BYTES", 2**60)
 
-    # As TPUs do it: CPUs convolve what is doubled for less than its layer's shape asks for.
+    # As TPUs do it: CPUs fuse upsampling into the convolution, which takes fewer FLOPs.
     monkeypatch.setattr(
         layers,
-        "_convolve_doubled",
-        lambda x, *rest, **settings: layers._convolve(layers.double(x), *rest, **settings),
+        "upsample_and_convolve",
+        lambda x, *rest, **settings: convolve(upsample(x), *rest, **settings),
     )
 
     def run(params, *given):

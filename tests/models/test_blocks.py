@@ -12,7 +12,7 @@ import pytest
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.tables import ADDED_KV_ATTENTION, RESNET, TEMPORAL_CONV, TRANSFORMER
 from show1_jax.checkpoints.tables import UNET as UNET_TABLE
-from show1_jax.models import layers, temporal
+from show1_jax.models import layers
 from show1_jax.models.attention import (
     AddedKVAttention,
     SpatialTransformer,
@@ -20,11 +20,11 @@ from show1_jax.models.attention import (
 )
 from show1_jax.models.layers import (
     ResnetBlock,
-    double,
-    exact_gelu,
-    halve,
-    sinusoidal_embedding,
 )
+from show1_jax.models.ops import convolution, frame_convolution
+from show1_jax.models.ops.activation import exact_gelu
+from show1_jax.models.ops.convolution import downsample, upsample
+from show1_jax.models.ops.embedding import sinusoidal_embedding
 from show1_jax.models.temporal import FrameConv, TemporalConv, TemporalTransformer
 from tests.conftest import Golden, assert_close, golden
 
@@ -175,7 +175,7 @@ def test_text_pooling():
 @pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.parametrize(("platform", "batch"), [("cpu", 2), ("tpu", 2), ("tpu", 8)])
 def test_frame_convolution_is_a_convolution_over_frames(platform, batch, frames, monkeypatch):
-    monkeypatch.setattr(temporal, "target", lambda: (platform, 0.0))
+    monkeypatch.setattr(frame_convolution, "current_platform", lambda: (platform, 0.0))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, frames, 3, 4, 6), np.float32)
     kernel = rng.standard_normal((3, 6, 5), np.float32)
@@ -192,47 +192,47 @@ def test_frame_convolution_is_a_convolution_over_frames(platform, batch, frames,
 
 def test_resampling_undoes_itself():
     x = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6, 1)
-    np.testing.assert_array_equal(double(x), np.repeat(np.repeat(x, 2, axis=2), 2, axis=3))
-    np.testing.assert_array_equal(halve(double(x)), x)
-    np.testing.assert_array_equal(halve(x)[0, 0, 0, 0], (x[0, 0, :2, :2]).mean())
+    np.testing.assert_array_equal(upsample(x), np.repeat(np.repeat(x, 2, axis=2), 2, axis=3))
+    np.testing.assert_array_equal(downsample(upsample(x)), x)
+    np.testing.assert_array_equal(downsample(x)[0, 0, 0, 0], (x[0, 0, :2, :2]).mean())
 
 
 @pytest.mark.parametrize("few", [0, 2 * 3 * 4 * 6])
-def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled_first(few, monkeypatch):
-    monkeypatch.setattr(layers, "FEW_POSITIONS", few)
-    monkeypatch.setattr(layers, "MANY_CHANNELS", 5)
+def test_convolution_with_upsampling_equals_upsampling_first(few, monkeypatch):
+    monkeypatch.setattr(convolution, "MAX_POSITIONS", few)
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 5)
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 6, 5), np.float32)
-    plain, doubled = (
-        layers.conv3x3(7, "conv", jnp.float32, jnp.float32, doubled=option)
+    plain, fused = (
+        layers.conv3x3(7, "conv", jnp.float32, jnp.float32, upsampled=option)
         for option in (False, True)
     )
     params = plain.init(jax.random.key(0), x)
 
     def first(params, x):
-        return plain.apply(params, double(x))
+        return plain.apply(params, upsample(x))
 
     expected, back = jax.vjp(first, params, x)
-    found, found_back = jax.vjp(doubled.apply, params, x)
+    found, found_back = jax.vjp(fused.apply, params, x)
     assert_close(found, expected, 1e-6)
     weights = np.random.default_rng(1).standard_normal(found.shape, np.float32)
     for one, other in zip(*map(jax.tree.leaves, (found_back(weights), back(weights))), strict=True):
         assert_close(one, other, 1e-6)
-    flops = [jax.jit(f).lower(params, x).cost_analysis()["flops"] for f in (doubled.apply, first)]
+    flops = [jax.jit(f).lower(params, x).cost_analysis()["flops"] for f in (fused.apply, first)]
     assert flops[0] < flops[1] / 1.8
 
 
-def test_nothing_is_doubled_where_what_it_becomes_is_convolved_in_parts(monkeypatch):
+def test_convolution_of_large_images_upsamples_nothing(monkeypatch):
     sizes = []
 
-    def doubled(x):
+    def recorded(x):
         sizes.append(x.shape)
-        return double(x)
+        return upsample(x)
 
-    monkeypatch.setattr(layers, "double", doubled)
-    monkeypatch.setattr(layers, "FEW_POSITIONS", 4 * 24)
-    monkeypatch.setattr(layers, "MANY_CHANNELS", 5)
-    module = layers.conv3x3(7, "conv", jnp.float32, jnp.float32, doubled=True)
-    for height in (4, 5):  # of as many positions as few are, once doubled, and of more
+    monkeypatch.setattr(convolution, "upsample", recorded)
+    monkeypatch.setattr(convolution, "MAX_POSITIONS", 4 * 24)
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 5)
+    module = layers.conv3x3(7, "conv", jnp.float32, jnp.float32, upsampled=True)
+    for height in (4, 5):  # MAX_POSITIONS once upsampled, and more
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, height, 6, 5)))
     assert sizes == [(1, 4, 6, 5)]
 
@@ -277,12 +277,12 @@ def test_gelu_and_its_derivative_are_those_of_the_error_function():
     assert (exact_gelu(half).dtype, slope.dtype) == (half.dtype, half.dtype)
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"doubled": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"upsampled": True}], ids=str)
 def test_small_images_are_convolved_as_by_a_product(options):
     def convolved(most: int) -> tuple[jax.Array, dict]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers, "FEW_POSITIONS", most)
-            patch.setattr(layers, "MANY_CHANNELS", 6)
+            patch.setattr(convolution, "MAX_POSITIONS", most)
+            patch.setattr(convolution, "MIN_CHANNELS", 6)
             value, gradient = jax.value_and_grad(lambda p: jnp.sin(conv.apply(p, x)).sum())(params)
             assert ("conv_general_dilated" in str(jax.make_jaxpr(conv.apply)(params, x))) == (
                 not most

@@ -9,7 +9,8 @@ import pytest
 
 from show1_jax.checkpoints.tables import CLIP as TABLE
 from show1_jax.errors import InputError
-from show1_jax.models.clip import CLIPText, quick_gelu
+from show1_jax.models.clip import CLIPText
+from show1_jax.models.ops.activation import quick_gelu
 from tests.conftest import assert_close, golden, loaded, network_folder
 
 

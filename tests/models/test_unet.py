@@ -329,7 +329,7 @@ LATENTS = dataclasses.replace(
     [SHORT, *(pytest.param(config, marks=pytest.mark.slow) for config in (PIXEL, LATENTS))],
 )
 def test_remat_keeps_what_goes_from_layer_to_layer_alone(config, monkeypatch):
-    monkeypatch.setattr(sharding, "LEAST_SPLIT", 0)
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 0)
     mesh = AbstractMesh((1, 2, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     flat = flatten_dict(abstract_params(UNet(config)), sep="/")
     params = flat.values()

@@ -27,7 +27,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from show1_jax.aot.programs import training_program
-from show1_jax.models import dot_product
+from show1_jax.models.ops import attention as op
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.mesh import make_mesh
@@ -122,7 +122,7 @@ def attention():
     """The kernel that the compiler cannot split: for a batch, for mapped clips, within frames."""
 
     def call(*arrays):
-        return dot_product.attention(*arrays, implementation="splash")
+        return op.attention(*arrays, implementation="splash")
 
     def mapped(*arrays):
         return sharding.over_clips(lambda *one: call(*(x[None] for x in one))[0], 4)(*arrays)
@@ -139,7 +139,7 @@ def attention():
             for key, length in zip(keys, (20, 30, 30), strict=True)
         ]
         flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
-        expected = dot_product.attention(*flat, implementation="xla").reshape(arrays[0].shape)
+        expected = op.attention(*flat, implementation="xla").reshape(arrays[0].shape)
         with jax.set_mesh(make_mesh(sizes)):
             found = jax.jit(function)(*sharding.put_batch(arrays))
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -254,7 +254,7 @@ def lines(workdir):
 if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
-    sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
+    sharding.MIN_SPLIT_SIZE = 8  # else these networks would be too small to be split
     if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed)}):
         alone[sys.argv[1]](*sys.argv[2:])
     else:

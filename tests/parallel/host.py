@@ -24,7 +24,7 @@ from show1_jax.training.run import RunFolder
 def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,)):
     """Trains in a folder; after a step was saved, some processes get a signal."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    sharding.LEAST_SPLIT = 8  # else these networks would be too small to be split
+    sharding.MIN_SPLIT_SIZE = 8  # else these networks would be too small to be split
     hosts.join(*join, 60, preemptible=True)
     from tests.training.small import small_config  # makes arrays, which only now it may
 

@@ -20,12 +20,12 @@ def test_one_device_is_a_mesh(sizes):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"dta": 1}, "mesh has no axis 'dta': take data, fsdp, frames, tensor"),
-        ({"data": 3}, "takes 3 devices, but there are 1: change sizes so that they multiply to 1"),
-        ({"data": 3, "fsdp": -1}, "takes a multiple of 3 devices, but there are 1"),
-        ({"data": -1, "fsdp": -1}, "sizes are 1 or more, and one of them may be -1"),
-        ({"data": 0}, "sizes are 1 or more"),
-        ({"data": -2}, "sizes are 1 or more"),
+        ({"dta": 1}, "mesh has no axis 'dta'; its axes are data, fsdp, frames, tensor"),
+        ({"data": 3}, "needs 3 devices, but there are 1; choose sizes whose product is 1"),
+        ({"data": 3, "fsdp": -1}, "needs a multiple of 3 devices, but there are 1"),
+        ({"data": -1, "fsdp": -1}, "each size must be 1 or more; one may be -1"),
+        ({"data": 0}, "each size must be 1 or more"),
+        ({"data": -2}, "each size must be 1 or more"),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(sizes, message):

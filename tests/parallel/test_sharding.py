@@ -58,7 +58,7 @@ def test_a_size_of_fsdp_that_splits_little_is_said_with_one_that_splits_more(mon
 
     found = hint(256, params)
     assert "leaves 20% of the parameters whole" in found
-    assert "none of their sides divides by 256: mesh.fsdp=128 splits them" in found
+    assert "none of their sides is divisible by 256; set mesh.fsdp=128, and mesh.data" in found
     assert hint(128, params) == hint(1, params) == ""
     # What `tensor` splits along the only side that divides is not split again.
     mesh = AbstractMesh((1, 256, 1, 2), AXES)

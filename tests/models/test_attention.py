@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from show1_jax.errors import InputError
-from show1_jax.models import dot_product
-from show1_jax.models.dot_product import attention, best
+from show1_jax.models.ops import attention as ops
+from show1_jax.models.ops.attention import attention, best_implementation
 from tests.conftest import assert_close
 
 
@@ -45,9 +45,9 @@ def test_attention_in_pieces_is_the_same(logits, monkeypatch):
     assert not loops()
     whole, whole_gradient = attention(*inputs), gradients(*inputs)
     # Room for one of six queries, for four, for one of ten heads, for three.
-    monkeypatch.setattr(dot_product, "CACHED_LOGIT_BYTES", 4 * logits)
+    monkeypatch.setattr(ops, "MAX_CACHED_LOGIT_BYTES", 4 * logits)
     assert not loops()  # over so few keys
-    monkeypatch.setattr(dot_product, "FEW_KEYS", 8)
+    monkeypatch.setattr(ops, "MAX_SHORT_LENGTH", 8)
     assert loops()
     half = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
     assert attention(*half).dtype == jnp.bfloat16
@@ -122,7 +122,7 @@ def test_cudnn_is_the_same(queries, keys):
 )
 def test_platform_and_length_choose(platform, capability, keys, width, dtype, expected):
     query = key = jax.ShapeDtypeStruct((1, keys, 4, width), dtype)
-    assert best(query, key, platform, capability) == expected
+    assert best_implementation(query, key, platform, capability) == expected
 
 
 def test_unknown_implementations_are_refused():
@@ -137,5 +137,5 @@ def test_blocks_are_large_and_padding_is_small():
         (717, 768, 768),
         (2880, 768, 3072),
     ):
-        assert dot_product._block(length) == block
-        assert dot_product._padded(jnp.zeros((1, length, 1, 1))).shape[1] == padded
+        assert ops._block_length(length) == block
+        assert ops._pad_to_blocks(jnp.zeros((1, length, 1, 1))).shape[1] == padded

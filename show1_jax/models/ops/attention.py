@@ -1,4 +1,8 @@
-"""Softmax attention, by whichever implementation suits the platform and the lengths."""
+"""Softmax attention, with the fastest implementation for the platform and the lengths.
+
+Reads the mesh set by `jax.set_mesh`: its platform (`parallel.mesh.current_platform`) and its
+axes (`parallel.sharding.shard_map_heads`).
+"""
 
 import functools
 from typing import Literal
@@ -8,25 +12,26 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.mesh import target
-from show1_jax.parallel.sharding import over_heads
+from show1_jax.parallel.mesh import current_platform
+from show1_jax.parallel.sharding import shard_map_heads
 
 Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 
-# Logits of this many bytes at most exist at a time: a clip of 2,880 positions a
-# frame would else need gigabytes of them. On CPUs, of sequences that are not short, so
-# many that their caches hold them, which takes a third of the time.
-LOGIT_BYTES = 2**29
-CACHED_LOGIT_BYTES = 2**23
+# Maximum size of the logits that exist at once. Without it, a clip with 2,880 positions per frame
+# needs gigabytes. On CPUs, logits that fit the caches take a third of the time, unless there
+# are at most `MAX_SHORT_LENGTH` keys.
+MAX_LOGIT_BYTES = 2**29
+MAX_CACHED_LOGIT_BYTES = 2**23
 
-# Of fewer keys the logits are small, and XLA fuses around them.
-LEAST_KEYS = 512
-# Of fewer than the lanes of a TPU's registers, most of what lies in them would be padding;
-# of CPUs' loops over them, most would be overhead.
-FEW_KEYS = 32
+# With fewer keys the logits are small, and XLA fuses the layers around them.
+MIN_KERNEL_KEYS = 512
+# Sequences up to this length fill less than the 128 lanes of a TPU's registers, so that most of
+# them would hold padding. On CPUs a loop over such sequences would be mostly overhead.
+MAX_SHORT_LENGTH = 32
 
-LANES = 128  # lengths that the TPU's kernel takes are multiples of it
-MOST_LANES = 6  # of a block: 768 by 768 logits, with their gradients, fit its fast memory
+LANES = 128  # the TPU kernel takes lengths that are multiples of it
+# Lanes per block. Logits of 768 by 768 and their gradients fit a TPU's fast memory.
+MAX_BLOCK_LANES = 6
 
 
 def attention(
@@ -38,44 +43,55 @@ def attention(
 ) -> jax.Array:
     """Softmax attention with fp32 logits (Vaswani et al. 2017, eq. 1).
 
+    Reads the mesh set by `jax.set_mesh`: for its platform, and to run kernels that the compiler
+    cannot split on each device's share.
+
     Args:
       query: `(batch, queries, heads, width)`.
       key: `(batch, keys, heads, width)`.
       value: `(batch, keys, heads, width)`.
-      implementation: "xla" anywhere; "cudnn" (Dao et al. 2022) on NVIDIA GPUs since
-        Ampere, in 16 bits; "splash", JAX's Pallas kernel, on TPUs, and slowly
-        elsewhere; "elementwise" for short sequences on TPUs, whose matrix unit
-        would mostly multiply padding; None for the best here.
+      implementation: None for `best_implementation`, or one of
+        "xla": runs everywhere.
+        "cudnn": flash attention (Dao et al. 2022), for 16-bit arrays on NVIDIA GPUs since Ampere.
+        "splash": JAX's Pallas kernel for TPUs. Runs elsewhere too, but slowly.
+        "elementwise": for short sequences on TPUs, where a matrix product would mostly multiply
+        padding.
 
     Returns:
       `(batch, queries, heads, width)` in the dtype of `query`.
 
     Raises:
-      InputError: if there is no such implementation.
+      InputError: if `implementation` is unknown.
     """
-    match implementation or best(query, key, *target()):
+    match implementation or best_implementation(query, key, *current_platform()):
         case "xla":
             return _xla(query, key, value)
         case "cudnn":
             return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         case "splash":
-            return over_heads(_splash, query, key, value)
+            return shard_map_heads(_splash, query, key, value)
         case "elementwise":
             return _elementwise(query, key, value)
         case unknown:
             raise InputError(f"attention {unknown!r} is not xla, cudnn, splash or elementwise")
 
 
-def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> Implementation:
-    """The implementation for these arrays on this platform.
+def best_implementation(
+    query: jax.Array, key: jax.Array, platform: str, capability: float
+) -> Implementation:
+    """Chooses the fastest implementation.
 
-    Short sequences, such as a clip's frames, are XLA's but on TPUs.
+    Args:
+      query: `(batch, queries, heads, width)`, or its shape and dtype.
+      key: `(batch, keys, heads, width)`, or its shape and dtype.
+      platform: "cpu", "gpu" or "tpu".
+      capability: a GPU's compute capability.
     """
     sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
     keys, width = key.shape[1], query.shape[-1]
-    if platform == "tpu" and max(keys, query.shape[1]) <= FEW_KEYS:
+    if platform == "tpu" and max(keys, query.shape[1]) <= MAX_SHORT_LENGTH:
         return "elementwise"
-    if keys < LEAST_KEYS or not sixteen_bits:
+    if keys < MIN_KERNEL_KEYS or not sixteen_bits:
         return "xla"
     if platform == "gpu" and capability >= 8 and width <= 128 and not width % 8:
         return "cudnn"
@@ -86,19 +102,19 @@ def best(query: jax.Array, key: jax.Array, platform: str, capability: float) -> 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     batch, queries, heads, _ = query.shape
-    cached = target()[0] == "cpu" and key.shape[1] > FEW_KEYS
-    most = CACHED_LOGIT_BYTES if cached else LOGIT_BYTES
-    if 4 * batch * heads * queries * key.shape[1] <= most:
+    cached = current_platform()[0] == "cpu" and key.shape[1] > MAX_SHORT_LENGTH
+    max_bytes = MAX_CACHED_LOGIT_BYTES if cached else MAX_LOGIT_BYTES
+    if 4 * batch * heads * queries * key.shape[1] <= max_bytes:
         return jax.nn.dot_product_attention(query, key, value)
-    return over_heads(functools.partial(_in_pieces, most), query, key, value)
+    return shard_map_heads(functools.partial(_chunked, max_bytes), query, key, value)
 
 
-def _in_pieces(most: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Some heads at a time or, if one has more than `most` bytes of logits, some of its queries."""
+def _chunked(max_bytes: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Loops over heads, or over blocks of queries if the logits of a head exceed `max_bytes`."""
     batch, queries, _, width = query.shape
-    blocks = -(-4 * queries * key.shape[1] // most)
+    blocks = -(-4 * queries * key.shape[1] // max_bytes)
     block = -(-queries // blocks)
-    rows = max(1, most // (4 * block * key.shape[1]))
+    rows = max(1, max_bytes // (4 * block * key.shape[1]))
     padded = jnp.pad(query, ((0, 0), (0, blocks * block - queries), (0, 0), (0, 0)))
     by_block = rearrange(padded, "b (n q) h d -> (b h) n q d", n=blocks)
     key, value = (rearrange(x, "b k h d -> (b h) k d") for x in (key, value))
@@ -123,8 +139,8 @@ def _in_pieces(most: int, query: jax.Array, key: jax.Array, value: jax.Array) ->
 
 
 def _elementwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """All pairs of positions by sums over products, in which the batch can fill the lanes."""
-    # Held in their own dtype: else XLA would move them about in fp32.
+    """Sums over elementwise products of all pairs, so that the batch fills the lanes."""
+    # Without the barrier XLA would convert to fp32 first, and move twice the bytes.
     held = jax.lax.optimization_barrier((query, key, value))
     wide = [x.astype(jnp.float32) for x in held]
     logits = (wide[0][:, :, None] * wide[1][:, None]).sum(-1) * query.shape[-1] ** -0.5
@@ -133,13 +149,13 @@ def _elementwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arra
 
 
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    # Pallas takes half a second to import, and only TPUs want it.
+    # Imported here because it takes half a second, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, width, queries, keys = query.shape[2], query.shape[3], query.shape[1], key.shape[1]
     query = query * jnp.asarray(width**-0.5, query.dtype)
-    q, kv = _block(queries), _block(keys)
-    query, key, value = (_padded(x).swapaxes(1, 2) for x in (query, key, value))
+    q, kv = _block_length(queries), _block_length(keys)
+    query, key, value = (_pad_to_blocks(x).swapaxes(1, 2) for x in (query, key, value))
     shape = (query.shape[2], key.shape[2])
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([splash.FullMask(shape)] * heads),
@@ -148,10 +164,10 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=target()[0] != "tpu",
+        interpret=current_platform()[0] != "tpu",
     )
     ids = None
-    if keys < shape[1]:  # the keys of the padding are another segment's, which no query sees
+    if keys < shape[1]:  # padding keys get another segment, so that no query attends to them
         ids = splash.SegmentIds(
             jnp.zeros(shape[0], jnp.int32), (jnp.arange(shape[1]) >= keys).astype(jnp.int32)
         )
@@ -159,13 +175,13 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return result.swapaxes(1, 2)[:, :queries].astype(query.dtype)
 
 
-def _padded(x: jax.Array) -> jax.Array:
-    """Zeros at the end of the length, up to a multiple of its block."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _block(x.shape[1])), (0, 0), (0, 0)))
+def _pad_to_blocks(x: jax.Array) -> jax.Array:
+    """Appends zeros until the length is a multiple of `_block_length`."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _block_length(x.shape[1])), (0, 0), (0, 0)))
 
 
-def _block(length: int) -> int:
-    """How much of a length is computed at a time, so that blocks are large and padding small."""
+def _block_length(length: int) -> int:
+    """Chooses the length of blocks such that they are large and padding is small."""
     lanes = -(-length // LANES)
-    blocks = -(-lanes // MOST_LANES)
+    blocks = -(-lanes // MAX_BLOCK_LANES)
     return LANES * -(-lanes // blocks)
