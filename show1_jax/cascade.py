@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from show1_jax import stages
-from show1_jax.bars import Bars
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.config_files import load_config
@@ -27,6 +26,7 @@ from show1_jax.invert import find_noise
 from show1_jax.memory import free_memory
 from show1_jax.parallel.mesh import compute_dtype
 from show1_jax.paths import Checkpoint, local_paths
+from show1_jax.progress import Progress
 from show1_jax.stages.inversion import Noise
 from show1_jax.stages.results import Memory
 from show1_jax.video import Video
@@ -192,7 +192,7 @@ class Cascade:
                 results.put(item, name, own)
         own_prompts, own_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
         engine.check_inputs(range(len(items)), results)
-        with contextlib.closing(Bars(progress)) as bars:
+        with contextlib.closing(Progress(progress)) as bars:
             for made in engine.stream(own_prompts, own_seeds, results, bars.update):
                 yield Result(made.item, made.stage, *items[made.item], made.frames)
 
@@ -224,7 +224,7 @@ class Cascade:
         name = stage or self.stages[0]
         config = self._changed({name: steps}, None, ())
         engine = Engine(config, self.checkpoints, [name], jax.devices()[:1], weights=self._weights)
-        with contextlib.closing(Bars(progress)) as bars:
+        with contextlib.closing(Progress(progress)) as bars:
             return find_noise(engine, clip, prompt, seed, bars.update)[0]
 
     def _engine_of(

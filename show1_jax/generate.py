@@ -12,7 +12,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from show1_jax import stages as known_stages
-from show1_jax.bars import Bars
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
@@ -20,6 +19,7 @@ from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
 from show1_jax.paths import Checkpoint, local_path, local_paths
+from show1_jax.progress import Progress
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
@@ -69,7 +69,7 @@ def generate(
         _start_from_noise(config, seeds, overrides)
     folder = prepare(config, checkpoint, overrides)
     asked = _asked([prompts] if isinstance(prompts, str) else prompts, prompts_file, seeds)
-    with contextlib.closing(Bars(hosts.first())) as bars:
+    with contextlib.closing(Progress(hosts.first())) as bars:
         bars.update("checkpoint", 0, 1, "checking")
         engine = Engine(config, folder, stages, jax.local_devices())
         with hosts.first_alone("items"):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from show1_jax.bars import Bars
 from show1_jax.data.decoding import is_picture, read_clip
 from show1_jax.engine import Engine, StageProgress
 from show1_jax.errors import InputError
@@ -19,6 +18,7 @@ from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
 from show1_jax.paths import Checkpoint
+from show1_jax.progress import Progress
 from show1_jax.stages import STAGES, Stage, inversion
 from show1_jax.stages.sampling import Call
 
@@ -94,7 +94,7 @@ def invert_clip(
     config.from_noise = ""
     folders = prepare(config, checkpoint, {"steps": steps})
     engine = Engine(config, folders, [name], jax.devices()[:1])
-    with contextlib.closing(Bars()) as bars:
+    with contextlib.closing(Progress()) as bars:
         start, again, exactness = find_noise(engine, clip, prompt, seed, bars.update)
     stage = engine.stages[name]
     make_folder(out)

@@ -1,5 +1,6 @@
 """The conversion of whole released folders, network by network and array by array."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -24,7 +25,6 @@ from show1_jax.checkpoints.pipelines import (
     open_network,
     trusted_folders,
 )
-from show1_jax.checkpoints.progress import Progress
 from show1_jax.checkpoints.store import check_shapes, describe_params, save_params, visit_params
 from show1_jax.checkpoints.torch_files import (
     WeightFiles,
@@ -46,6 +46,7 @@ from show1_jax.checkpoints.torch_writer import WeightWriter
 from show1_jax.errors import InputError, Preempted
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
+from show1_jax.progress import Progress
 
 MAX_BUFFER = 2**20  # elements; CLIP's positions are 77
 
@@ -92,7 +93,8 @@ def convert_pipelines(
       dtype: cast to this; None keeps the stored precision.
       verify: read back what was written and compare it with its source bit for bit.
       report: receives a line for each network.
-      progress: shows how far it is, and may stop it with `Preempted`.
+      progress: shows how far the conversion is, and may stop it with `Preempted`; closed at the
+        end.
 
     Raises:
       InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
@@ -100,7 +102,19 @@ def convert_pipelines(
     """
     if to_torch and verify and dtype is not None:
         raise InputError("--to-torch --verify compares stored precisions; leave --dtype out")
-    progress = progress or Progress()
+    with contextlib.closing(progress or Progress()) as progress:
+        _convert_pipelines(src, dst, to_torch, dtype, verify, report, progress)
+
+
+def _convert_pipelines(
+    src: Path,
+    dst: Path,
+    to_torch: bool,
+    dtype: np.dtype | None,
+    verify: bool,
+    report: Callable[[str], None],
+    progress: Progress,
+) -> None:
     pipelines = find_pipelines(src)
     with progress.bar(f"checking {src}", None):
         for pipeline in pipelines:

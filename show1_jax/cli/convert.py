@@ -57,7 +57,7 @@ def _call(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
     from show1_jax.checkpoints.conversion import convert_pipelines
-    from show1_jax.checkpoints.progress import Progress
+    from show1_jax.progress import Progress
 
     # Conversion is bytes in, bytes out: keep accelerators out of it.
     jax.config.update("jax_platforms", "cpu")

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from show1_jax.bars import Bars
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import edge_sharpness, psnr
 from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.paths import Checkpoint
+from show1_jax.progress import Progress
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.shapes.paths import centroid_error, centroids
@@ -135,7 +135,7 @@ def evaluate_alone(
     ]
     for group in chosen:
         truth = Truth(known, scenes, group)
-        with contextlib.closing(Bars()) as bars:
+        with contextlib.closing(Progress()) as bars:
             Engine(config, folder, group).run(prompts, seeds, truth, bars.update)
         for name in group:
             print("\n" + compare(known, name, truth, [item.combination for item in items]))

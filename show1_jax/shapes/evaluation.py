@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from show1_jax.bars import Bars
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_png
 from show1_jax.paths import Checkpoint
+from show1_jax.progress import Progress
 from show1_jax.shapes.arrays import Arrays
 from show1_jax.shapes.judge import Measurement, measure
 from show1_jax.shapes.prompts import SPLITS, Item, draw, swap
@@ -96,7 +96,7 @@ def sampled(
         results = Arrays(out or Path(temporary))
         engine.check_inputs(range(len(prompts)), results)
         results.begin(prompts, seeds)
-        with contextlib.closing(Bars()) as bars:
+        with contextlib.closing(Progress()) as bars:
             engine.run(prompts, seeds, results, bars.update)
         yield results
 

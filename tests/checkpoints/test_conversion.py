@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from flax.traverse_util import flatten_dict
 from show1_jax.checkpoints import conversion
 from show1_jax.checkpoints.export import export_copy
 from show1_jax.checkpoints.lazy import LazyArray
-from show1_jax.checkpoints.progress import Progress
 from show1_jax.checkpoints.released import encoder_folder, find_stages
 from show1_jax.checkpoints.store import (
     describe_params,
@@ -368,45 +366,6 @@ def test_a_checkpoint_of_former_versions_goes_back(src, tmp_path):
 
 
 # --- progress -----------------------------------------------------------------
-
-
-def test_a_log_gets_lines_even_when_nothing_moves():
-    stream = io.StringIO()
-    progress = Progress(stream, seconds=0.02)
-    with progress.bar("unet", 4000):
-        progress.add(1000)
-        deadline = time.monotonic() + 10
-        while stream.getvalue().count("\n") < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) >= 3
-    assert all(line.startswith("unet: ") and "1.00k/4.00k" in line for line in lines)
-    assert "\r" not in stream.getvalue()
-
-
-def test_short_pieces_of_work_are_not_silent_together():
-    stream = io.StringIO()
-    progress = Progress(stream, seconds=0.1)
-    deadline = time.monotonic() + 10
-    while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
-        with progress.bar("unet", 10):
-            time.sleep(0.03)
-    assert stream.getvalue().count("\n") >= 2
-
-
-def test_a_short_piece_of_work_says_nothing_in_a_log():
-    stream = io.StringIO()
-    with Progress(stream).bar("unet", 10):
-        pass
-    assert stream.getvalue() == ""
-
-
-def test_work_stops_where_it_is_checked():
-    def stop():
-        raise Killed
-
-    with pytest.raises(Killed), Progress(io.StringIO(), check=stop).bar("unet", 1):
-        pass
 
 
 def test_release_is_whole_without_its_equal_encoders(converted_release):
