@@ -8,11 +8,17 @@ from jax.typing import ArrayLike
 def guide(
     unconditional: jax.Array, conditional: jax.Array, scale: ArrayLike, channels: int
 ) -> jax.Array:
-    """Pushes a prediction away from the unconditional one, `u + scale (c - u)`, in fp32.
+    """Moves a prediction away from the unconditional one, `u + scale (c - u)`, in fp32.
 
-    Both predictions are (..., all channels) of one shape. Only the first
-    `channels` are guided; any further ones hold a learned variance and stay
-    those of the conditional branch. `scale` may be traced.
+    Args:
+      unconditional: `(..., all channels)`.
+      conditional: like `unconditional`.
+      scale: guidance scale; may be traced.
+      channels: number of channels that are guided. The remaining ones, which hold a learned
+        variance, are those of `conditional`.
+
+    Returns:
+      `(..., all channels)` fp32.
     """
     unconditional = unconditional[..., :channels].astype(jnp.float32)
     conditional = conditional.astype(jnp.float32)

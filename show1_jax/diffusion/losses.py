@@ -1,6 +1,7 @@
-"""What denoisers are trained to minimise: the error of their prediction, and of its variance.
+"""Losses of denoisers.
 
-Or, to learn how a clip moves and not how it looks, of what differs between frames alone.
+They measure the error of the prediction and of its learned variance. The losses of motion measure
+only the differences between frames, so that a network learns how a clip moves, not how it looks.
 """
 
 import dataclasses
@@ -26,22 +27,24 @@ MOTIONS = ("", "vmc", "deviation")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which loss, at which timesteps.
+    """The loss, and the timesteps to train on.
 
     Attributes:
       schedule: the noise schedule.
       prediction: what the network predicts, "epsilon" or "v".
-      timesteps: the first and one past the last timestep to train on; expert
-        translation is trained on (0, 900) only (Show-1, section 3.5).
-      shift: how many times larger the odds t / (1 - t) of a timestep are than those of
-        a uniform one (Esser et al. 2024, equation 23): more than 1 trains noisier
-        timesteps more often, where what the text says is decided.
-      min_snr: gamma of the min-SNR weighting (arXiv 2303.09556); None for weights of one.
+      timesteps: the first timestep to train on, and one past the last. Expert translation
+        trains on (0, 900) only (Show-1, section 3.5).
+      shift: factor by which the odds t / (1 - t) of a timestep exceed those of a uniform one
+        (Esser et al. 2024, equation 23). Values above 1 train noisier timesteps more often,
+        which decide what the text says.
+      min_snr: gamma of the min-SNR weighting (arXiv 2303.09556); None weights all timesteps
+        equally.
       variance_weight: lambda of the hybrid loss with a learned variance (arXiv
-        2102.09672, equation 16; 0.001 there); 0 for networks that learn none.
-      motion: "vmc" to train on `motion_loss` alone; "deviation" on what differs from the
-        mean over a clip's frames, so that what all frames share, its look, is not learnt
-        (as MotionDirector, arXiv 2310.08465, whose anchor is one frame); "" on everything.
+        2102.09672, equation 16; 0.001 there); 0 for networks without a learned variance.
+      motion: "vmc": train on `motion_loss` only. "deviation": train on deviations from the mean
+        over a clip's frames, so that the network does not learn the look that all frames share
+        (like MotionDirector, arXiv 2310.08465, which uses one frame instead of the mean).
+        "": train on everything.
     """
 
     schedule: NoiseSchedule
@@ -53,14 +56,15 @@ class Objective:
     motion: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses settings that do not exist."""
+        """Raises InputError if a setting is unknown or out of range."""
         if self.prediction not in PREDICTIONS:
             known = ", ".join(PREDICTIONS)
             raise InputError(f"prediction {self.prediction!r} is not one of {known}")
         first, end = self.timesteps
         if not 0 <= first < end <= self.schedule.train_steps:
             raise InputError(
-                f"timesteps {first} to {end} do not lie within 0 to {self.schedule.train_steps}"
+                f"timesteps are {first} to {end}, but must be within 0 to "
+                f"{self.schedule.train_steps}"
             )
         if not self.shift > 0:
             raise InputError(f"shift is {self.shift}, but must be more than 0")
@@ -70,13 +74,15 @@ class Objective:
             raise InputError(f"variance_weight is {self.variance_weight}, but must be 0 or more")
         if self.motion not in MOTIONS:
             known = ", ".join(repr(name) for name in MOTIONS)
-            raise InputError(f"motion is {self.motion!r}, not one of {known}")
+            raise InputError(f"motion {self.motion!r} is not one of {known}")
         if self.motion and (self.min_snr is not None or self.variance_weight):
-            raise InputError("the losses of motion take no min_snr and no variance_weight")
+            raise InputError(
+                "motion cannot be combined with min_snr or variance_weight; unset them"
+            )
 
 
 def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Array:
-    """Timesteps within the objective's range, `(batch,)` int32; uniform unless shifted."""
+    """Draws timesteps within the objective's range, `(batch,)` int32; uniform unless shifted."""
     first, end = objective.timesteps
     uniform = jax.random.uniform(key, (batch,))
     shifted = objective.shift * uniform / (1 + (objective.shift - 1) * uniform)
@@ -84,12 +90,12 @@ def draw_timesteps(objective: Objective, key: jax.Array, batch: int) -> jax.Arra
 
 
 def weights(objective: Objective) -> np.ndarray:
-    """The weight of the squared error at each timestep, `(train_steps,)` fp32."""
+    """Returns the weight of the squared error at each timestep, `(train_steps,)` fp32."""
     alpha_bar = objective.schedule.alphas_cumprod
     if objective.min_snr is None:
         return np.ones_like(alpha_bar)
     snr = alpha_bar / (1 - alpha_bar)
-    # The error of v is that of the clean sample times SNR + 1, that of epsilon times SNR.
+    # The squared error of v is SNR + 1 times that of the clean sample; that of epsilon, SNR times.
     per_unit = snr + 1 if objective.prediction == "v" else snr
     return np.minimum(snr, objective.min_snr) / per_unit
 
@@ -102,27 +108,27 @@ def diffusion_loss(
     noisy: jax.Array,
     timesteps: jax.Array,
 ) -> jax.Array:
-    """The loss of a batch of predictions (DDPM, equation 14, and the above).
+    """Computes the loss of a batch of predictions (DDPM, equation 14; see `Objective`).
 
     Args:
-      objective: which loss.
-      output: the network's output, `(batch, ..., c)`, or `2 c` channels with the variance.
+      objective: the loss.
+      output: of the network, `(batch, ..., c)`, or `2 c` channels with a learned variance.
       clean: `(batch, ..., c)`.
       noise: like `clean`.
-      noisy: `clean` noised to its timestep.
+      noisy: `clean` with `noise` added; see `schedule.add_noise`.
       timesteps: `(batch,)`.
 
     Returns:
       `(batch,)` fp32.
 
     Raises:
-      InputError: if a variance is to be learned that the network does not give, or
-        a motion from a clip of one frame.
+      InputError: if `variance_weight` is set but the output has no variance, or `motion` is set
+        but clips have one frame.
     """
     output = output.astype(jnp.float32)
     prediction, variance = jnp.split(output, [clean.shape[-1]], axis=-1)
     if objective.motion and clean.shape[1] < 2:
-        raise InputError("the losses of motion need clips of 2 frames at least")
+        raise InputError("motion needs clips of at least 2 frames")
     if objective.motion == "vmc":
         return motion_loss(objective, prediction, noise, noisy, timesteps)
     alphas = objective.schedule.alphas_cumprod
@@ -135,8 +141,8 @@ def diffusion_loss(
     if not objective.variance_weight:
         return loss
     if variance.shape != clean.shape:
-        raise InputError("variance_weight needs a network with twice the sample's channels")
-    # The variance alone learns from the bound; the mean learns from the squared error.
+        raise InputError("variance_weight needs a network that outputs twice the sample's channels")
+    # Only the variance learns from the bound. The mean learns from the squared error.
     bound = variational_bound(
         objective, jax.lax.stop_gradient(prediction), variance, clean, noisy, timesteps
     )
@@ -150,26 +156,26 @@ def motion_loss(
     noisy: jax.Array,
     timesteps: jax.Array,
 ) -> jax.Array:
-    """How far the predicted noise changes in another direction between frames than the true one.
+    """Compares how predicted and true noise change between neighbouring frames.
 
-    One minus the cosine between the two differences of each pair of
-    neighbouring frames (VMC, arXiv 2312.00845, equation 8), 0 to 2.
+    The loss is one minus the cosine between the two changes (VMC, arXiv 2312.00845, equation 8),
+    0 to 2.
 
     Args:
-      objective: says what is predicted, on which schedule.
+      objective: gives the schedule and the type of the prediction.
       prediction: `(batch, frames, height, width, c)`.
       noise: like `prediction`.
       noisy: like `prediction`.
       timesteps: `(batch,)`.
 
     Returns:
-      `(batch,)`, the mean over the pairs.
+      `(batch,)`, the mean over pairs of neighbouring frames.
     """
     alpha_bar = jnp.asarray(objective.schedule.alphas_cumprod)[timesteps]
     shape = (-1,) + (1,) * (noise.ndim - 1)
     predicted = to_epsilon(prediction, noisy, alpha_bar.reshape(shape), objective.prediction)
     one, other = (jnp.diff(x, axis=1).reshape(*x[:, 1:].shape[:2], -1) for x in (predicted, noise))
-    # Never 0, where the length of a vector has no derivative.
+    # The length of a vector has no derivative at 0, hence 1e-8.
     squares = (jnp.square(one).sum(-1) + 1e-8) * (jnp.square(other).sum(-1) + 1e-8)
     return _mean(1 - (one * other).sum(-1) * jax.lax.rsqrt(squares))
 
@@ -182,14 +188,22 @@ def variational_bound(
     noisy: jax.Array,
     timesteps: jax.Array,
 ) -> jax.Array:
-    """One timestep's term of the variational bound, in bits a dimension (DDPM, equation 5).
+    """Computes one timestep's term of the variational bound (DDPM, equation 5).
 
-    Arguments as in `diffusion_loss`; `variance` is the learned one, -1 to 1.
-    Returns `(batch,)`.
+    Args:
+      objective: gives the schedule and the type of the prediction.
+      prediction: `(batch, ..., c)`.
+      variance: learned variance, about -1 to 1, like `prediction`.
+      clean: like `prediction`.
+      noisy: like `prediction`.
+      timesteps: `(batch,)`.
+
+    Returns:
+      `(batch,)`, in bits per dimension.
     """
     now = objective.schedule.alphas_cumprod
     columns = updates.ddpm_coefficients(now, np.append(np.float32(1), now[:-1]))
-    # The posterior at timestep 0 has no variance; that of timestep 1 stands in for it.
+    # The posterior at timestep 0 has no variance, so that of timestep 1 replaces it.
     small = columns["log_fixed_small"]
     columns["log_fixed_small"] = np.append(small[1], small[1:])
     columns["alpha_bar"] = now
@@ -207,10 +221,10 @@ def variational_bound(
 
 
 def discretized_likelihood(clean: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """Log likelihood of 8-bit values in [-1, 1] under a Gaussian (DDPM, equation 13)."""
-    spread = jnp.exp(0.5 * log_variance)
-    upper = norm.cdf(clean + 1 / 255, mean, spread)
-    lower = norm.cdf(clean - 1 / 255, mean, spread)
+    """Computes the log likelihood of 8-bit values in [-1, 1] under a Gaussian (DDPM, eq. 13)."""
+    deviation = jnp.exp(0.5 * log_variance)
+    upper = norm.cdf(clean + 1 / 255, mean, deviation)
+    lower = norm.cdf(clean - 1 / 255, mean, deviation)
     upper = jnp.where(clean > 0.999, 1.0, upper)
     lower = jnp.where(clean < -0.999, 0.0, lower)
     return jnp.log(jnp.maximum(upper - lower, 1e-12))
@@ -219,7 +233,7 @@ def discretized_likelihood(clean: jax.Array, mean: jax.Array, log_variance: jax.
 def _normal_divergence(
     mean: jax.Array, log_variance: ArrayLike, other_mean: jax.Array, other: jax.Array
 ) -> jax.Array:
-    """KL divergence of one Gaussian from another."""
+    """Computes the KL divergence of one Gaussian from another."""
     return 0.5 * (
         other
         - log_variance
@@ -230,5 +244,5 @@ def _normal_divergence(
 
 
 def _mean(x: jax.Array) -> jax.Array:
-    """Mean over all axes but the batch."""
+    """Averages over all axes except the batch."""
     return x.mean(tuple(range(1, x.ndim)))

@@ -1,7 +1,7 @@
-"""Noise schedules of variance-preserving diffusion, and the algebra they imply.
+"""Noise schedules of variance-preserving diffusion, and conversions between predictions.
 
 A noisy sample is `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise`
-(DDPM, arXiv 2006.11239, equation 4); everything here follows from that line.
+(DDPM, arXiv 2006.11239, equation 4).
 """
 
 import dataclasses
@@ -19,11 +19,14 @@ PREDICTIONS = ("epsilon", "v")
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """How fast training destroys the signal: `train_steps` betas of one kind.
+    """The noise variances (betas) of `train_steps` training steps.
 
-    "linear" and "scaled_linear" (linear in sqrt(beta)) run from `beta_start` to
-    `beta_end`; "cosine" (arXiv 2102.09672, equation 17) needs neither. Raises
-    InputError for an unknown kind or betas outside (0, 1).
+    Attributes:
+      kind: "linear": betas grow linearly from `beta_start` to `beta_end`. "scaled_linear":
+        sqrt(beta) grows linearly. "cosine": arXiv 2102.09672, equation 17, without a start or end.
+      beta_start: first beta.
+      beta_end: last beta.
+      train_steps: number of training steps.
     """
 
     kind: str
@@ -32,20 +35,20 @@ class NoiseSchedule:
     train_steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuses schedules that do not exist."""
+        """Raises InputError if the kind is unknown or a number is out of range."""
         if self.kind not in KINDS:
             raise InputError(f"noise schedule {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.train_steps < 1:
-            raise InputError(f"a noise schedule needs at least 1 step, not {self.train_steps}")
+            raise InputError(f"train_steps is {self.train_steps}, but must be at least 1")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(
-                f"betas must satisfy 0 < beta_start <= beta_end < 1, "
-                f"not {self.beta_start} and {self.beta_end}"
+                f"betas are {self.beta_start} to {self.beta_end}, but must satisfy "
+                "0 < beta_start <= beta_end < 1"
             )
 
     @property
     def betas(self) -> np.ndarray:
-        """The (train_steps,) fp32 noise variances added by each training step."""
+        """Noise variance that each training step adds, `(train_steps,)` fp32."""
         if self.kind == "cosine":
             edges = np.arange(self.train_steps + 1) / self.train_steps
             remaining = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -56,55 +59,68 @@ class NoiseSchedule:
 
     @property
     def alphas_cumprod(self) -> np.ndarray:
-        """The (train_steps,) fp32 alpha_bar: the share of signal variance left at each step."""
-        # PyTorch's cumprod of fp32 accumulates in fp64; so do we, to the last bit.
+        """alpha_bar, the share of signal variance left at each step, `(train_steps,)` fp32."""
+        # PyTorch's cumprod of fp32 accumulates in fp64. This gives the same bits.
         return np.cumprod(1 - self.betas, dtype=np.float64).astype(np.float32)
 
 
 def add_noise(
     alphas_cumprod: ArrayLike, clean: ArrayLike, noise: ArrayLike, timesteps: ArrayLike
 ) -> jax.Array:
-    """Noises clean samples to their timesteps, in fp32 (DDPM, equation 4).
+    """Adds noise to clean samples, in fp32 (DDPM, equation 4).
 
-    `clean` and `noise` are (batch, ...), `timesteps` (batch,) or a scalar.
+    Args:
+      alphas_cumprod: `(train_steps,)`.
+      clean: `(batch, ...)`.
+      noise: like `clean`.
+      timesteps: `(batch,)` or a scalar.
+
+    Returns:
+      `(batch, ...)` fp32.
     """
-    signal, spread = _rates(alphas_cumprod, timesteps, jnp.ndim(clean))
-    return signal * clean + spread * noise
+    signal, sigma = _rates(alphas_cumprod, timesteps, jnp.ndim(clean))
+    return signal * clean + sigma * noise
 
 
 def velocity(
     alphas_cumprod: ArrayLike, clean: ArrayLike, noise: ArrayLike, timesteps: ArrayLike
 ) -> jax.Array:
-    """What a "v" network is trained to predict (arXiv 2202.00512, appendix D).
+    """Computes what a "v" network predicts (arXiv 2202.00512, appendix D), in fp32.
 
-    Shapes as in `add_noise`: `v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) clean`.
+    `v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) clean`. Arguments as in `add_noise`.
     """
-    signal, spread = _rates(alphas_cumprod, timesteps, jnp.ndim(clean))
-    return signal * noise - spread * clean
+    signal, sigma = _rates(alphas_cumprod, timesteps, jnp.ndim(clean))
+    return signal * noise - sigma * clean
 
 
 def to_clean(
     prediction: ArrayLike, sample: ArrayLike, alpha_bar: ArrayLike, prediction_type: str
 ) -> jax.Array:
-    """The clean sample implied by a network's "epsilon" or "v" prediction, in fp32.
+    """Computes the clean sample from a network's prediction, in fp32.
 
-    `prediction` and `sample` have one shape, `alpha_bar` broadcasts with it.
-    Raises InputError for another prediction type.
+    Args:
+      prediction: what the network predicted.
+      sample: noisy sample, like `prediction`.
+      alpha_bar: level of the sample; broadcasts with it.
+      prediction_type: "epsilon" or "v".
+
+    Raises:
+      InputError: if the prediction type is unknown.
     """
-    prediction, sample, signal, spread = _prepare(prediction, sample, alpha_bar, prediction_type)
+    prediction, sample, signal, sigma = _prepare(prediction, sample, alpha_bar, prediction_type)
     if prediction_type == "epsilon":
-        return (sample - spread * prediction) / signal
-    return signal * sample - spread * prediction
+        return (sample - sigma * prediction) / signal
+    return signal * sample - sigma * prediction
 
 
 def to_epsilon(
     prediction: ArrayLike, sample: ArrayLike, alpha_bar: ArrayLike, prediction_type: str
 ) -> jax.Array:
-    """The noise implied by a network's prediction; arguments as in `to_clean`."""
-    prediction, sample, signal, spread = _prepare(prediction, sample, alpha_bar, prediction_type)
+    """Computes the noise from a network's prediction; arguments as in `to_clean`."""
+    prediction, sample, signal, sigma = _prepare(prediction, sample, alpha_bar, prediction_type)
     if prediction_type == "epsilon":
         return prediction
-    return signal * prediction + spread * sample
+    return signal * prediction + sigma * sample
 
 
 def _prepare(
@@ -124,14 +140,14 @@ def _prepare(
 def _rates(
     alphas_cumprod: ArrayLike, timesteps: ArrayLike, ndim: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Signal and noise rates, shaped to broadcast over the axes after the batch."""
+    """Returns the rates of signal and noise, with `ndim` axes to broadcast with the samples."""
     alpha_bar = jnp.asarray(alphas_cumprod, jnp.float32)[jnp.asarray(timesteps)]
     alpha_bar = alpha_bar.reshape(alpha_bar.shape + (1,) * (ndim - alpha_bar.ndim))
     return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
 
 
 def _linspace(start: float, stop: float, num: int) -> np.ndarray:
-    """PyTorch's fp32 linspace: an fp32 step, counted from the nearer end with one rounding."""
+    """Computes PyTorch's fp32 linspace: an fp32 step, counted from the nearer end, rounded once."""
     first, last = np.float32(start), np.float32(stop)
     step = np.float64((last - first) / np.float32(max(num - 1, 1)))
     i = np.arange(num)

@@ -1,8 +1,8 @@
-"""Solvers: how a network's predictions turn noise into a sample, step by step.
+"""Solvers turn noise into a sample, step by step, with a network's predictions.
 
-DDPM, DDIM (deterministic) and DPM-Solver++ 2M, with the timesteps of the
-released Show-1 schedulers. A solver holds nothing but constants, so a loop
-over its steps is one `jax.lax.fori_loop` whose bounds may be traced:
+They are DDPM, DDIM (deterministic) and DPM-Solver++ 2M, with the timesteps of the released Show-1
+schedulers. A solver holds only constants, so a loop over its steps is one `jax.lax.fori_loop`,
+whose bounds may be traced:
 
     def body(i, state):
         return solver.step(state, i, predict(state.sample, timesteps[i]))
@@ -31,12 +31,23 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 @dataclasses.dataclass(frozen=True)
 class SolverConfig:
-    """Everything about a solver but its number of steps.
+    """All settings of a solver except its number of steps.
 
-    Predicted clean samples are clipped to [-clip, clip], or thresholded
-    dynamically at the quantile `threshold` with at most `threshold_max`, or
-    left alone (both None). The last fields concern one kind each. Raises
-    InputError for settings that are unknown or contradict each other.
+    Attributes:
+      kind: "ddpm", "ddim" or "dpm_solver".
+      schedule: noise schedule that the network was trained with.
+      prediction: "epsilon" or "v", what the network predicts.
+      spacing: "leading", "linspace" or "trailing"; how timesteps are chosen.
+      steps_offset: added to timesteps of "leading" spacing.
+      clip: predicted clean samples are clipped to [-clip, clip]; None for no clipping.
+      threshold: quantile of dynamic thresholding; None for none. Excludes `clip`.
+      threshold_max: maximum of dynamic thresholding; see `dynamic_threshold`.
+      variance: for ddpm: "fixed_small", "fixed_large" or "learned_range".
+      set_alpha_to_one: for ddim: whether the last step removes all noise. Otherwise it ends at
+        the noise level of timestep 0.
+      order: for dpm_solver: 1 or 2.
+      lower_order_final: for dpm_solver: whether the last of fewer than 15 steps is first order.
+      lambda_min_clipped: for dpm_solver: lowest log(signal rate / noise rate) to start at.
     """
 
     kind: str
@@ -47,14 +58,14 @@ class SolverConfig:
     clip: float | None = None
     threshold: float | None = None
     threshold_max: float = 1.0
-    variance: str = "fixed_small"  # ddpm
-    set_alpha_to_one: bool = True  # ddim: the last step removes all noise, not all but step 0's
-    order: int = 2  # dpm_solver, as the next two
-    lower_order_final: bool = True  # the last of fewer than 15 steps is first order
-    lambda_min_clipped: float = -float("inf")  # start no noisier than this log(signal / noise)
+    variance: str = "fixed_small"
+    set_alpha_to_one: bool = True
+    order: int = 2
+    lower_order_final: bool = True
+    lambda_min_clipped: float = -float("inf")
 
     def __post_init__(self) -> None:
-        """Refuses settings that do not exist or contradict each other."""
+        """Raises InputError if settings are unknown, out of range or contradict each other."""
         for name, options in (
             ("kind", KINDS),
             ("prediction", PREDICTIONS),
@@ -66,29 +77,39 @@ class SolverConfig:
                 known = ", ".join(map(str, options))
                 raise InputError(f"solver {name} {getattr(self, name)!r} is not one of {known}")
         if self.clip is not None and self.threshold is not None:
-            raise InputError("a solver either clips or thresholds dynamically, not both")
+            raise InputError("solver clip and threshold are both set; set one of them to None")
         if self.clip is not None and self.clip <= 0:
-            raise InputError(f"a solver's clip range must be positive, not {self.clip}")
+            raise InputError(f"solver clip is {self.clip}, but must be more than 0")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise InputError(f"a threshold quantile lies between 0 and 1, not at {self.threshold}")
+            raise InputError(f"solver threshold is {self.threshold}, but must be 0 to 1")
         if self.threshold_max < 1:
-            raise InputError(f"threshold_max must be at least 1, not {self.threshold_max}")
+            raise InputError(
+                f"solver threshold_max is {self.threshold_max}, but must be at least 1"
+            )
 
 
 class SolverState(NamedTuple):
-    """A trajectory between two steps: a pytree of fp32 arrays like the sample, and a count."""
+    """The state between two steps.
+
+    Attributes:
+      sample: noisy sample, fp32.
+      clean: clean sample that the last step predicted, fp32.
+      taken: number of steps taken, int32.
+    """
 
     sample: jax.Array
-    clean: jax.Array  # the last step's prediction of the clean sample
-    taken: jax.Array  # how many steps have been executed, int32
+    clean: jax.Array
+    taken: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solver:
     """A solver for a number of steps; see `make_solver`.
 
-    `timesteps` are the (num_steps,) int32 training steps to predict at,
-    noisiest first; `coefficients` are (num_steps,) fp32 columns.
+    Attributes:
+      config: settings.
+      timesteps: training steps to predict at, noisiest first, `(num_steps,)` int32.
+      coefficients: of the update rule, `(num_steps,)` fp32 each.
     """
 
     config: SolverConfig
@@ -97,34 +118,34 @@ class Solver:
 
     @property
     def num_steps(self) -> int:
-        """How many steps there are."""
+        """Number of steps."""
         return len(self.timesteps)
 
     @property
     def needs_noise(self) -> bool:
-        """Whether `step` must be given fresh Gaussian noise."""
+        """Whether `step` needs Gaussian noise."""
         return self.config.kind == "ddpm"
 
     def first_step(self, strength: ArrayLike) -> int | jax.Array:
-        """The first step to execute so that `strength` times all steps are executed.
+        """Returns the index of the first step to take, for a share `strength` of all steps.
 
-        A Python float gives an int, exactly `n - int(n * strength)`, and raises
-        InputError unless that leaves a step to execute. An array (traced or
-        not) gives int32 and is taken in fp32, where a product just below a
-        whole number may round up to it.
+        Args:
+          strength: 0 to 1. A Python float gives an int, `n - int(n * strength)`. An array, traced
+            or not, gives int32; it is multiplied in fp32, which may round up to a whole number.
+
+        Raises:
+          InputError: if `strength` is a float that leaves no step.
         """
         n = self.num_steps
         if not isinstance(strength, int | float):
             kept = jnp.floor(n * jnp.asarray(strength, jnp.float32)).astype(jnp.int32)
             return n - jnp.clip(kept, 0, n)
         if not 0 <= strength <= 1 or int(n * strength) < 1:
-            raise InputError(
-                f"strength {strength} of {n} steps is not possible; use {1 / n:.3g} to 1"
-            )
+            raise InputError(f"strength {strength} leaves none of {n} steps; use {1 / n:.3g} to 1")
         return n - int(n * strength)
 
     def init(self, sample: ArrayLike) -> SolverState:
-        """The state before the first executed step, from a sample noised to its timestep."""
+        """Returns the state before the first step, whose sample has that step's noise level."""
         sample = jnp.asarray(sample, jnp.float32)
         return SolverState(sample, jnp.zeros_like(sample), jnp.zeros((), jnp.int32))
 
@@ -135,12 +156,17 @@ class Solver:
         model_output: jax.Array,
         noise: jax.Array | None = None,
     ) -> SolverState:
-        """Executes step `i` (traced) given the network's output at `timesteps[i]`.
+        """Takes step `i`.
 
-        Arrays are (..., height, width, channels); `model_output` may have as
-        many channels again, which "learned_range" reads and all others drop.
-        `noise` is like the sample. Raises ValueError where noise or learned
-        variance is missing.
+        Args:
+          state: before the step; its sample is `(..., height, width, channels)`.
+          i: index of the step; may be traced.
+          model_output: of the network at `timesteps[i]`, like the sample. It may have twice the
+            channels: "learned_range" reads the second half, other variances ignore it.
+          noise: Gaussian, like the sample; see `needs_noise`.
+
+        Raises:
+          ValueError: if noise or a learned variance is missing.
         """
         at = {name: jnp.asarray(column)[i] for name, column in self.coefficients.items()}
         prediction, extra = jnp.split(model_output, [state.sample.shape[-1]], axis=-1)
@@ -149,11 +175,11 @@ class Solver:
         if self.config.kind == "ddpm":
             sample = updates.ddpm(at, state.sample, clean) + self._noise(at, extra, noise)
         elif self.config.kind == "ddim":
-            # The noise stays the predicted one even where the clean sample was limited.
+            # The noise is the predicted one, even if the clean sample was clipped.
             epsilon = to_epsilon(prediction, state.sample, at["alpha_bar"], kind)
             sample = updates.ddim(clean, epsilon, at["next_alpha_bar"])
         else:
-            # The first executed step has no previous prediction, wherever strength put it.
+            # The first step taken has no previous prediction; it need not be step 0.
             correction = jnp.where(state.taken > 0, at["correction"], 0)
             sample = updates.dpm_solver(at, state.sample, clean, state.clean, correction)
         return SolverState(sample, clean, state.taken + 1)
@@ -167,28 +193,35 @@ class Solver:
 
     def _noise(self, at: updates.OneStep, extra: jax.Array, noise: jax.Array | None) -> jax.Array:
         if noise is None:
-            raise ValueError("a ddpm step needs noise")
+            raise ValueError("a ddpm step needs noise; pass noise")
         if self.config.variance != "learned_range":
             log_variance = at[f"log_{self.config.variance}"]
         elif extra.shape != noise.shape:
-            raise ValueError("a learned variance needs as many channels as the sample")
+            raise ValueError(
+                "a learned variance needs a model_output with twice the sample's channels"
+            )
         else:
             log_variance = updates.learned_log_variance(at, extra)
-        # A learned variance can overflow at timestep 0, which adds no noise: select, not multiply.
+        # Timestep 0 adds no noise. A learned variance can overflow there, so select, not multiply.
         return jnp.where(at["timestep"] > 0, jnp.exp(0.5 * log_variance) * noise, 0)
 
 
 @functools.cache
 def make_solver(config: SolverConfig, num_steps: int) -> Solver:
-    """The solver of `config` in `num_steps` steps; equal arguments give the same object.
+    """Makes a solver; equal arguments give the same object.
 
-    "trailing" spacing with a clipped lambda leaves out the steps that would be
-    too noisy. Raises InputError if so many steps do not fit.
+    Args:
+      config: settings.
+      num_steps: number of steps. "trailing" spacing with `lambda_min_clipped` leaves out steps
+        that are too noisy.
+
+    Raises:
+      InputError: if there are fewer timesteps than steps.
     """
     alpha_bar = config.schedule.alphas_cumprod
     timesteps = _timesteps(config, num_steps, alpha_bar)
     now = alpha_bar[timesteps]
-    # DDPM and DDIM keep a fixed stride, whatever the spacing; before step 0 lies `final`.
+    # DDPM and DDIM use a fixed stride with every spacing. `final` is the level after the last step.
     previous = timesteps - len(alpha_bar) // num_steps
     final = alpha_bar[0] if config.kind == "ddim" and not config.set_alpha_to_one else 1
     then = np.where(previous >= 0, alpha_bar[previous], np.float32(final))
@@ -198,7 +231,7 @@ def make_solver(config: SolverConfig, num_steps: int) -> Solver:
     elif config.kind == "ddim":
         coefficients |= {"next_alpha_bar": then}
     else:
-        # DPM-Solver steps from one timestep to the next and ends at timestep 0, not at no noise.
+        # DPM-Solver steps to the next timestep. It ends at timestep 0, which has some noise.
         then = alpha_bar[np.append(timesteps[1:], 0)]
         coefficients |= updates.dpm_solver_coefficients(now, then)
         if config.order == 1:
@@ -211,10 +244,10 @@ def make_solver(config: SolverConfig, num_steps: int) -> Solver:
 def _timesteps(config: SolverConfig, num_steps: int, alpha_bar: np.ndarray) -> np.ndarray:
     total = last = len(alpha_bar)
     if not 1 <= num_steps <= total:
-        raise InputError(f"the number of steps must be 1 to {total}, not {num_steps}")
+        raise InputError(f"the number of steps is {num_steps}, but must be 1 to {total}")
     points = num_steps
     if config.kind == "dpm_solver":
-        # The grid includes the end, timestep 0, where nothing is predicted.
+        # The grid includes timestep 0, where the solver ends without a prediction.
         points += 1
         lowest = np.float32(config.lambda_min_clipped)
         last -= int(np.searchsorted(updates.half_log_snr(alpha_bar)[::-1], lowest))
@@ -225,7 +258,7 @@ def _timesteps(config: SolverConfig, num_steps: int, alpha_bar: np.ndarray) -> n
         grid = np.arange(points)[::-1] * (last // points) + config.steps_offset
     else:
         grid = np.arange(last, 0, -total / num_steps).round() - 1
-    # Cut off the end point, and the extra one that rounding gives arange at some step counts.
+    # Cut off the end point, and the extra point that arange has at some step counts.
     timesteps = grid[:num_steps].astype(np.int32)
     if not len(timesteps) or timesteps[0] >= total or (np.diff(timesteps) >= 0).any():
         raise InputError(

@@ -235,5 +235,5 @@ def test_what_all_frames_share_is_no_deviation():
     np.testing.assert_allclose(loss(target + other), expected, rtol=1e-4)
     with pytest.raises(InputError, match="2 frames"):
         diffusion_loss(objective, *(x[:, :1] for x in (noise, clean, noise, noisy)), timesteps)
-    with pytest.raises(InputError, match="motion is 'cosine', not one of '', 'vmc', 'deviation'"):
+    with pytest.raises(InputError, match="motion 'cosine' is not one of '', 'vmc', 'deviation'"):
         Objective(schedule, motion="cosine")
