@@ -16,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from show1_jax.adapters.apply import adapted
-from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, fitting
+from show1_jax.errors import LESS_MEMORY_SAMPLING, InputError, out_of_memory_as_error
 from show1_jax.loading import load_stages, warn_of_differences
 from show1_jax.parallel.mesh import batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import put_batch
@@ -31,7 +31,7 @@ from show1_jax.weights import Weights
 
 
 class StageProgress(Protocol):
-    """What is called to tell how far a run is; `Bars.update` is one."""
+    """What is called to tell how far a run is; `progress.Progress.update` is one."""
 
     def __call__(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
         """Told a stage or a text encoder, and what `Progress` is told of it."""
@@ -213,7 +213,7 @@ class Engine:
         for i, batch in enumerate(batches):
             items = [item for item, _ in batch]
             report = in_parts(run.of_stage(name), i, len(batches))
-            with jax.set_mesh(self.mesh), fitting(name, LESS_MEMORY_SAMPLING):
+            with jax.set_mesh(self.mesh), out_of_memory_as_error(name, LESS_MEMORY_SAMPLING):
                 try:
                     call = self._call(name, params, texts, items, run, report)
                     made = np.asarray(self._sample(self.stages[name], call, items, results))
@@ -253,7 +253,7 @@ class Engine:
         params = self.weights.params(stage, modules, progress)
         if not self.loaded.adapters[stage]:
             return params
-        with fitting(stage, LESS_MEMORY_SAMPLING):
+        with out_of_memory_as_error(stage, LESS_MEMORY_SAMPLING):
             return {**params, "unet": adapted(params["unet"], self.loaded.adapters[stage])}
 
     def _unusable(self, stage: str, items: Sequence[int], results: Results) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The one exception that a person at a terminal is meant to read, and what several of them say."""
+"""Exceptions for users, and how to recognise errors of other libraries."""
 
 import contextlib
 import errno
@@ -7,33 +7,33 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-# What to change where memory is short.
+# Advice for `out_of_memory_as_error`.
 LESS_MEMORY = (
     "raise accumulate or mesh.fsdp, make batch_size smaller, set a denoiser's remat to "
-    "nothing_saveable, or spread each clip with mesh.frames"
+    "nothing_saveable, or split each clip with mesh.frames"
 )
 LESS_MEMORY_SAMPLING = (
-    "make batch_size or translation.vae_frames smaller, or use more devices: mesh.frames spreads "
-    "each clip, mesh.fsdp and mesh.tensor the parameters"
+    "make batch_size or translation.vae_frames smaller, or use more devices: mesh.frames splits "
+    "each clip, mesh.fsdp and mesh.tensor split the parameters"
 )
 LESS_MEMORY_NETWORK = (
-    "end other programs that hold memory, or use more devices: mesh.fsdp and mesh.tensor spread "
+    "end other programs that hold memory, or use more devices: mesh.fsdp and mesh.tensor split "
     "the parameters"
 )
-# How errors of different libraries say it.
-SHORT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
+# Parts of messages that different libraries raise when memory is short.
+OUT_OF_MEMORY_MESSAGES = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
 
-
-# What NumPy raises on damaged files of arrays: tokenize's of a header that is cut off, MemoryError
-# of one that says more than there is, RuntimeError of archives' encrypted or packed parts.
+# What NumPy raises for damaged files of arrays. TokenError: the header is cut off. MemoryError: the
+# header claims more data than there is. RuntimeError: an archive has encrypted or packed parts.
 ARRAY_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, KeyError, RuntimeError)
 ARRAY_DAMAGE += (MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that says what would work.
+    """Something that the user gave is wrong.
 
-    Command-line programs print it without a traceback and exit with status 1.
+    The message is one line that says what is wrong and what to do. Command-line programs print it
+    without a traceback, and exit with status 1.
     """
 
 
@@ -42,33 +42,33 @@ class UsageError(InputError):
 
 
 class Preempted(Exception):
-    """The program was told to end (SIGTERM, Ctrl-C) and has saved what it had; exit status 143."""
+    """A signal (SIGTERM, Ctrl-C) stopped the program, which has saved its work; exit status 143."""
 
 
 @contextlib.contextmanager
-def fitting(what: str, advice: str) -> Iterator[None]:
-    """Turns what is raised when the memory of a device or of the host is short into an InputError.
+def out_of_memory_as_error(what: str, advice: str) -> Iterator[None]:
+    """Turns errors about too little memory, of a device or of the host, into an InputError.
 
     Args:
-      what: is computed.
+      what: name of what is computed.
       advice: what to change, such as `LESS_MEMORY`.
 
     Raises:
-      InputError: if it does not fit.
+      InputError: if memory runs out within the context.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:  # JaxRuntimeError is a RuntimeError
-        if not short_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         whose = "the device's" if isinstance(error, RuntimeError) else "this machine's"
         raise InputError(f"{what} does not fit {whose} memory: {advice}") from error
 
 
-def short_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device or of the host is short."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that a device or the host has too little memory."""
     if isinstance(error, RuntimeError):
-        return any(text in str(error) for text in SHORT_OF_MEMORY)
+        return any(text in str(error) for text in OUT_OF_MEMORY_MESSAGES)
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     )

@@ -1,4 +1,4 @@
-"""Videos as files and as arrays of bytes: `(frames, height, width, 3)` uint8."""
+"""Reads and writes videos and images. A video is `(frames, height, width, 3)` uint8."""
 
 import io
 import secrets
@@ -17,21 +17,21 @@ from show1_jax.errors import InputError
 
 
 def to_uint8(video: ArrayLike) -> np.ndarray:
-    """Pixels in [-1, 1] as bytes of the same shape, clipped and then TRUNCATED.
+    """Converts pixels in [-1, 1] to uint8 of the same shape: clips, then TRUNCATES.
 
-    The released cascade truncates between its stages, so rounding would differ.
+    The released cascade truncates between its stages. Rounding would give other videos.
     """
     video = np.clip(np.asarray(video, np.float32), -1, 1)
     return ((video + 1) / 2 * 255).astype(np.uint8)
 
 
 def from_uint8(frames: np.ndarray) -> np.ndarray:
-    """Bytes as fp32 pixels in [-1, 1] of the same shape."""
+    """Converts uint8 to fp32 pixels in [-1, 1] of the same shape."""
     return frames.astype(np.float32) / 255 * 2 - 1
 
 
 def resize_uint8(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames `(..., H, W, 3)` in another size, by Pillow's antialiased bicubic filter."""
+    """Resizes frames `(..., h, w, 3)` to `(..., height, width, 3)` with Pillow's bicubic filter."""
     flat = frames.reshape(-1, *frames.shape[-3:])
     resized = [
         np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
@@ -40,29 +40,36 @@ def resize_uint8(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(resized).reshape(*frames.shape[:-3], height, width, 3)
 
 
-# PyAV's names of the matrices of ITU-T H.273.
+# PyAV's names for the matrices of ITU-T H.273.
 _MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}
 _FULL_RANGE = 2
 
 
 def yuv_matrix(width: int, height: int) -> str:
-    """The YUV matrix of a video that names none, by what players assume for its size.
+    """Returns the YUV matrix that players assume for a video of this size without a color tag.
 
     Returns:
-      a member of PyAV's `Colorspace`: "ITU601" (BT.601) or "ITU709" (BT.709).
+      Name of a member of PyAV's `Colorspace`: "ITU601" (BT.601) or "ITU709" (BT.709).
     """
-    # This is mpv's rule. VLC looks at the height alone (709 above 576 rows), Firefox and Chromium
-    # start 709 at 720 rows. All agree on SD, to which the cascade's 144x80 to 576x320 belong,
-    # and on 720 rows and more.
+    # This is mpv's rule. VLC looks only at the height (709 above 576 rows). Firefox and Chromium
+    # use 709 from 720 rows. All agree on SD, which includes the cascade's 144x80 to 576x320, and
+    # on 720 rows and more.
     return "ITU709" if width >= 1280 or height > 576 else "ITU601"
 
 
 def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Writes an H.264 video at high quality; `fps` (frames per second) may be fractional.
+    """Writes an H.264 video at high quality.
 
-    Even sizes are stored as yuv420p, which plays everywhere; odd ones, which
-    that format lacks, as yuv444p. The colors are tagged, with the matrix that players
-    assume for the size anyway. Raises InputError if the file cannot be written.
+    Even sizes are stored as yuv420p, which plays everywhere. Odd sizes are stored as yuv444p,
+    because yuv420p does not allow them. The file has a color tag: the matrix of `yuv_matrix`.
+
+    Args:
+      path: of the file.
+      frames: `(frames, height, width, 3)` uint8.
+      fps: frames per second; may be fractional.
+
+    Raises:
+      InputError: if the frames are not a video, or the file cannot be written.
     """
     _check(frames, fps)
     height, width = frames.shape[1:3]
@@ -72,7 +79,7 @@ def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
         stream = container.add_stream(
             "libx264",
             rate=Fraction(fps).limit_denominator(1001),
-            # Its look-ahead along motion (mbtree) made other files of the same small frames.
+            # With mbtree, the same small frames do not always give the same file.
             options={"crf": "14", "preset": "medium", "mbtree": "0"},
         )
         stream.width, stream.height = width, height
@@ -88,9 +95,10 @@ def write_mp4(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
 
 
 def read_mp4(path: str | PathLike[str]) -> np.ndarray:
-    """All frames of a video, `(frames, height, width, 3)` uint8.
+    """Reads all frames of a video, `(frames, height, width, 3)` uint8.
 
-    Raises InputError if it cannot be read.
+    Raises:
+      InputError: if the file cannot be read.
     """
     try:
         with av.open(str(path)) as container:
@@ -103,16 +111,16 @@ def read_mp4(path: str | PathLike[str]) -> np.ndarray:
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame in the colors that it is tagged with: `(height, width, 3)` uint8."""
+    """Converts a decoded frame to `(height, width, 3)` uint8, according to its color tags."""
     if frame.format.is_rgb or frame.format.has_palette:
         return frame.to_ndarray(format="rgb24")
     matrix = _MATRICES.get(frame.colorspace, yuv_matrix(frame.width, frame.height))
     return frame.reformat(
         format="rgb24",
-        # PyAV before 17 ignores tags, and without any swscale assumes BT.601 for every size.
-        # BT.2020 has no name before PyAV 18.
+        # PyAV before 17 ignores tags, and swscale then assumes BT.601 for every size.
+        # PyAV before 18 has no name for BT.2020.
         src_colorspace=matrix if matrix in Colorspace.__members__ else "ITU709",
-        # RGB has no matrix, but PyAV before 17 ignores the source's unless the two differ.
+        # RGB has no matrix, but PyAV before 17 ignores the source's matrix unless the two differ.
         dst_colorspace="ITU601",
         src_color_range="JPEG" if frame.color_range == _FULL_RANGE else "MPEG",
         dst_color_range="JPEG",
@@ -120,21 +128,27 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _tag(codec: av.VideoCodecContext, matrix: str) -> None:
-    """Says in a video what its colors mean; the numbers are those of ITU-T H.273."""
+    """Tags a video with its colors, by the numbers of ITU-T H.273."""
     codec.colorspace = {"ITU709": 1, "ITU601": 6}[matrix]
-    # sRGB has the primaries of BT.709. Those of SD television would shift the colors in players
-    # that convert them. Its transfer function is tagged as BT.709's, as is usual.
+    # sRGB has the primaries of BT.709. The primaries of SD television would shift the colors in
+    # players that convert them. The transfer function is tagged as that of BT.709, as is usual.
     codec.color_primaries = codec.color_trc = 1
     codec.color_range = 1  # 16 to 235
 
 
 def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Writes an endlessly looping GIF, in which equal neighbouring frames become one longer frame.
+    """Writes a GIF that loops forever; equal neighbouring frames become one longer frame.
 
-    Raises InputError if the file cannot be written.
+    Args:
+      path: of the file.
+      frames: `(frames, height, width, 3)` uint8.
+      fps: frames per second.
+
+    Raises:
+      InputError: if the frames are not a video, or the file cannot be written.
     """
     _check(frames, fps)
-    # GIF counts in 1/100 s: round each frame's end, so that the errors do not add up.
+    # GIF counts in 1/100 s. Rounding each frame's end keeps errors from adding up.
     ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
     first, *rest = (Image.fromarray(frame) for frame in frames)
     durations = [10 * int(duration) for duration in np.diff(ends)]
@@ -142,33 +156,34 @@ def write_gif(path: str | PathLike[str], frames: np.ndarray, fps: float) -> None
 
 
 def write_png(path: str | PathLike[str], image: np.ndarray) -> None:
-    """Writes one `(height, width, 3)` image. Raises InputError if that is not possible."""
+    """Writes an image, `(height, width, 3)` uint8; raises InputError if that fails."""
     _save(path, Image.fromarray(image), "PNG")
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of this size in inches; raises InputError if that is not installed."""
+    """Makes a matplotlib figure, in inches; raises InputError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+        raise InputError("drawing needs matplotlib; run pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def check_figure(path: Path) -> None:
-    """Makes the folder of a picture that long work will end with.
+    """Checks that a picture can be written, before a long computation, and makes its folder.
 
-    Raises InputError if matplotlib is not installed or does not draw such files, or if the folder
-    cannot be made.
+    Raises:
+      InputError: if matplotlib is missing or cannot write this type of file, or the folder
+        cannot be made.
     """
     kinds = new_figure(1, 1).canvas.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in kinds:
-        raise InputError(f"cannot write {path}: give a name that ends in .png, .svg or .pdf")
+        raise InputError(f"cannot write {path}; give a name that ends in .png, .svg or .pdf")
     make_folder(path.parent)
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Writes a matplotlib figure as a picture. Raises InputError if that is not possible."""
+    """Writes a matplotlib figure to a file; raises InputError if that fails."""
     file = io.BytesIO()
     try:
         figure.savefig(file, dpi=150, format=path.suffix[1:] or "png")
@@ -178,7 +193,7 @@ def write_figure(path: Path, figure: Any) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those that it lies in, unless it is there. Raises InputError."""
+    """Makes a folder and its parents unless they exist; raises InputError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,10 +203,10 @@ def make_folder(path: Path) -> None:
 def _check(frames: np.ndarray, fps: float) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise InputError(
-            f"a video is (frames, height, width, 3) uint8, not {frames.shape} {frames.dtype}"
+            f"a video must be (frames, height, width, 3) uint8, not {frames.shape} {frames.dtype}"
         )
     if not fps > 0:
-        raise InputError(f"frames per second must be positive, not {fps}")
+        raise InputError(f"fps is {fps}, but must be more than 0")
 
 
 def _save(path: str | PathLike[str], image: Image.Image, kind: str, **options: Any) -> None:
@@ -201,9 +216,10 @@ def _save(path: str | PathLike[str], image: Image.Image, kind: str, **options: A
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> None:
-    """Puts a whole file in place at once, so that a half-written one is never seen.
+    """Writes a file atomically, so that nobody sees half of it.
 
-    Raises InputError if it cannot be written.
+    Raises:
+      InputError: if the file cannot be written.
     """
     try:
         path = Path(path)

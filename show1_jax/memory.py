@@ -10,9 +10,9 @@ MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
 
 
 def return_freed_memory() -> None:
-    """Makes the C library give every array of a MiB or more back to the system once it is freed.
+    """Makes glibc return the memory of freed arrays of 1 MiB or more to the system.
 
-    glibc would keep those below 32 MiB, which is nearly all of a network.
+    By default it keeps arrays below 32 MiB, which are nearly all arrays of a network.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

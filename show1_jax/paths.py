@@ -1,4 +1,4 @@
-"""Paths as users give them."""
+"""Paths that users give."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from show1_jax.errors import InputError
 
-# `Path` makes "gs:/bucket" of "gs://bucket". One letter is a drive of Windows.
+# One slash, because `Path` turns "gs://bucket" into "gs:/bucket". One letter is a Windows drive.
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 
@@ -17,16 +17,16 @@ Checkpoint = str | Path | Sequence[str | Path]
 
 
 def local_path(path: str | PathLike[str]) -> Path:
-    """A path on a disk of this machine, with the home folder in place of a leading `~`.
+    """Checks that a path is on a local disk, and expands a leading `~`.
 
     Raises:
-      InputError: if it has a scheme, such as `gs://`, or there is no home folder.
+      InputError: if the path has a scheme, such as `gs://`, or the home folder is unknown.
     """
     text = os.fspath(path)
     if found := _SCHEME.match(text):
         raise InputError(
-            f"{text} is no folder or file of this machine: paths with {found[1]}:// are not "
-            "supported; copy it to or from a disk"
+            f"{text} is not on this machine, and paths with {found[1]}:// are not supported; copy "
+            "it to or from a local disk"
         )
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:

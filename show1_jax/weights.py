@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 
 from show1_jax.checkpoints.released import StageFolder, encoder_folder
-from show1_jax.errors import LESS_MEMORY_NETWORK, fitting
+from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
 from show1_jax.text.encoding import TextEncoder, load_encoder
 
 
@@ -53,7 +53,7 @@ class Weights:
         if progress is not None:
             size = sum(folder.size(name) for name in modules)
             progress(stage, 0, 1, f"reading {_size(size)}")
-        with fitting(stage, LESS_MEMORY_NETWORK):
+        with out_of_memory_as_error(stage, LESS_MEMORY_NETWORK):
             params = {
                 name: folder.params(name, module, self._dtype) for name, module in modules.items()
             }

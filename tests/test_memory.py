@@ -16,7 +16,7 @@ from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
 from show1_jax.configs import show1, tiny
 from show1_jax.engine import Engine
-from show1_jax.errors import InputError, fitting
+from show1_jax.errors import InputError, out_of_memory_as_error
 from show1_jax.text.encoding import load_encoder
 from tests.conftest import RELEASE, assert_close
 from tests.text.test_encoding import PROMPTS
@@ -139,7 +139,10 @@ def test_short_memory_is_one_line_wherever_networks_are_read(error, monkeypatch)
     ],
 )
 def test_only_short_memory_is_taken_for_it(error, caught):
-    with pytest.raises(InputError if caught else type(error)) as found, fitting("it", "do this"):
+    with (
+        pytest.raises(InputError if caught else type(error)) as found,
+        out_of_memory_as_error("it", "do this"),
+    ):
         raise error
     assert isinstance(found.value, InputError) == str(found.value).endswith("memory: do this")
 

@@ -10,7 +10,7 @@ from show1_jax.paths import local_path
 
 @pytest.mark.parametrize("path", ["gs://b/x", Path("gs://b/x"), "s3://b", "file:///tmp/x"])
 def test_paths_with_a_scheme_are_refused(path):
-    with pytest.raises(InputError, match="copy it to or from a disk") as found:
+    with pytest.raises(InputError, match="copy it to or from a local disk") as found:
         local_path(path)
     assert "\n" not in str(found.value)
 

@@ -1,7 +1,7 @@
-"""Checksums of a folder's files, which show damage that no reader notices.
+"""Checksums of a folder's files, which reveal damage that readers do not notice.
 
-An Orbax checkpoint has checksums of its index alone: where a byte of the compressed numbers
-flips, decompression may fail, or give other numbers.
+Orbax has checksums only of its index. If a byte of the compressed numbers changes, decompression
+may fail, or give wrong numbers.
 """
 
 import json
@@ -27,10 +27,10 @@ def write_checksums(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Compares a folder's files with its checksums; a folder without any is not checked.
+    """Compares a folder's files with its checksums. A folder without checksums is not checked.
 
     Raises:
-      InputError: if a file is missing, or is not what it was.
+      InputError: if a file is missing or has changed.
       OSError: if a file cannot be read.
     """
     path = folder / FILE
@@ -41,16 +41,16 @@ def check_files(folder: Path) -> None:
     except (ValueError, RecursionError):
         expected = None
     if not isinstance(expected, dict):
-        raise InputError(f"{path} is damaged")
+        raise InputError(f"{path} is damaged; copy the checkpoint again")
     found = _checksums(folder)
     for name, value in expected.items():
         if found.get(name) != value:
-            change = "is not what was written" if name in found else "is missing"
-            raise InputError(f"{folder} is damaged: {name} {change}")
+            change = "has changed" if name in found else "is missing"
+            raise InputError(f"{folder} is damaged: {name} {change}; copy the checkpoint again")
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """By path within the folder, of all files but that of the checksums."""
+    """Computes the checksums of all files except `FILE`, by path within the folder."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor() as pool:

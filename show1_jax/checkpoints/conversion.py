@@ -1,4 +1,4 @@
-"""The conversion of whole released folders, network by network and array by array."""
+"""Converts whole released folders, network by network and array by array."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
 from show1_jax.progress import Progress
 
-MAX_BUFFER = 2**20  # elements; CLIP's positions are 77
+MAX_BUFFER = 2**20  # elements; CLIP's positions have 77
 
 # Names of arrays, ours or PyTorch's, with the `digest` of each.
 Digests = dict[str, str]
@@ -59,10 +59,10 @@ class _Job(NamedTuple):
 
     Attributes:
       name: of its folder in the checkpoint.
-      label: how it is reported.
-      src: where it is.
-      dst: where it is to be.
-      encoder: whether it is a text encoder, of which several may be equal.
+      label: its name in reports.
+      src: folder to read.
+      dst: folder to write.
+      encoder: whether it is a text encoder; several stages may have equal ones.
     """
 
     name: str
@@ -81,27 +81,28 @@ def convert_pipelines(
     report: Callable[[str], None],
     progress: Progress | None = None,
 ) -> None:
-    """Converts every pipeline at or below `src`; `dst` appears when all of it is written.
+    """Converts every pipeline in a folder.
 
-    Until then it grows in `DST.partial`, which is left when the conversion fails or is
-    cut off and has a network finished. The same conversion goes on from there.
+    The conversion writes to `DST.partial`, and renames it when everything is written. If it fails
+    or is interrupted, `DST.partial` keeps the finished networks, and the same conversion
+    continues from there.
 
     Args:
-      src: a pipeline folder or a folder of them.
-      dst: where to; must not exist.
-      to_torch: from our layout to PyTorch's, rather than the other way.
-      dtype: cast to this; None keeps the stored precision.
-      verify: read back what was written and compare it with its source bit for bit.
-      report: receives a line for each network.
+      src: a pipeline folder, or a folder of pipeline folders.
+      dst: folder to make; must not exist.
+      to_torch: converts from Orbax to PyTorch, instead of from PyTorch to Orbax.
+      dtype: cast to this dtype; None keeps the stored one.
+      verify: reads the result back and compares it with the source bit for bit.
+      report: called with a line for each network.
       progress: shows how far the conversion is, and may stop it with `Preempted`; closed at the
         end.
 
     Raises:
-      InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
-      Preempted: if `progress` raised it; says what is left.
+      InputError: if `src` or `dst` cannot be used; then `dst` is not made.
+      Preempted: if `progress` raised it; the message says what is left.
     """
     if to_torch and verify and dtype is not None:
-        raise InputError("--to-torch --verify compares stored precisions; leave --dtype out")
+        raise InputError("--to-torch --verify compares stored precisions; remove --dtype")
     with contextlib.closing(progress or Progress()) as progress:
         _convert_pipelines(src, dst, to_torch, dtype, verify, report, progress)
 
@@ -136,7 +137,7 @@ def _convert_pipelines(
             report(f"{job.label}: {said}")
         partial.publish()
     except InputError as error:
-        # What is wrong with one network is no reason to convert the others again.
+        # An error in one network must not discard the other networks.
         left = partial.leave()
         raise InputError(f"{error}{left and '; ' + left}") from error
     except Preempted:
@@ -162,7 +163,7 @@ def _jobs(src: Path, pipelines: list[Path], checkpoint: Path) -> list[_Job]:
 
 
 def _copy(src: Path, pipelines: list[Path], jobs: list[_Job], partial: Partial) -> None:
-    """Copies everything but weights, except into networks that are finished."""
+    """Copies all files except weights. Skips networks that are finished."""
     trusted = trusted_folders(src, pipelines)
     finished = {job.src for job in jobs if job.name in partial.networks}
     for pipeline in pipelines:
@@ -182,12 +183,12 @@ def _convert(
     verify: bool,
     partial: Partial,
 ) -> str:
-    """Converts one network, unless it is finished; says what was done."""
+    """Converts one network unless it is finished; returns a report."""
     count = sum(math.prod(shape) for shape in open_network(job.src).shapes.values())
     said = [f"{count:,} parameters"]
     finished = partial.networks.get(job.name)
     if finished:
-        said += ["finished before"]
+        said += ["finished earlier"]
     else:
         other = direction.equal(job, [each for each in jobs if each.name in partial.networks])
         finished = Finished(source=sources[job.name], digests={}, same_as=other, verified=False)
@@ -195,14 +196,14 @@ def _convert(
             finished["digests"] = direction.write(job)
         partial.finish(job.name, finished)
     if finished["same_as"]:
-        said += [f"the same as {finished['same_as']}, stored once"]
+        said += [f"equal to {finished['same_as']}, stored once"]
     if verify and not finished["verified"]:
-        # That a network is equal was found by comparing it bit for bit.
+        # An equal network was already compared bit for bit.
         if not finished["same_as"]:
             try:
                 direction.verify(job, finished["digests"])
             except InputError:
-                del partial.networks[job.name]  # which the next try makes again
+                del partial.networks[job.name]  # the next attempt converts it again
                 raise
         finished["verified"] = True
         partial.finish(job.name, finished)
@@ -210,14 +211,14 @@ def _convert(
 
 
 class _ToOrbax:
-    """The direction from PyTorch's files to Orbax checkpoints."""
+    """Converts PyTorch files to Orbax checkpoints."""
 
     def __init__(self, dtype: np.dtype | None, progress: Progress):
         self._dtype, self._progress = dtype, progress
         self._weights: dict[Path, WeightFiles] = {}
 
     def equal(self, job: _Job, finished: list[_Job]) -> str | None:
-        """The name of a finished text encoder that has the same weights, if there is one."""
+        """Returns the name of a finished text encoder with equal weights, or None."""
         if "/" not in job.name or not job.encoder:
             return None
         module, tensors = open_network(job.src).module, self._find(job.src).tensors
@@ -235,7 +236,7 @@ class _ToOrbax:
         return None
 
     def write(self, job: _Job) -> Digests:
-        """Writes a network's parameters; returns their digests by path."""
+        """Writes a network's parameters and returns their digests by path."""
         built, tensors = open_network(job.src), self._find(job.src).tensors
         digests: Digests = {}
 
@@ -259,7 +260,7 @@ class _ToOrbax:
         """Reads a network's parameters back.
 
         Raises:
-          InputError: if they are not what was written.
+          InputError: if they differ from what was written.
         """
         described = describe_params(job.dst / PARAMS)
         read: Digests = {}
@@ -274,7 +275,7 @@ class _ToOrbax:
         _compare(job, digests, read)
 
     def _find(self, folder: Path) -> WeightFiles:
-        """The weights of a network, whose headers take a second to read."""
+        """Finds the weights of a network. Caches them, because reading headers takes a second."""
         if folder not in self._weights:
             self._weights[folder] = find_weights(folder)
         return self._weights[folder]
@@ -292,17 +293,17 @@ class _ToOrbax:
 
 
 class _ToTorch:
-    """The direction from Orbax checkpoints to PyTorch's files."""
+    """Converts Orbax checkpoints to PyTorch files."""
 
     def __init__(self, dtype: np.dtype | None, progress: Progress):
         self._dtype, self._progress = dtype, progress
 
     def equal(self, job: _Job, finished: list[_Job]) -> str | None:
-        """PyTorch's layout has no references."""
+        """Returns None, because PyTorch's layout has no references."""
         return None
 
     def write(self, job: _Job) -> Digests:
-        """Writes a network's weight files; returns the digests of their tensors by key."""
+        """Writes a network's weight files and returns the digests of their tensors by key."""
         built, params, where = open_network(job.src), params_folder(job.src), str(job.src)
         origin = _origin(job.src, built)
         described = describe_params(params)
@@ -344,10 +345,10 @@ class _ToTorch:
         return digests
 
     def verify(self, job: _Job, digests: Digests) -> None:
-        """Reads a network's weight files back, as a conversion would find them.
+        """Reads a network's weight files back, like a conversion would.
 
         Raises:
-          InputError: if they do not hold what was written.
+          InputError: if they differ from what was written.
         """
         tensors = find_weights(job.dst).tensors
         read: Digests = {}
@@ -361,7 +362,7 @@ class _ToTorch:
 def _compare(job: _Job, written: Digests, read: Digests) -> None:
     if written != read:
         differ = sorted(key for key in written | read if written.get(key) != read.get(key))
-        raise InputError(f"{job.src}: {differ[0]} did not survive the conversion; try it again")
+        raise InputError(f"{job.src}: {differ[0]} changed in the conversion; run it again")
 
 
 def _writers(
@@ -370,7 +371,7 @@ def _writers(
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]],
     by_path: dict[str, list[tuple[str, Any]]],
 ) -> dict[str, WeightWriter]:
-    """The files of a network by name, each with room for its tensors."""
+    """Makes the weight files of a network, by name, with room for their tensors."""
     path_of = {key: path for path, keys in by_path.items() for key, _ in keys}
     writers = {}
     for name, keys in by_file(files):
@@ -385,27 +386,29 @@ def _writers(
 
 
 def _origin(src: Path, built: Network) -> dict[str, Any]:
-    """Which file each tensor goes to: as it came, or one new file for a network trained here."""
+    """Returns which file each tensor goes to: its original one, or one file for new networks."""
     if not (src / ORIGIN).is_file():
         text = isinstance(built.module, T5Encoder | CLIPText)
         name = "model.safetensors" if text else "diffusion_pytorch_model.safetensors"
         return {"index": None, "files": dict.fromkeys(torch_keys(built), name), "buffers": {}}
     origin = {"index": None, "files": {}, "buffers": {}} | read_json(src / ORIGIN)
     if not _fits(origin, built):
-        raise InputError(f"{src / ORIGIN} does not list this network; delete it for new file names")
+        raise InputError(
+            f"{src / ORIGIN} does not list this network's tensors; delete it for new file names"
+        )
     names = [name for name in origin["files"].values() if not is_file_name(name)]
     if origin["index"] is not None and not is_file_name(origin["index"], index=True):
         names.append(origin["index"])
     if names:
         raise InputError(
-            f"{src / ORIGIN} names the file {names[0]!r}: only plain names that end in .bin, "
-            ".safetensors or, of an index, .json are written; delete it for new ones"
+            f"{src / ORIGIN} has the file name {names[0]!r}, but names must be plain and end in "
+            ".bin, .safetensors or, for an index, .json; delete it for new file names"
         )
     return origin
 
 
 def _fits(origin: dict[str, Any], built: Network) -> bool:
-    """Whether a list of files has each parameter, and buffers that are known."""
+    """Returns whether a list of files has every parameter, and only known buffers."""
     files, buffers = origin["files"], origin["buffers"]
     if not isinstance(files, dict) or not isinstance(buffers, dict):
         return False

@@ -1,4 +1,4 @@
-"""What was trained here, in the released layout with Orbax parameters: ready to sample from."""
+"""Writes trained networks in the released layout, with Orbax parameters, ready for sampling."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from show1_jax.models.vae import VAE
 
 INDEX = "model_index.json"
 
-# Library and class of each part, as released indices name them.
+# Library of each part's class, as in released indices.
 _CLASSES = {
     "T5EncoderModel": "transformers",
     "CLIPTextModel": "transformers",
@@ -33,16 +33,16 @@ _CLASSES = {
 
 
 def network_json(module: UNet | VAE) -> dict[str, Any]:
-    """The `config.json` of a network.
+    """Returns the `config.json` of a network.
 
     Raises:
-      InputError: if PyTorch has no such network.
+      InputError: if no PyTorch class can express the network.
     """
     return vae_json(module.config) if isinstance(module, VAE) else unet_json(module.config)
 
 
 def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any) -> None:
-    """Writes a network into a checkpoint's folder of a stage, in place of an older one.
+    """Writes a network into a stage's folder of a checkpoint, and replaces an older one.
 
     Args:
       checkpoint: the folder of all stages; made if it is not there.
@@ -51,7 +51,7 @@ def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any
       params: its parameters.
 
     Raises:
-      InputError: if it cannot be written, or PyTorch has no such network.
+      InputError: if it cannot be written, or no PyTorch class can express the network.
     """
     name, config = "vae" if isinstance(module, VAE) else "unet", network_json(module)
 
@@ -65,7 +65,7 @@ def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any
 def export_text_encoder(
     checkpoint: Path, stage: str, module: T5Encoder, params: Any, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """Writes a T5 encoder and the files of its tokenizer into a checkpoint's folder of a stage."""
+    """Writes a T5 encoder and its tokenizer's files into a stage's folder of a checkpoint."""
 
     def write(folder: Path) -> None:
         _write_json(folder / "config.json", t5_json(module.config))
@@ -80,15 +80,15 @@ def export_text_encoder(
 
 
 def export_scheduler(checkpoint: Path, stage: str, name: str, solver: SolverConfig) -> None:
-    """Writes `name`/scheduler_config.json into a checkpoint's folder of a stage."""
+    """Writes `name`/scheduler_config.json into a stage's folder of a checkpoint."""
     content = scheduler_json(solver)
     _put(checkpoint, stage, name, lambda f: _write_json(f / "scheduler_config.json", content))
 
 
 def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
-    """Copies a part, such as the text encoder, unless it is there already.
+    """Copies a part, such as the text encoder, unless it exists already.
 
-    Parameters that it shares with another network are copied with it.
+    Includes parameters that the part shares with another network.
     """
     if (checkpoint / stages.by_name(stage).folder / source.name).is_dir():
         return
@@ -103,9 +103,9 @@ def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
 
 
 def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
-    """Writes one part beside the checkpoint, swaps it in, and lists it in the index.
+    """Writes a part beside the checkpoint, renames it into place, and adds it to the index.
 
-    Whenever this is cut off, every folder in the checkpoint has an index.
+    If this is interrupted at any point, every folder in the checkpoint has an index.
     """
     own = stages.by_name(stage)
     folder, kind = own.folder, own.pipeline
@@ -139,7 +139,7 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
 
 
 def _index(pipeline: Path, kind: str) -> dict[str, Any]:
-    """The `model_index.json` of what a pipeline's folder holds."""
+    """Returns the `model_index.json` for the contents of a pipeline's folder."""
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.19.3"}
     for folder in sorted(path for path in pipeline.iterdir() if path.is_dir()):
         if part := _class_of(folder):

@@ -1,12 +1,12 @@
-"""Key tables: how one network's PyTorch names and layouts correspond to ours.
+"""Key tables: they map a network's PyTorch names and layouts to ours, and back.
 
-A table is a list of rows `(torch pattern, our pattern, layout)`. Patterns are
-dotted (PyTorch) or slashed (ours) paths in which `{}` stands for a number, the
-same numbers in the same order on both sides. A table is read in both
-directions, so a name is written down once. Two rows may lead to one parameter:
-either another spelling of old checkpoints or a tied tensor stored twice; the
-first of them is the spelling we write when no source file says otherwise. Of
-the spellings a file may use one only; of the keys named as tied it may have all.
+A table is a list of rows `(torch pattern, our pattern, layout)`. Patterns are dotted (PyTorch) or
+slashed (ours) paths, in which `{}` stands for a number. Both sides have the same numbers in the
+same order. A table is read in both directions, so each name is written once.
+
+Two rows may lead to one parameter: a second spelling in old checkpoints, or a tied tensor that is
+stored twice. We write the spelling of the first row, unless a source file had another one. A file
+may use only one of the spellings, but all keys in `tied`.
 """
 
 import re
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """How an array is laid out on either side: two inverse axis permutations."""
+    """Two inverse axis permutations, from PyTorch's layout to JAX's and back."""
 
     to_jax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -40,33 +40,34 @@ NORM: list[Row] = [("weight", "scale", SAME), ("bias", "bias", SAME)]
 
 
 def dense(bias: bool = True) -> list[Row]:
-    """Rows of one linear layer."""
+    """Returns the rows of one linear layer."""
     return [("weight", "kernel", DENSE), *([("bias", "bias", SAME)] if bias else [])]
 
 
 def conv(layout: Layout = CONV) -> list[Row]:
-    """Rows of one convolution."""
+    """Returns the rows of one convolution."""
     return [("weight", "kernel", layout), ("bias", "bias", SAME)]
 
 
 def under(torch: str, ours: str, rows: Iterable[Row]) -> list[Row]:
-    """`rows` moved below a pair of prefixes."""
+    """Returns `rows` with a prefix on each side."""
     return [(f"{torch}.{t}", f"{ours}/{o}", layout) for t, o, layout in rows]
 
 
 def same_names(names: str, rows: Iterable[Row]) -> list[Row]:
-    """`rows` once below each of the space-separated names both sides share."""
+    """Returns `rows` below each of the space-separated names, which are equal on both sides."""
     rows = list(rows)
     return [row for name in names.split() for row in under(name, name, rows)]
 
 
 class KeyTable:
-    """One network's names, looked up from either side.
+    """The names of one network, with look-up from either side.
 
-    `tied` are the PyTorch keys that may hold one parameter several times.
-
-    `buffers` lists PyTorch entries that hold no parameter, with the function
-    that makes them again from their shape (CLIP's position ids).
+    Attributes:
+      rows: the table.
+      tied: PyTorch keys that may hold one parameter several times.
+      buffers: PyTorch keys that hold no parameter (CLIP's position ids), each with a function
+        that makes the buffer from its shape.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class KeyTable:
         self._ours = [(_pattern(o), t, layout) for t, o, layout in self.rows]
 
     def to_ours(self, key: str) -> tuple[str, Layout] | None:
-        """Our path and layout for a PyTorch key, or None if the table lacks it."""
+        """Returns our path and the layout for a PyTorch key, or None if the table lacks it."""
         return _look_up(self._torch, key)
 
     def to_torch(self, path: str) -> tuple[str, Layout] | None:
-        """The PyTorch key and layout for one of our paths, or None."""
+        """Returns the PyTorch key and the layout for one of our paths, or None."""
         return _look_up(self._ours, path)
 
 

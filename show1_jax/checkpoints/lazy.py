@@ -1,9 +1,8 @@
-"""Arrays that pass through an Orbax checkpoint one at a time.
+"""Saves and restores Orbax checkpoints one array at a time.
 
-Orbax saves and restores whole trees. Here it is given a leaf type of our own,
-whose values are read when their turn to be saved comes and handed on as soon
-as they are restored, so that memory holds a few arrays of a network at once.
-What results are ordinary checkpoints of NumPy arrays.
+Orbax saves and restores whole trees. The leaf type here is read when it is saved, and passed on
+as soon as it is restored, so that only a few arrays of a network are in memory at once. The
+results are ordinary checkpoints of NumPy arrays.
 """
 
 import asyncio
@@ -16,18 +15,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# Arrays are written together until they are this large: each group is synchronised to the disk.
+# Size of groups of arrays that are written together. Each group is synchronised to the disk.
 GROUP_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is made when it is saved; a leaf of a tree for `store.save_params`.
+    """An array that is read when it is saved; a leaf of a tree for `store.save_params`.
 
     Attributes:
       shape: of the array.
       dtype: of the array.
-      read: makes it; called once, in another thread.
+      read: returns the array; called once, in another thread.
     """
 
     shape: tuple[int, ...]
@@ -36,26 +35,26 @@ class LazyArray:
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Size in bytes."""
         return self.size * self.dtype.itemsize
 
 
 class LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Saves `LazyArray`s, and hands on what it restores instead of keeping it."""
+    """Saves `LazyArray`s, and passes restored arrays on instead of returning them."""
 
     def __init__(self, visit: Callable[[str, np.ndarray], None] | None = None):
-        """A handler for one checkpoint.
+        """Makes a handler for one checkpoint.
 
         Args:
-          visit: receives the dotted name and the value of each array that is restored.
+          visit: called with the dotted name and the value of each restored array.
         """
         try:
-            # What is read here is nobody else's, and need not be copied before it is written.
+            # Nobody else has the arrays that are read here, so they need no copy.
             super().__init__(deepcopy_host_arrays=False)
         except TypeError:  # older releases of Orbax always copy
             super().__init__()
@@ -67,7 +66,7 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
         infos: Sequence[Any],
         args: Sequence[Any] | None = None,
     ) -> Sequence[Any]:
-        """Writes all values; while one group is written the next is read."""
+        """Writes all values, and reads the next group while one is written."""
         args = args or [ocp.SaveArgs()] * len(values)
         writing: Sequence[Any] = []
         group: list[tuple[np.ndarray, Any, Any]] = []
@@ -80,8 +79,8 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
             return started
 
         for value, info, arg in zip(values, infos, args, strict=True):
-            # Compression is slower than disks are, and weights hardly shrink. Some releases of
-            # Orbax do not let one choose.
+            # Compression is slower than disks, and weights hardly shrink. Some releases of Orbax
+            # do not have this option.
             if hasattr(info, "use_compression"):
                 info.use_compression = False
             array = await asyncio.to_thread(value.read)
@@ -98,7 +97,7 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[Any]:
-        """Restores the arrays in turn; returns their shapes and dtypes only."""
+        """Restores the arrays one by one; returns only their shapes and dtypes."""
         assert self._visit is not None, "this handler only saves"
         args = args or [ocp.RestoreArgs()] * len(infos)
         found = []
@@ -115,5 +114,5 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
         return found
 
     def memory_size(self, values: Sequence[Any]) -> Sequence[tuple[int, int]]:
-        """What Orbax reports as written and read, in bytes."""
+        """Returns the bytes that Orbax reports as written and read."""
         return [(value.size * value.dtype.itemsize,) * 2 for value in values]

@@ -1,11 +1,10 @@
-"""The released `config.json` of each network, read to our configs and written from them.
+"""Converts the released `config.json` of each network to our configs, and back.
 
-Diffusers' files are read strictly: an unknown key is an error. Those of
-transformers carry dozens of generation defaults, so there only the keys that
-change what the encoder computes are looked at.
+Files of diffusers are read strictly: an unknown key is an error. Files of transformers have dozens
+of defaults for text generation, so only the keys that change what the encoder computes are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from show1_jax.checkpoints.fields import Fields
@@ -16,71 +15,81 @@ from show1_jax.models.vae import VAEConfig
 
 Json = dict[str, Any]
 
-MAX_SIZE = 2**20  # of a layer or a vocabulary, far beyond what there is
+MAX_SIZE = 2**20  # of a layer or a vocabulary; far larger than any real one
 MAX_LAYERS = 1000
 
 
-def size(fields: Fields, key: str, default: int, most: int = MAX_SIZE) -> int:
-    """A positive whole number, of `most` at most.
+def size(fields: Fields, key: str, default: int, maximum: int = MAX_SIZE) -> int:
+    """Reads a positive whole number.
 
     Raises:
       InputError: if the file holds anything else.
     """
-    return positive(fields, key, fields.take(key, default), most)
+    return positive(fields, key, fields.take(key, default), maximum)
 
 
 def sizes(fields: Fields, key: str, default: list[int]) -> tuple[int, ...]:
-    """A list of positive whole numbers, not empty.
+    """Reads a list of positive whole numbers that is not empty.
 
     Raises:
       InputError: if the file holds anything else.
     """
     values = fields.take(key, default)
     if not isinstance(values, list | tuple) or not values:
-        raise InputError(f"{fields.where}: {key} is {values!r}, which is not a list of numbers")
+        raise InputError(f"{fields.where}: {key} is {values!r}, but must be a list of numbers")
     return tuple(positive(fields, key, value) for value in values)
 
 
-def positive(fields: Fields, key: str, value: Any, most: int = MAX_SIZE) -> int:
-    """`value` of `key`, which must be a positive whole number, of `most` at most.
+def positive(fields: Fields, key: str, value: Any, maximum: int = MAX_SIZE) -> int:
+    """Checks that the value of `key` is a positive whole number.
 
     Raises:
-      InputError: if it is anything else.
+      InputError: if it is not, or exceeds `maximum`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise InputError(f"{fields.where}: {key} has {value!r}, not a positive whole number")
-    if value > most:
-        raise InputError(f"{fields.where}: {key} has {value!r:.40}, but must be at most {most}")
+        raise InputError(f"{fields.where}: {key} is {value!r}, but must be a positive whole number")
+    if value > maximum:
+        raise InputError(f"{fields.where}: {key} is {value!r:.40}, but must be at most {maximum}")
     return value
 
 
 def number(
-    fields: Fields, key: str, default: float, least: float = -1e30, most: float = 1e30
+    fields: Fields, key: str, default: float, minimum: float = -1e30, maximum: float = 1e30
 ) -> float:
-    """A number, whole or not, of `least` to `most`.
+    """Reads a number, whole or not, from `minimum` to `maximum`.
 
     Raises:
       InputError: if the file holds anything else.
     """
     value = fields.take(key, default)
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not least <= value <= most:  # nor is NaN
-        raise InputError(f"{fields.where}: {key} is {value!r:.40}, which is not a number")
+    if not known or not minimum <= value <= maximum:  # true for NaN
+        raise InputError(
+            f"{fields.where}: {key} is {value!r:.40}, but must be a number within range"
+        )
     return float(value)
 
 
+def check_groups(where: str, groups: int, channels: Sequence[int]) -> None:
+    """Raises InputError unless the groups of normalisation divide every level's channels."""
+    if any(width % groups for width in channels):
+        raise InputError(
+            f"{where}: norm_num_groups {groups} does not divide block_out_channels {list(channels)}"
+        )
+
+
 def vae_config(json: Mapping[str, Any], where: str) -> VAEConfig:
-    """The autoencoder that a diffusers `AutoencoderKL` configuration describes.
+    """Reads the configuration of a diffusers `AutoencoderKL`.
 
     Args:
       json: the parsed `config.json`.
-      where: its name, for messages.
+      where: its name in error messages.
 
     Raises:
-      InputError: if it holds an unknown key, or a value that is not implemented.
+      InputError: if a key is unknown, or a value is not implemented.
     """
     if (name := json.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-        raise InputError(f"{where}: _class_name is {name!r}, not 'AutoencoderKL'")
+        raise InputError(f"{where}: _class_name is {name!r}, but must be 'AutoencoderKL'")
     fields = Fields(json, where)
     channels = sizes(fields, "block_out_channels", [64])
     config = VAEConfig(
@@ -110,22 +119,18 @@ def vae_config(json: Mapping[str, Any], where: str) -> VAEConfig:
         latents_mean=None,
         latents_std=None,
     )
-    # The size of the training images, and a hint for pipelines that compute in fp16.
+    # These are the size of training images, and a hint for pipelines that compute in fp16.
     fields.ignore("sample_size", "force_upcast")
     fields.done()
-    if any(width % config.norm_groups for width in channels):
-        raise InputError(
-            f"{where}: norm_num_groups {config.norm_groups} does not divide"
-            f" block_out_channels {list(channels)}"
-        )
+    check_groups(where, config.norm_groups, channels)
     return config
 
 
 def vae_json(config: VAEConfig) -> Json:
-    """The diffusers configuration of an autoencoder; `vae_config` reads it back.
+    """Returns the diffusers configuration of an autoencoder, which `vae_config` reads.
 
     Raises:
-      InputError: if it would not.
+      InputError: if the configuration cannot express the autoencoder.
     """
     levels = len(config.channels)
     json = {
@@ -144,23 +149,23 @@ def vae_json(config: VAEConfig) -> Json:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
     if vae_config(json, "config.translation.vae") != config:
-        raise InputError("this autoencoder has settings that no released class can express")
+        raise InputError("no released class can express this autoencoder's settings")
     return json
 
 
 def t5_config(json: Mapping[str, Any], where: str) -> T5Config:
-    """The encoder of the T5 that a transformers configuration describes.
+    """Reads the transformers configuration of a T5, and returns that of its encoder.
 
     Args:
       json: the parsed `config.json`.
-      where: its name, for messages.
+      where: its name in error messages.
 
     Raises:
-      InputError: if it is not a T5, or not of version 1.1 (gated GELU).
+      InputError: if it is not a T5 of version 1.1 (gated GELU).
     """
     fields = Fields(json, where)
     fields.expect(model_type="t5", dense_act_fn="gelu_new", is_gated_act=True)
-    # What transformers assumes without this key is the feed-forward of the first T5.
+    # Without this key, transformers uses the feed-forward of the first T5.
     fields.choice("feed_forward_proj", "relu", ("gated-gelu",))
     config = T5Config(
         vocab_size=size(fields, "vocab_size", 32128),
@@ -176,14 +181,14 @@ def t5_config(json: Mapping[str, Any], where: str) -> T5Config:
     exact = config.relative_buckets // 4
     if exact < 1 or config.max_distance <= exact:
         raise InputError(
-            f"{where}: relative_attention_num_buckets {config.relative_buckets} do not fit"
-            f" relative_attention_max_distance {config.max_distance}"
+            f"{where}: relative_attention_num_buckets is {config.relative_buckets}, which does not"
+            f" fit relative_attention_max_distance {config.max_distance}"
         )
     return config
 
 
 def t5_json(config: T5Config) -> Json:
-    """The transformers configuration of a T5 encoder; `t5_config` reads it back."""
+    """Returns the transformers configuration of a T5 encoder, which `t5_config` reads."""
     return {
         "architectures": ["T5EncoderModel"],
         "d_ff": config.d_ff,
@@ -213,11 +218,11 @@ def t5_json(config: T5Config) -> Json:
 
 
 def clip_config(json: Mapping[str, Any], where: str) -> CLIPTextConfig:
-    """The text encoder that a transformers `CLIPTextModel` configuration describes.
+    """Reads the transformers configuration of a `CLIPTextModel`.
 
     Args:
       json: the parsed `config.json`.
-      where: its name, for messages.
+      where: its name in error messages.
 
     Raises:
       InputError: if it is not a CLIP text encoder, or its activation is not implemented.
@@ -244,7 +249,7 @@ def clip_config(json: Mapping[str, Any], where: str) -> CLIPTextConfig:
 
 
 def clip_json(config: CLIPTextConfig) -> Json:
-    """The transformers configuration of a CLIP text encoder; `clip_config` reads it back."""
+    """Returns the transformers configuration of a CLIP encoder, which `clip_config` reads."""
     json = {
         "architectures": ["CLIPTextModel"],
         "attention_dropout": 0.0,

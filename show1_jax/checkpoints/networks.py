@@ -1,4 +1,4 @@
-"""From a network folder's `config.json` to the module, its key table and its parameters' shapes."""
+"""Builds networks from their `config.json`, with their key tables and parameter shapes."""
 
 import dataclasses
 import functools
@@ -26,24 +26,24 @@ from show1_jax.models.vae import VAE
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A module with what is needed to fill it from PyTorch and back."""
+    """A module, and the key table that converts its parameters from PyTorch and back."""
 
     module: nn.Module
     table: KeyTable
 
     def abstract_params(self) -> dict[str, Any]:
-        """The parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+        """Returns the parameter tree as `jax.ShapeDtypeStruct`s."""
         return abstract_params(self.module)
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by its slashed path."""
+        """Shapes of all parameters by slashed path."""
         return {k: v.shape for k, v in flatten_dict(self.abstract_params(), sep="/").items()}
 
 
 @functools.cache
 def abstract_params(module: nn.Module) -> dict[str, Any]:
-    """Shapes and dtypes of a network's parameters, from `jax.eval_shape`. Not to be changed."""
+    """Returns shapes and dtypes of a network's parameters. Cached; do not modify the result."""
 
     def init(*inputs: jax.Array) -> Any:
         return module.init(jax.random.key(0), *inputs)["params"]
@@ -52,7 +52,7 @@ def abstract_params(module: nn.Module) -> dict[str, Any]:
 
 
 def example_inputs(module: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The smallest inputs a network accepts, as shapes."""
+    """Returns the shapes of the smallest inputs that a network accepts."""
 
     def array(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -78,11 +78,11 @@ def network(config: Mapping[str, Any], where: str, dtype: DTypeLike = jnp.float3
 
     Args:
       config: the parsed JSON.
-      where: what to call it in messages.
-      dtype: the dtype it computes in.
+      where: its name in error messages.
+      dtype: compute dtype.
 
     Raises:
-      InputError: if no network of the cascade is described by it.
+      InputError: if it describes no network of the cascade.
     """
     kind = config.get("_class_name") or config.get("model_type")
     match kind:
@@ -95,7 +95,7 @@ def network(config: Mapping[str, Any], where: str, dtype: DTypeLike = jnp.float3
         case "clip_text_model":
             return Network(CLIPText(clip_config(config, where), dtype), tables.CLIP)
     raise InputError(
-        f"{where}: {kind!r} is none of UNet3DConditionModel, UNet2DConditionModel, "
+        f"{where}: {kind!r} is not one of UNet3DConditionModel, UNet2DConditionModel, "
         "AutoencoderKL, t5, clip_text_model"
     )
 
@@ -113,5 +113,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
+        raise InputError(f"{path} is not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""The folder in which a conversion grows, so that the same one can go on from it."""
+"""The folder that a conversion writes to, from which the same conversion can continue."""
 
 import fcntl
 import hashlib
@@ -13,17 +13,17 @@ from show1_jax.checkpoints.store import discard
 from show1_jax.errors import InputError
 
 RECORD = "conversion.json"
-# Of what conversions write: to be raised when that changes.
+# Version of what conversions write. Increase it when that changes.
 FORMAT = 1
 
 
 class Finished(TypedDict):
-    """What is noted of a network that is complete.
+    """The record of a network that is complete.
 
     Attributes:
-      source: tells apart what it was made of, and how.
-      digests: of its arrays as they were handed to the disk, by name.
-      same_as: the network that it refers to instead, such as show-1-base/text_encoder.
+      source: `signature` of its source files and options.
+      digests: of its arrays as they were written, by name.
+      same_as: name of the network that it refers to, such as show-1-base/text_encoder, or None.
       verified: whether it was read back and compared.
     """
 
@@ -34,17 +34,17 @@ class Finished(TypedDict):
 
 
 class Partial:
-    """`DST.partial/`: a checkpoint's finished networks, and a record of what made them."""
+    """`DST.partial/`: the finished networks of a checkpoint, and a record of their sources."""
 
     def __init__(self, dst: Path):
-        """Makes the folder, or opens the one that an earlier conversion left.
+        """Makes the folder, or opens the one that an earlier conversion left, and locks it.
 
         Args:
-          dst: the folder that is to appear when all of it is written.
+          dst: the folder to make when everything is written.
 
         Raises:
-          InputError: if the folder cannot be made, is something else, or is
-            being written by another process.
+          InputError: if the folder cannot be made, is not one of a conversion, or is in use by
+            another process.
         """
         self._dst = dst
         self.folder = dst.absolute().with_name(dst.name + ".partial")
@@ -56,18 +56,22 @@ class Partial:
             self._lock = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if any(self.folder.iterdir()) and not (self.folder / RECORD).is_file():
-                raise InputError(f"{self.folder} is in the way, and no unfinished conversion")
+                raise InputError(
+                    f"{self.folder} exists, but is not an unfinished conversion; move it away"
+                )
         except BlockingIOError:
-            raise InputError(f"{self.folder} is being written by another process") from None
+            raise InputError(
+                f"{self.folder} is in use by another process; wait for it to end"
+            ) from None
         except OSError as error:
             self._remove_parents()
             raise InputError(f"{dst} cannot be written: {error.strerror}") from None
 
     def keep(self, sources: Mapping[str, str]) -> None:
-        """Keeps the finished networks that were made of the same, and removes all else.
+        """Keeps finished networks with the same sources, and removes everything else.
 
         Args:
-          sources: `Finished.source` of each network of this conversion by name.
+          sources: `Finished.source` of each network of this conversion, by name.
         """
         for name, finished in self._read().items():
             other = finished["same_as"]
@@ -78,33 +82,33 @@ class Partial:
         _prune(self.checkpoint, {self.checkpoint / name for name in self.networks})
 
     def finish(self, name: str, finished: Finished) -> None:
-        """Notes that a network is complete."""
+        """Records that a network is complete."""
         self.networks[name] = finished
         self._write()
 
     def publish(self) -> None:
-        """Puts the checkpoint where it is to be, and removes the rest."""
+        """Renames the checkpoint to its final folder, and removes the rest."""
         os.rename(self.checkpoint, self._dst)
         self.remove()
 
     def leave(self) -> str:
-        """Removes what is unfinished; says in a sentence what is left, or nothing."""
+        """Removes unfinished networks; returns a sentence about what is left, or ""."""
         if not self.networks:
             self.remove()
             return ""
         _prune(self.checkpoint, {self.checkpoint / name for name in self.networks})
         return (
-            f"{len(self.networks)} network(s) are finished in {self.folder}: the same command "
-            "goes on from there; or remove that folder"
+            f"{len(self.networks)} network(s) are finished in {self.folder}; run the same command "
+            "to continue from there, or remove that folder"
         )
 
     def remove(self) -> None:
-        """Removes the folder, and those that were made for it if nothing is in them."""
+        """Removes the folder, and parent folders that were made for it and are empty."""
         discard(self.folder)
         self._remove_parents()
 
     def close(self) -> None:
-        """Lets others write the folder."""
+        """Unlocks the folder."""
         os.close(self._lock)
 
     def _remove_parents(self) -> None:
@@ -113,7 +117,7 @@ class Partial:
                 folder.rmdir()
 
     def _read(self) -> dict[str, Finished]:
-        """The record of an earlier conversion, with each network behind those it refers to."""
+        """Reads the record of an earlier conversion. Networks follow those that they refer to."""
         try:
             networks = read_json(self.folder / RECORD)["networks"]
             return {
@@ -126,7 +130,7 @@ class Partial:
                 for name, each in networks.items()
                 if (self.checkpoint / name).is_dir()
             }
-        # There is none yet, or it is damaged: then everything is made anew.
+        # There is no record, or it is damaged; then all networks are converted again.
         except (InputError, KeyError, TypeError, ValueError, AttributeError):
             return {}
 
@@ -140,7 +144,7 @@ class Partial:
 
 
 def _prune(folder: Path, kept: Collection[Path]) -> None:
-    """Removes what is below a folder, except some folders and those that lead to them."""
+    """Removes the contents of a folder, except the folders in `kept` and their parents."""
     for path in folder.iterdir():
         if path in kept:
             continue
@@ -153,12 +157,12 @@ def _prune(folder: Path, kept: Collection[Path]) -> None:
 
 
 def signature(network: Path, params: Path, how: Any) -> str:
-    """Tells apart what networks are made of: files by name, size and time, and the options.
+    """Computes a hash of a network's source files (name, size and time) and options.
 
     Args:
-      network: the folder of the source.
+      network: the source folder.
       params: the folder of its parameters, which another network may own.
-      how: the options; plain JSON.
+      how: options that JSON can hold.
     """
     files = [*network.rglob("*"), *(params.rglob("*") if params.parent != network else ())]
     found = sorted(

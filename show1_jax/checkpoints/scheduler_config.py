@@ -1,6 +1,6 @@
-"""The released `scheduler_config.json` as a solver configuration, and back.
+"""Converts the released `scheduler_config.json` to a solver configuration, and back.
 
-Keys that a file lacks mean what they mean to diffusers 0.19.3.
+Missing keys have the defaults of diffusers 0.19.3.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ KINDS = {
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
-# Files carry settings over from other scheduler classes; a class ignores those it does not have.
+# Files keep settings of other scheduler classes. A class ignores settings that it does not have.
 MEANINGLESS = {
     "ddpm": ("lambda_min_clipped", "set_alpha_to_one", "skip_prk_steps"),
     "ddim": ("lambda_min_clipped", "skip_prk_steps", "variance_type"),
@@ -29,10 +29,14 @@ MEANINGLESS = {
 
 
 def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
-    """Reads a parsed `scheduler_config.json`; `where` names it in messages.
+    """Reads a scheduler's configuration.
 
-    Raises InputError for another scheduler class, an unknown key, or a value
-    that is not implemented.
+    Args:
+      config: the parsed `scheduler_config.json`.
+      where: its name in error messages.
+
+    Raises:
+      InputError: if the scheduler class or a key is unknown, or a value is not implemented.
     """
     name = config.get("_class_name")
     if name not in tuple(KINDS):
@@ -62,7 +66,7 @@ def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
         fields.expect(
             algorithm_type="dpmsolver++", solver_type="midpoint", use_karras_sigmas=(False, None)
         )
-        # A learned variance is dropped either way, so its type does not matter.
+        # DPM-Solver ignores a learned variance, so its type does not matter.
         fields.choice("variance_type", None, (None, *VARIANCES))
         settings["order"] = fields.choice("solver_order", 2, (1, 2))
         settings["lower_order_final"] = fields.choice("lower_order_final", True, (True, False))
@@ -70,7 +74,7 @@ def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
         settings["lambda_min_clipped"] = number(fields, "lambda_min_clipped", nothing, nothing)
     else:
         bound = number(fields, "clip_sample_range", 1.0)
-        # Where a file asks for both, thresholding wins.
+        # If both are set, thresholding wins.
         if fields.choice("clip_sample", True, (True, False)) and not thresholding:
             settings["clip"] = bound
     if kind == "ddpm":
@@ -84,9 +88,10 @@ def solver_config(config: Mapping[str, Any], where: str) -> SolverConfig:
 
 
 def scheduler_json(config: SolverConfig) -> dict[str, Any]:
-    """The `scheduler_config.json` that `solver_config` reads as `config`.
+    """Returns the `scheduler_config.json` of a solver, which `solver_config` reads.
 
-    Raises InputError for a clipping DPM-Solver, which the format cannot say.
+    Raises:
+      InputError: for a DPM-Solver that clips, which the format cannot express.
     """
     schedule = config.schedule
     written: dict[str, Any] = {
@@ -107,7 +112,9 @@ def scheduler_json(config: SolverConfig) -> dict[str, Any]:
         written["sample_max_value"] = config.threshold_max
     if config.kind == "dpm_solver":
         if config.clip is not None:
-            raise InputError("a released DPM-Solver configuration cannot clip; use a threshold")
+            raise InputError(
+                "a released DPM-Solver configuration cannot clip; set threshold instead of clip"
+            )
         written |= {
             "algorithm_type": "dpmsolver++",
             "lambda_min_clipped": config.lambda_min_clipped,
@@ -115,7 +122,7 @@ def scheduler_json(config: SolverConfig) -> dict[str, Any]:
             "solver_order": config.order,
             "solver_type": "midpoint",
             "use_karras_sigmas": False,
-            # Tells the pixel pipelines to drop the learned variance before the solver sees it.
+            # Makes the pixel pipelines drop the learned variance before the solver.
             "variance_type": "fixed_small",
         }
         return written

@@ -1,4 +1,7 @@
-"""Parameters in and out of Orbax: whole trees, parts of them, or array by array."""
+"""Saves and restores parameters with Orbax: whole trees, parts of them, or array by array.
+
+Restoring puts arrays on the mesh set by `jax.set_mesh`; see `parallel/sharding.py`.
+"""
 
 import contextlib
 import hashlib
@@ -17,21 +20,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
-from show1_jax.errors import InputError, short_of_memory
-from show1_jax.parallel.mesh import is_shared
+from show1_jax.errors import InputError, is_out_of_memory
+from show1_jax.parallel.mesh import concrete_mesh, is_shared
 from show1_jax.parallel.sharding import placed
 
-# Orbax copies this many bytes at once beside the tree itself, or one array if that is larger.
+# Orbax copies this many bytes at once, besides the tree itself, or one array if it is larger.
 CONCURRENT_BYTES = 64 * 2**20
-SAMPLED_BYTES = 2**20  # of each file, for a fingerprint: weights of T5-XXL take minutes to read
+SAMPLED_BYTES = 2**20  # of each file, for a fingerprint; reading all of T5-XXL takes minutes
 
 
 def _checkpointer(largest: int = 0, lazy: LazyHandler | None = None) -> ocp.Checkpointer:
-    # The handler's own limits count whole gigabytes; those of the one inside count bytes.
+    # The outer handler's limits are in whole gigabytes, those of the inner one in bytes.
     limit = max(CONCURRENT_BYTES, largest + 1)
     options = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1 and not is_shared(jax.sharding.get_mesh()):
-        # This process alone reads or writes: the others do not come to Orbax's barriers.
+    mesh = concrete_mesh()
+    if jax.process_count() > 1 and (mesh is None or not is_shared(mesh)):
+        # Only this process reads or writes. The others do not reach Orbax's barriers.
         own = jax.process_index()
         options = ocp.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -50,17 +54,17 @@ def _checkpointer(largest: int = 0, lazy: LazyHandler | None = None) -> ocp.Chec
 
 
 def _largest(tree: Any) -> int:
-    """Bytes of the largest array of a tree, in fp32 at least: restoring may widen it."""
+    """Returns the bytes of the largest array, at least in fp32, because restoring may widen it."""
     return max(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(tree))
 
 
 def save_params(folder: Path, params: Mapping[str, Any]) -> None:
-    """Writes a tree of `jax.Array`s, or one of `LazyArray`s, as one Orbax checkpoint.
+    """Writes a tree of `jax.Array`s or `LazyArray`s as an Orbax checkpoint, with checksums.
 
-    The folder appears only when it is complete, but for the checksums of its files.
+    The folder appears when it is complete except for the checksums.
 
     Raises:
-      InputError: if it cannot be written. What a `LazyArray` raises is passed on.
+      InputError: if it cannot be written. Errors of a `LazyArray` are passed on.
     """
     lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
     try:
@@ -74,10 +78,10 @@ def save_params(folder: Path, params: Mapping[str, Any]) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder into which a checkpoint may have been written.
+    """Removes a folder to which Orbax may still be writing.
 
-    When one of Orbax's threads fails, the others write on for a moment: the
-    folder is gone when it stays gone.
+    If one of Orbax's threads fails, the others continue to write for a moment, so this repeats
+    until the folder stays away.
     """
     for _ in range(100):
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,42 +91,44 @@ def discard(folder: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong with a checkpoint, in few words.
+    """Extracts the reason from an error about a checkpoint.
 
-    TensorStore says it last, behind all the files that were involved and before details.
+    TensorStore's messages list the files first, then the reason, then details.
     """
     line = (str(error).splitlines() or [type(error).__name__])[0]
     said, *details = re.split(r" \[[a-z_]+(?:\[\d+\])?='", line)
     if not details:
         return getattr(error, "strerror", None) or said
     *before, last = said.split(": ")
-    # Numbers say little without what they are of.
+    # Numbers need the text before them.
     return f"{before[-1]}: {last}" if before and re.match("expected=|0x", last) else last
 
 
 def load_params(folder: Path, target: Any = None) -> Any:
-    """Restores what `save_params` wrote; see `StoredParams`."""
+    """Restores what `save_params` wrote; see `StoredParams`.
+
+    Reads the mesh set by `jax.set_mesh`.
+    """
     return StoredParams(folder, target).read()
 
 
 class StoredParams:
-    """Parameters in an Orbax checkpoint, to be read whole or in parts.
+    """Parameters in an Orbax checkpoint, which can be read as a whole or in parts.
 
     Attributes:
       folder: the checkpoint.
     """
 
     def __init__(self, folder: Path, target: Any = None):
-        """Checks what is there; no array is read yet.
+        """Checks the checkpoint, but reads no array yet.
 
         Args:
           folder: the Orbax checkpoint.
-          target: tree of `jax.ShapeDtypeStruct`s; each array is restored into its
-            dtype. None restores shapes and dtypes as stored.
+          target: tree of `jax.ShapeDtypeStruct`s that gives the dtypes to restore to. None
+            restores the stored dtypes.
 
         Raises:
-          InputError: if the folder is no checkpoint, is damaged, or does not hold
-            what `target` describes.
+          InputError: if the folder is not a checkpoint, is damaged, or does not match `target`.
         """
         self.folder = folder = folder.absolute()
         if not folder.is_dir():
@@ -137,12 +143,13 @@ class StoredParams:
     def read(self, names: Collection[str] | None = None) -> Any:
         """Restores arrays.
 
+        Reads the mesh set by `jax.set_mesh`.
+
         Args:
-          names: of what to restore at the top of the tree, such as "block_0"; None for all.
+          names: of subtrees at the top of the tree, such as "block_0"; None for all.
 
         Returns:
-          The tree, each array where it belongs on the mesh that is set; see
-          `parallel/sharding.py`.
+          The tree, sharded over the mesh; see `parallel.sharding.shardings`.
 
         Raises:
           InputError: if an array is damaged.
@@ -163,51 +170,51 @@ class StoredParams:
 
 @contextlib.contextmanager
 def restoring(folder: Path, advice: str = "") -> Iterator[None]:
-    """Turns what goes wrong with reading a checkpoint into one line.
+    """Turns errors from reading a checkpoint into an InputError of one line.
 
     Args:
       folder: the checkpoint.
-      advice: what to do if it is damaged.
+      advice: what to do if the checkpoint is damaged.
 
     Raises:
-      InputError: if it cannot be read.
-      MemoryError: if memory is short, or RuntimeError or OSError; see `errors.fitting`.
+      InputError: if the checkpoint cannot be read.
+      MemoryError, RuntimeError or OSError: if memory is short; see `errors.is_out_of_memory`.
     """
     try:
         yield
     except InputError:
         raise
-    # Orbax raises Exception itself where TensorStore cannot read an array, and whatever its own
-    # code meets in damaged metadata: KeyError, TypeError, AttributeError, AssertionError, …
+    # Orbax raises a bare Exception if TensorStore cannot read an array, and for damaged metadata
+    # KeyError, TypeError, AttributeError, AssertionError and others.
     except Exception as error:
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__
-        if short_of_memory(origin):
+        if is_out_of_memory(origin):
             raise origin from None
-        # Short of file handles, for one: no reason to give up on the checkpoint.
+        # The process may be out of file handles; then the checkpoint is not damaged.
         short = "RESOURCE_EXHAUSTED" in str(origin)
         line = reason(origin) + (f"; {advice}" if advice and not short else "")
         raise InputError(f"{folder} cannot be restored: {line}") from error
 
 
 def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the arrays of a checkpoint, by slashed path.
+    """Returns shapes and dtypes of the arrays of a checkpoint, by slashed path.
 
     Raises:
-      InputError: if the folder is no checkpoint, or is damaged.
+      InputError: if the folder is not a checkpoint, or is damaged.
     """
     return flatten_dict(_stored(folder.absolute()), sep="/")
 
 
 def _stored(folder: Path) -> Any:
-    """The tree of a checkpoint, as shapes and dtypes."""
+    """Returns the tree of a checkpoint, as shapes and dtypes."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist")
     with restoring(folder), _checkpointer() as checkpointer:
         metadata = checkpointer.metadata(folder).item_metadata
         if metadata is None:
-            raise InputError(f"{folder} cannot be restored: it is no checkpoint, or is damaged")
+            raise InputError(f"{folder} cannot be restored: it is not a checkpoint, or is damaged")
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
         )
@@ -218,10 +225,10 @@ def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None
 
     Args:
       folder: the Orbax checkpoint.
-      visit: receives the slashed path and the value of each, in another thread.
+      visit: called with the slashed path and the value of each array, in another thread.
 
     Raises:
-      InputError: if the folder is no checkpoint, or is damaged. What `visit` raises is passed on.
+      InputError: if the folder is not a checkpoint, or is damaged. Errors of `visit` are passed on.
     """
     with restoring(folder):
         check_files(folder)
@@ -233,7 +240,7 @@ def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None
         try:
             visit(paths[name], array)
         except Exception as error:
-            failures.append(error)  # passed on below: the checkpoint is not to blame
+            failures.append(error)  # raised below; the checkpoint is not damaged
             raise
 
     wanted = unflatten_dict(described, sep="/")
@@ -250,12 +257,17 @@ def visit_params(folder: Path, visit: Callable[[str, np.ndarray], None]) -> None
 
 
 def fingerprint(folder: Path, parts: Sequence[str], salt: bytes = b"") -> str:
-    """Tells apart what folders of a folder hold, by names, sizes and first bytes of files.
+    """Computes a hash of some folders in a folder: names, sizes and first bytes of their files.
 
     Parameters that a part shares with another network count as its own.
 
+    Args:
+      folder: contains the parts.
+      parts: names of the folders.
+      salt: included in the hash.
+
     Raises:
-      InputError: if it refers to a network that is not there.
+      InputError: if a part refers to a network that does not exist.
     """
     digest = hashlib.sha256(salt)
     for part in parts:
@@ -280,14 +292,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def check_shapes(
     held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], folder: Path
 ) -> None:
-    """Compares the shapes that a checkpoint holds with those of a network, by slashed path.
+    """Compares the shapes in a checkpoint with those of a network, by slashed path.
 
     Raises:
-      InputError: if a parameter is missing, unexpected or in another shape.
+      InputError: if a parameter is missing, unexpected or of another shape.
     """
     if held != wanted:
         different = sorted(k for k in held.keys() | wanted.keys() if held.get(k) != wanted.get(k))
         raise InputError(
-            f"{folder} does not hold this network: {len(different)} parameters differ in "
-            f"name or shape, among them {', '.join(different[:3])}"
+            f"{folder} is of another network: {len(different)} parameters differ in name or shape, "
+            f"among them {', '.join(different[:3])}"
         )

@@ -1,4 +1,4 @@
-"""The key table of each network. The right-hand names are those of `models/`."""
+"""The key table of each network. The names on the right are those of `models/`."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ RESNET: list[Row] = [
 
 TEMPORAL_CONV: list[Row] = [
     row
-    # PyTorch's index of the convolution counts a dropout from the second on.
+    # From the second one on, PyTorch's index of the convolution counts a dropout layer.
     for i, last in ((1, 2), (2, 3), (3, 3), (4, 3))
     for row in [
         *under(f"conv{i}.0", f"norm{i}", NORM),
@@ -117,7 +117,7 @@ VAE_MIDDLE: list[Row] = [
             *same_names("group_norm", NORM),
             *same_names("to_q to_k to_v", dense()),
             *under("to_out.0", "to_out", dense()),
-            # How checkpoints from before diffusers 0.15 spell it.
+            # The names in checkpoints from before diffusers 0.15.
             *under("query", "to_q", dense()),
             *under("key", "to_k", dense()),
             *under("value", "to_v", dense()),
@@ -151,7 +151,7 @@ T5 = KeyTable(
         *under("shared", "token_embedding", EMBEDDING),
         *under("encoder.embed_tokens", "token_embedding", EMBEDDING),
         *under(
-            # PyTorch keeps what all blocks share in the first one.
+            # All blocks share this; PyTorch stores it in the first one.
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
             "relative_bias",
             EMBEDDING,
@@ -196,7 +196,7 @@ CLIP = KeyTable(
             ],
         ),
     ],
-    # transformers before 4.31 stored the positions 0, 1, 2, ... themselves.
+    # transformers before 4.31 stored the positions 0, 1, 2, ... too.
     buffers={
         "text_model.embeddings.position_ids": lambda shape: np.broadcast_to(
             np.arange(shape[-1]), shape

@@ -1,4 +1,4 @@
-"""One network's parameters out of PyTorch tensors, and back, through its key table."""
+"""Converts a network's parameters from PyTorch tensors and back, through its key table."""
 
 import functools
 import hashlib
@@ -23,19 +23,19 @@ def params_from_torch(
     where: str,
     dtype: np.dtype | None = None,
 ) -> dict[str, Any]:
-    """Fills every parameter of a network from PyTorch tensors, one at a time.
+    """Reads all parameters of a network from PyTorch tensors, one at a time.
 
     Args:
       network: the network and its key table.
       tensors: the tensors by PyTorch key.
-      where: what to call the source in messages.
+      where: name of the source in error messages.
       dtype: cast to this dtype; None keeps the stored one.
 
     Returns:
       The nested parameter tree, as `jax.Array`s.
 
     Raises:
-      InputError: as `lazy_params`, and as reading what it gives.
+      InputError: as in `lazy_params`.
     """
     lazy = lazy_params(network, tensors, where, dtype)
     return unflatten_dict({path: jnp.asarray(each.read()) for path, each in lazy.items()}, sep="/")
@@ -47,19 +47,19 @@ def lazy_params(
     where: str,
     dtype: np.dtype | None = None,
 ) -> dict[str, LazyArray]:
-    """Every parameter of a network by slashed path, read from PyTorch tensors when asked for.
+    """Returns all parameters of a network by slashed path, to read from PyTorch tensors later.
 
-    Reading one raises an InputError if tied tensors differ, or if a value overflows `dtype`.
+    Reading a parameter raises InputError if tied tensors differ, or if a value overflows `dtype`.
 
     Args:
       network: the network and its key table.
       tensors: the tensors by PyTorch key.
-      where: what to call the source in messages.
+      where: name of the source in error messages.
       dtype: cast to this dtype; None keeps the stored one.
 
     Raises:
-      InputError: if a parameter is missing, a tensor unexpected or a shape
-        wrong (all of them are listed), or if a buffer holds something else.
+      InputError: if parameters are missing, tensors are unexpected or shapes are wrong (the message
+        lists all of them), or if a buffer has unexpected values.
     """
     sources: dict[str, list[tuple[str, Layout]]] = {}
     for key, (path, layout) in match(network, tensors, where).items():
@@ -67,7 +67,7 @@ def lazy_params(
     for key in tensors.keys() & network.table.buffers.keys():
         array = tensors[key].read()
         if not array.ndim or not np.array_equal(array, network.table.buffers[key](array.shape)):
-            raise InputError(f"{where}: {key} does not hold what it is known to hold")
+            raise InputError(f"{where}: {key} has unexpected values")
 
     def read(path: str) -> np.ndarray:
         arrays = (
@@ -91,7 +91,7 @@ def lazy_params(
 
 
 def keys_by_path(table: KeyTable, keys: Iterable[str]) -> dict[str, list[tuple[str, Layout]]]:
-    """The PyTorch keys, of those given, that hold each of our parameters, with their layouts."""
+    """Groups PyTorch keys by the parameter that they hold; returns keys and layouts by path."""
     found: dict[str, list[tuple[str, Layout]]] = {}
     for key in keys:
         if key not in table.buffers:
@@ -101,7 +101,7 @@ def keys_by_path(table: KeyTable, keys: Iterable[str]) -> dict[str, list[tuple[s
 
 
 def torch_keys(network: Network) -> dict[str, tuple[int, ...]]:
-    """The keys under which a network trained here is written to PyTorch, with our shapes."""
+    """Returns the PyTorch keys of a network trained here, with our shapes."""
     keys = {}
     for path, shape in network.shapes.items():
         found = network.table.to_torch(path)
@@ -111,13 +111,13 @@ def torch_keys(network: Network) -> dict[str, tuple[int, ...]]:
 
 
 def torch_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a PyTorch tensor from that of our parameter."""
-    # An array of any shape that takes no memory, to move axes of.
+    """Returns the shape of a PyTorch tensor for that of our parameter."""
+    # This array takes no memory, whatever its shape.
     return layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
 
 
 def cast(array: np.ndarray, dtype: np.dtype | None, where: str) -> np.ndarray:
-    """`array` in another dtype, or as it is for None.
+    """Casts an array; None returns it as it is.
 
     Raises:
       InputError: if a finite value becomes infinite.
@@ -129,15 +129,17 @@ def cast(array: np.ndarray, dtype: np.dtype | None, where: str) -> np.ndarray:
     if ml_dtypes.finfo(dtype).max < ml_dtypes.finfo(array.dtype).max:
         infinite = np.isinf(result)
         if infinite.any() and np.isfinite(array[infinite]).any():
-            raise InputError(f"{where} has values too large for {dtype.name}; use bf16 or fp32")
+            raise InputError(
+                f"{where} has values that are too large for {dtype.name}; use bf16 or fp32"
+            )
     return result
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """`array` itself if its last axis is its fastest, or else a copy of which it is.
+    """Returns a C-contiguous array: `array` itself if it is one, otherwise a copy.
 
-    NumPy moves axes element by element through all of memory; in blocks that
-    the caches hold it takes a fifth of the time.
+    NumPy copies transposed arrays element by element. Copying blocks that fit the caches takes a
+    fifth of the time.
     """
     if array.flags.c_contiguous or array.ndim < 2:
         return np.ascontiguousarray(array)
@@ -151,7 +153,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal in shape, dtype and every bit."""
+    """Returns whether two arrays are equal in shape, dtype and every bit."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     first, second = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
@@ -159,7 +161,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def digest(array: np.ndarray) -> str:
-    """Tells apart arrays that differ in shape, dtype or any bit."""
+    """Computes a hash of an array's shape, dtype and bits."""
     found = hashlib.sha256(f"{array.dtype.name} {array.shape}".encode())
     found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
@@ -168,10 +170,10 @@ def digest(array: np.ndarray) -> str:
 def match(
     network: Network, tensors: Mapping[str, Stored], where: str
 ) -> dict[str, tuple[str, Layout]]:
-    """Our path and layout for each key that is not a buffer's.
+    """Returns our path and the layout for each key that is not a buffer.
 
     Raises:
-      InputError: one, that lists the missing, the unexpected and the misshapen keys.
+      InputError: if keys are missing, unexpected or misshapen; the message lists all of them.
     """
     shapes = network.shapes
     targets: dict[str, tuple[str, Layout]] = {}
@@ -201,13 +203,13 @@ def match(
         listed = "; ".join(
             f"{kind}: {_abridge(names)}" for kind, names in problems.items() if names
         )
-        raise InputError(f"{where} does not fit its config.json: {listed}")
+        raise InputError(f"{where} does not match its config.json: {listed}")
     return targets
 
 
-def _abridge(names: list[str], most: int = 20) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _abridge(names: list[str], limit: int = 20) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _find(table: KeyTable, key: str) -> tuple[str, Layout]:

@@ -1,4 +1,4 @@
-"""PyTorch weight files, written one tensor at a time and in any order."""
+"""Writes PyTorch weight files one tensor at a time, in any order."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from show1_jax.checkpoints.torch_files import (
 
 
 class WeightWriter:
-    """One `.bin` or `.safetensors` file of known tensors, to be filled.
+    """Writes a `.bin` or `.safetensors` file whose tensors' shapes are known in advance.
 
     A `.bin` stores tied tensors once.
     """
@@ -33,13 +33,13 @@ class WeightWriter:
         tied: Mapping[str, str] = types.MappingProxyType({}),
         metadata: Mapping[str, str] = types.MappingProxyType({}),
     ):
-        """Lays the file out, with room for its tensors.
+        """Writes the header, and leaves room for the tensors.
 
         Args:
-          file: where to write.
+          file: to write.
           tensors: shape and dtype of each tensor by key, in the file's order.
-          tied: keys that hold the same as another key of `tensors`.
-          metadata: what a `.safetensors` says of itself; a `.bin` has no such place.
+          tied: maps keys to other keys of `tensors` that hold the same tensor.
+          metadata: of a `.safetensors` file; ignored for a `.bin`.
         """
         if file.suffix == ".bin":
             _lay_out_bin(file, tensors, tied)
@@ -51,11 +51,11 @@ class WeightWriter:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes its tensors take, each counted by its key."""
+        """Bytes of all tensors; tied ones count for each key."""
         return sum(place.nbytes for place in self._places.values())
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Puts a tensor where it belongs; those tied to it in a `.bin` are there with it."""
+        """Writes a tensor; in a `.bin` this also writes those that are tied to it."""
         place = self._places[key]
         assert (array.shape, array.dtype) == (place.shape, place.dtype), key
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -68,7 +68,7 @@ class WeightWriter:
             stream.write(flat)
 
     def finish(self) -> None:
-        """Ends the file, whose bytes are on the disk then."""
+        """Completes the file, and waits until its bytes are on the disk."""
         with self._file.open("r+b") as stream:
             if self._file.suffix == ".bin":
                 _put_checksums(stream, self._checksums)

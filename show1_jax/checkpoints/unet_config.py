@@ -1,7 +1,7 @@
-"""The released `unet/config.json` to `UNetConfig` and back.
+"""Converts the released `unet/config.json` to `UNetConfig` and back.
 
-Three PyTorch classes are read: Show-1's UNet3DConditionModel (marked by its key
-`transfromer_in_opt`, spelled so), diffusers' class of the same name (ModelScope,
+It reads three PyTorch classes: Show-1's UNet3DConditionModel (recognised by its key
+`transfromer_in_opt`, which is spelled like this), diffusers' class of the same name (ModelScope,
 Zeroscope), and diffusers' UNet2DConditionModel (DeepFloyd IF).
 """
 
@@ -12,6 +12,7 @@ from show1_jax.checkpoints.fields import Fields
 from show1_jax.checkpoints.network_config import (
     MAX_LAYERS,
     MAX_SIZE,
+    check_groups,
     number,
     positive,
     size,
@@ -41,18 +42,17 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
 
     Args:
       config: the parsed JSON.
-      where: what to call it in messages.
+      where: its name in error messages.
 
     Raises:
-      InputError: if a key is unknown, or asks for something that the released
-        networks do not have.
+      InputError: if a key is unknown, or a value is one that no released network has.
     """
     fields = Fields(config, where)
     fields.null_is_default("resnet_out_scale_factor", "mid_block_scale_factor")
     show1 = "transfromer_in_opt" in config
     class_name = config.get("_class_name", "UNet3DConditionModel")
     if class_name not in ("UNet3DConditionModel", "UNet2DConditionModel"):
-        raise InputError(f"{where}: {class_name} is not a denoiser this project knows")
+        raise InputError(f"{where}: {class_name} is not a denoiser class of the cascade")
     temporal = class_name == "UNet3DConditionModel"
     diffusers_3d = temporal and not show1
     dimensions = "3D" if temporal else "2D"
@@ -61,11 +61,13 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
     levels = len(channels)
     space, attention = _blocks(fields, dimensions, levels)
     if not temporal and space == "latent":
-        raise InputError(f"{where}: image denoisers in latent space are not part of the cascade")
+        raise InputError(f"{where}: the cascade has no image denoisers in latent space")
     latent = space == "latent"
     head_dim = _per_level(fields, "attention_head_dim", 64 if diffusers_3d else 8, levels)
     if diffusers_3d and isinstance(config.get("attention_head_dim"), list):
-        raise InputError(f"{where}: this class takes one attention_head_dim, not a list")
+        raise InputError(
+            f"{where}: attention_head_dim is a list, but must be one number for this class"
+        )
 
     text_width = size(fields, "cross_attention_dim", 1024 if diffusers_3d else 1280)
     hidden = _optional(fields, "encoder_hid_dim")
@@ -87,7 +89,7 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         temporal_heads="number" if show1 else "width",
         space=space,
         temporal=temporal,
-        # Show-1 fixes 64; diffusers' class takes the width of the other heads.
+        # 64 in Show-1. In diffusers' class, the width of the other heads.
         input_transformer_head_dim=(head_dim[0] if diffusers_3d else 64)
         if input_transformer
         else None,
@@ -110,16 +112,12 @@ def unet_config(config: Mapping[str, Any], where: str) -> UNetConfig:
         norm_eps=number(fields, "norm_eps", 1e-5),
     )
     _expect_the_rest(fields, latent)
-    if any(width % result.norm_groups for width in channels):
-        raise InputError(
-            f"{where}: norm_num_groups {result.norm_groups} does not divide"
-            f" block_out_channels {list(channels)}"
-        )
+    check_groups(where, result.norm_groups, channels)
     return result
 
 
 def unet_json(config: UNetConfig) -> dict[str, Any]:
-    """The `config.json` from which PyTorch, and `unet_config`, build the same network.
+    """Returns the `config.json` from which PyTorch and `unet_config` build the same network.
 
     Raises:
       InputError: if no PyTorch class has this combination of settings.
@@ -168,12 +166,12 @@ def unet_json(config: UNetConfig) -> dict[str, Any]:
     if show1:
         result["transfromer_in_opt"] = config.input_transformer_head_dim is not None
     if unet_config(result, "the config's unet") != config:
-        raise InputError("this denoiser has settings that no released PyTorch class can express")
+        raise InputError("no released PyTorch class can express this denoiser's settings")
     return result
 
 
 def _expect_the_rest(fields: Fields, latent: bool) -> None:
-    """Refuses what no released network has, and every key that nobody asked for."""
+    """Raises InputError for values that no released network has, and for unknown keys."""
     fields.expect(
         center_input_sample=False,
         class_embeddings_concat=False,
@@ -201,13 +199,13 @@ def _expect_the_rest(fields: Fields, latent: bool) -> None:
         dropout=0.0,
         reverse_transformer_layers_per_block=None,
     )
-    # The latent 3D blocks project linearly whatever this says; the pixel ones never project.
+    # This changes nothing: latent 3D blocks always project linearly, pixel blocks never project.
     fields.ignore("sample_size", "use_linear_projection")
     fields.done()
 
 
 def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bool, ...]]:
-    """Reads the block types; the way up must mirror the way down."""
+    """Reads the block types. The way up must mirror the way down."""
     cross = [f"CrossAttnDownBlock{dimensions}"] * 3 + [f"DownBlock{dimensions}"]
     default_up = [f"UpBlock{dimensions}"] + [f"CrossAttnUpBlock{dimensions}"] * 3
 
@@ -215,10 +213,12 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
         known = {f"{name}{dimensions}": value for name, value in table.items()}
         names = fields.take(key, default)
         if not isinstance(names, list | tuple):
-            raise InputError(f"{fields.where}: {key} is {names!r}, which is not a list of blocks")
+            raise InputError(f"{fields.where}: {key} is {names!r}, but must be a list of blocks")
         for name in names:
             if name not in tuple(known):
-                raise InputError(f"{fields.where}: {key} has {name}, not one of {', '.join(known)}")
+                raise InputError(
+                    f"{fields.where}: {key} has {name}, which is not one of {', '.join(known)}"
+                )
         return [known[name] for name in names]
 
     down = look_up("down_block_types", cross, DOWN_BLOCKS)
@@ -226,24 +226,27 @@ def _blocks(fields: Fields, dimensions: str, levels: int) -> tuple[Any, tuple[bo
     mids = {f"UNetMidBlock{dimensions}{kind}": space for kind, space in MID_BLOCKS.items()}
     mid = mids[fields.choice("mid_block_type", f"UNetMidBlock{dimensions}CrossAttn", tuple(mids))]
     if len(down) != levels:
-        raise InputError(f"{fields.where}: {len(down)} down blocks for {levels} widths")
+        raise InputError(
+            f"{fields.where}: there are {len(down)} down_block_types for {levels} "
+            "block_out_channels"
+        )
     if down != up[::-1]:
         raise InputError(f"{fields.where}: up_block_types do not mirror down_block_types")
     if {space for space, _ in down} != {mid}:
-        raise InputError(f"{fields.where}: blocks of pixel and of latent networks are mixed")
+        raise InputError(f"{fields.where}: blocks of pixel and latent networks cannot be mixed")
     return mid, tuple(attention for _, attention in down)
 
 
 def _per_level(
-    fields: Fields, key: str, default: int, levels: int, most: int = MAX_SIZE
+    fields: Fields, key: str, default: int, levels: int, maximum: int = MAX_SIZE
 ) -> tuple[int, ...]:
-    """One number for each level, or one for all of them."""
+    """Reads one number per level, or one number for all levels."""
     value = fields.take(key, default)
     if not isinstance(value, list | tuple):
-        return (positive(fields, key, value, most),) * levels
+        return (positive(fields, key, value, maximum),) * levels
     if len(value) != levels:
         raise InputError(f"{fields.where}: {key} has {len(value)} numbers for {levels} levels")
-    return tuple(positive(fields, key, each, most) for each in value)
+    return tuple(positive(fields, key, each, maximum) for each in value)
 
 
 def _shortest(values: tuple[int, ...]) -> int | list[int]:

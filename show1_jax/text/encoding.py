@@ -1,4 +1,4 @@
-"""Running the text encoders: tokens in, the embeddings that denoisers attend to out."""
+"""Runs the text encoders: from prompts to the embeddings that denoisers attend to."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
-from show1_jax.errors import LESS_MEMORY_NETWORK, fitting
+from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import Block, T5Encoder, attention_bias
 from show1_jax.parallel.mesh import current_platform
@@ -25,8 +25,8 @@ class TextEncoder:
 
     Attributes:
       module: the network.
-      params: its parameters, or where they are, to be read layer by layer at each call.
-      tokenize: makes texts into tokens.
+      params: its parameters, or `StoredParams` to read layer by layer at each call.
+      tokenize: converts texts to tokens.
     """
 
     module: T5Encoder | CLIPText
@@ -39,21 +39,24 @@ class TextEncoder:
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """Embeddings of cleaned prompts, fp32 `(len(prompts), length, width)`.
+        """Encodes cleaned prompts.
 
         Args:
           prompts: the texts.
-          batch_size: how many are encoded together; None for all.
-          progress: told how much of the work is done, and of how much.
+          batch_size: number of prompts that are encoded together; None for all.
+          progress: called with the number of finished units of work, and the number of all.
+
+        Returns:
+          fp32 `(len(prompts), length, width)`.
 
         Raises:
           InputError: if memory is short.
         """
         size = batch_size or len(prompts)
-        # The last batch is filled up, so that the same program runs all of them.
+        # The last batch is filled up, so that all batches run the same program.
         filled = [*prompts, *[""] * (-len(prompts) % size)]
         batches = [self.tokenize(filled[i : i + size]) for i in range(0, len(filled), size)]
-        with fitting("the text encoder", LESS_MEMORY_NETWORK):
+        with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
             if isinstance(self.module, T5Encoder) and isinstance(self.params, StoredParams):
                 rows = encode_by_layer(self.module, self.params.read, batches, progress)
             else:
@@ -67,19 +70,26 @@ class TextEncoder:
 
 
 def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) -> TextEncoder:
-    """The text encoder of a stage's folder, to compute in `dtype` on prompts of `tokens` tokens.
+    """Loads the text encoder of a stage's folder.
 
-    On CPUs no more than one layer of T5 is in memory at a time: the released one is as large as
-    the memory of many machines.
+    On CPUs, T5 is read layer by layer at each call, because the released one is as large as the
+    memory of many machines.
+
+    Reads the platform of the mesh set by `jax.set_mesh`.
+
+    Args:
+      folder: of the stage.
+      dtype: compute dtype.
+      tokens: number of tokens per prompt.
 
     Raises:
-      InputError: if it or its tokenizer is missing or damaged, or memory is short.
+      InputError: if the encoder or its tokenizer is missing or damaged, or memory is short.
     """
     module = folder.module("text_encoder", dtype)
     assert isinstance(module, T5Encoder | CLIPText)
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
-    with fitting("the text encoder", LESS_MEMORY_NETWORK):
+    with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
         stored = folder.stored("text_encoder", module, dtype)
         by_layer = isinstance(module, T5Encoder) and current_platform()[0] == "cpu"
         return TextEncoder(module, stored if by_layer else stored.read(), tokenize)
@@ -91,16 +101,16 @@ def encode_by_layer(
     batches: Sequence[Tokens],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Embeddings by T5, of whose layers one is in memory at a time, whatever the device.
+    """Encodes tokens with T5, one layer in memory at a time.
 
     Args:
       module: the encoder.
-      read: gives the parameters of the names given, as in the tree of all.
-      batches: tokens of one shape. All pass a layer before the next one is read.
-      progress: told how many layers are done, and of how many.
+      read: reads the parameters with the given names at the top level of the tree.
+      batches: tokens of one shape. All batches pass a layer before the next layer is read.
+      progress: called with the number of finished layers, and the number of all layers.
 
     Returns:
-      What `encode_t5` makes of each batch.
+      For each batch, what `encode_t5` returns.
 
     Raises:
       InputError: if the module computes in float16, or parameters are damaged.
@@ -151,11 +161,11 @@ def _finish(module: T5Encoder, params: Any, state: np.ndarray) -> jax.Array:
 
 
 def encode_t5(module: T5Encoder, params: Any, tokens: Tokens) -> jax.Array:
-    """Embeddings of tokenized prompts by T5, which does not attend to their padding.
+    """Encodes tokens with T5, which does not attend to padding.
 
     Returns:
-      fp32 `(batch, length, d_model)`, with values at padding too: denoisers attend
-      to all of them.
+      fp32 `(batch, length, d_model)`. Padding has embeddings too, because denoisers attend to
+      all positions.
 
     Raises:
       InputError: if the module computes in float16.
@@ -164,9 +174,10 @@ def encode_t5(module: T5Encoder, params: Any, tokens: Tokens) -> jax.Array:
 
 
 def encode_clip(module: CLIPText, params: Any, tokens: Tokens) -> jax.Array:
-    """Embeddings of tokenized prompts by CLIP.
+    """Encodes tokens with CLIP.
 
-    Padding is attended to unless the module's config says otherwise, as released.
+    CLIP attends to padding, like the released cascade, unless `use_attention_mask` is set in its
+    config.
 
     Returns:
       fp32 `(batch, length, width)`.
@@ -182,5 +193,5 @@ def encode_clip(module: CLIPText, params: Any, tokens: Tokens) -> jax.Array:
 def encode(
     module: T5Encoder | CLIPText, params: Any, input_ids: np.ndarray, mask: np.ndarray | None
 ) -> jax.Array:
-    """What both encoders come to: int `(batch, length)` tokens to fp32 `(batch, length, width)`."""
+    """Encodes int tokens `(batch, length)` to fp32 `(batch, length, width)`."""
     return jnp.asarray(module.apply({"params": params}, input_ids, mask), jnp.float32)

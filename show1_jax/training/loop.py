@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from show1_jax import stages
 from show1_jax.checkpoints.export import network_json
 from show1_jax.data.text_cache import EMPTY
-from show1_jax.errors import LESS_MEMORY, InputError, Preempted, fitting
+from show1_jax.errors import LESS_MEMORY, InputError, Preempted, out_of_memory_as_error
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import hosts
@@ -77,7 +77,7 @@ def train(
     for part in parts:
         with jax.set_mesh(mesh):
             run = Run(config, part, workdir)
-            with fitting(part.name, LESS_MEMORY):
+            with out_of_memory_as_error(part.name, LESS_MEMORY):
                 run.train()
         hosts.say(f"{part.name} is trained: {run.networks.target}")
         if run.told_to_end and part is not parts[-1]:

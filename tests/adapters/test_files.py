@@ -135,7 +135,7 @@ HALF = "unet.mid_block.temp_attentions.0.proj_in.lora_A.weight"
     ("spoil", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated"),
-        (lambda path: path.write_bytes(b"no adapter"), "no safetensors file, or a damaged one"),
+        (lambda path: path.write_bytes(b"no adapter"), "not a safetensors file, or is damaged"),
         (lambda path: path.unlink(), "there is no adapter"),
         (lambda path: write_file(path, []), "changes nothing"),
         (lambda path: write_file(path, [(HALF, np.ones((2, 32), np.float32))]), "only half"),

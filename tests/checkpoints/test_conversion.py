@@ -101,7 +101,7 @@ def test_a_killed_conversion_goes_on(src, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     run(src, dst, "--verify")
     lines = capsys.readouterr().out.splitlines()
-    assert ["finished before" in line for line in lines] == [True, True, True, False]
+    assert ["finished earlier" in line for line in lines] == [True, True, True, False]
     assert all(line.endswith(", verified") for line in lines)
     assert written(dst / "a/text_encoder") == before
     assert not partial.exists()
@@ -130,13 +130,13 @@ def test_a_signal_leaves_what_is_finished(number, src, tmp_path, monkeypatch, ca
     assert signal.getsignal(number) is before
     partial = tmp_path / "dst.partial"
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped; 1 network(s) are finished in {partial}: the same command goes on" in said
+    assert f"stopped; 1 network(s) are finished in {partial}; run the same command" in said
     assert not (tmp_path / "dst").exists()
     assert {path.name for path in partial.iterdir()} == {"checkpoint", "conversion.json"}
     assert [path.name for path in partial.glob("checkpoint/*/*")] == ["text_encoder"]
     monkeypatch.undo()
     run(src, tmp_path / "dst")
-    assert capsys.readouterr().out.count("finished before") == 1
+    assert capsys.readouterr().out.count("finished earlier") == 1
 
 
 def test_a_signal_before_anything_is_finished_leaves_nothing(src, tmp_path, monkeypatch, capsys):
@@ -162,7 +162,7 @@ def test_only_what_the_same_conversion_made_is_kept(change, src, tmp_path, monke
         run(src, tmp_path / "ours")
         src, options = tmp_path / "ours", ["--to-torch"]
     run(src, tmp_path / "dst", *options, "--verify")
-    assert "finished before" not in capsys.readouterr().out
+    assert "finished earlier" not in capsys.readouterr().out
 
 
 def test_what_is_damaged_after_it_was_written_is_noticed(src, tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_what_is_damaged_after_it_was_written_is_noticed(src, tmp_path, monkeypa
     file.write_bytes(content)
     line = status(src, tmp_path / "dst", "--verify")
     assert isinstance(line, str)
-    assert "did not survive the conversion" in line
+    assert "changed in the conversion" in line
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
@@ -202,14 +202,14 @@ def test_torch_files_that_are_damaged_after_they_were_written_are_noticed(
 
     monkeypatch.setattr(conversion, "find_weights", damaged)
     line = status(tmp_path / "ours", tmp_path / "dst", "--to-torch", "--verify")
-    assert "text_model.final_layer_norm.bias did not survive the conversion" in str(line)
+    assert "text_model.final_layer_norm.bias changed in the conversion" in str(line)
 
 
 def test_what_is_in_the_way_is_left_alone(src, tmp_path):
     partial = tmp_path / "dst.partial"
     partial.mkdir()
     (partial / "precious").touch()
-    assert f"{partial} is in the way, and no unfinished conversion" in str(
+    assert f"{partial} exists, but is not an unfinished conversion" in str(
         status(src, tmp_path / "dst")
     )
     assert (partial / "precious").exists()
@@ -219,7 +219,9 @@ def test_two_conversions_into_one_folder_are_not_mixed(src, tmp_path, monkeypatc
     lines = []
     cut_off(monkeypatch, 1, lambda: lines.append(status(src, tmp_path / "dst")))
     run(src, tmp_path / "dst")
-    assert lines == [f"error: {tmp_path / 'dst.partial'} is being written by another process"]
+    assert lines == [
+        f"error: {tmp_path / 'dst.partial'} is in use by another process; wait for it to end"
+    ]
     assert {path.name for path in (tmp_path / "dst").iterdir()} == {"a", "b", "c", "d"}
 
 
@@ -301,7 +303,7 @@ def test_references_stay_in_their_checkpoint(other, converted_release, tmp_path)
     (stage / "text_encoder/params.json").write_text(json.dumps({"same_as": other}))
     folder = find_stages(tmp_path / "checkpoint")["super_resolution"]
     module = folder.module("text_encoder", np.float32)
-    with pytest.raises(InputError, match=r"does not name a network|keep the folders of one"):
+    with pytest.raises(InputError, match=r"must name a network|keep the folders of a"):
         folder.params("text_encoder", module, np.float32)
     assert "error: " in str(status(tmp_path / "checkpoint", tmp_path / "back", "--to-torch"))
 

@@ -313,7 +313,7 @@ def test_the_command_prints_one_line_and_fails(src, tmp_path):
 def test_no_model_index(src, tmp_path):
     (src / "model_index.json").unlink()
     line = refusal(src, tmp_path / "dst")
-    assert "has no model_index.json, nor has any folder in it" in line
+    assert "nor a folder in it has a model_index.json; give a released folder" in line
     assert "is not a folder" in refusal(src / "text_encoder/config.json", tmp_path / "dst")
     assert "is not a folder" in refusal(tmp_path / "nowhere", tmp_path / "dst")
 
@@ -330,9 +330,9 @@ def test_one_of_several_folders_without_model_index(tmp_path):
     ("index", "message"),
     [
         ("{", "model_index.json cannot be read as JSON"),
-        ("[]", "model_index.json does not hold a JSON object"),
-        ('{"unet": ["diffusers", "VQModel"]}', "unet is a VQModel, not known"),
-        ('{"vae": ["diffusers", "AutoencoderKL"]}', "vae is missing, though model_index.json"),
+        ("[]", "model_index.json is not a JSON object"),
+        ('{"unet": ["diffusers", "VQModel"]}', "unet is of the unknown class VQModel"),
+        ('{"vae": ["diffusers", "AutoencoderKL"]}', "vae is missing, but model_index.json"),
         ('{"text_encoder": []}', "model_index.json: text_encoder is"),
         ('{"text_encoder": ["transformers"]}', "model_index.json: text_encoder is"),
         ('{"text_encoder": ["transformers", ["CLIPTextModel"]]}', "text_encoder is"),
@@ -352,7 +352,7 @@ def test_config_that_makes_no_sense(src, tmp_path):
     assert f"{file} cannot be read as JSON" in refusal(src, tmp_path / "dst")
     file.write_text(good)
     edit(file, model_type="bert")
-    assert f"{file}: 'bert' is none of UNet3DConditionModel" in refusal(src, tmp_path / "dst")
+    assert f"{file}: 'bert' is not one of UNet3DConditionModel" in refusal(src, tmp_path / "dst")
     file.unlink()
     assert f"{file} does not exist" in refusal(src, tmp_path / "dst")
 
@@ -399,10 +399,10 @@ def test_overflow_of_fp16(src, tmp_path):
     tensors[key][3] = 1e6
     write_tensors(src / "text_encoder/pytorch_model.bin", tensors)
     line = refusal(src, tmp_path / "dst", "--dtype", "fp16")
-    assert f"{key} has values too large for float16; use bf16 or fp32" in line
+    assert f"{key} has values that are too large for float16; use bf16 or fp32" in line
     convert(src, tmp_path / "dst")
     line = refusal(tmp_path / "dst", tmp_path / "back", "--to-torch", "--dtype", "fp16")
-    assert "final_norm/bias has values too large for float16" in line
+    assert "final_norm/bias has values that are too large for float16" in line
 
 
 def test_the_new_folder_exists(src, tmp_path):
@@ -420,7 +420,7 @@ def test_the_new_folder_cannot_be_made(src, tmp_path):
 
 def test_the_wrong_direction(src, tmp_path):
     line = refusal(src, tmp_path / "dst", "--to-torch")
-    assert "text_encoder holds no Orbax checkpoint params/; is it PyTorch already?" in line
+    assert "text_encoder has no Orbax checkpoint params/; it may be PyTorch already" in line
     convert(src, tmp_path / "dst")
     line = refusal(tmp_path / "dst", tmp_path / "again")
     assert "text_encoder has a params/: it is converted already" in line
@@ -429,7 +429,7 @@ def test_the_wrong_direction(src, tmp_path):
 def test_verification_of_another_precision_is_refused_at_once(src, tmp_path):
     convert(src, tmp_path / "dst")
     line = refusal(tmp_path / "dst", tmp_path / "back", "--to-torch", "--dtype", "fp32", "--verify")
-    assert "--verify compares stored precisions; leave --dtype out" in line
+    assert "--verify compares stored precisions; remove --dtype" in line
 
 
 def test_without_torch_the_extra_is_named(src, tmp_path, monkeypatch):
@@ -463,7 +463,7 @@ def test_parameters_that_do_not_fit(change, origin, ours, tmp_path):
     if not origin:
         (folder / "torch_files.json").unlink()
     line = refusal(ours, tmp_path / "dst", "--to-torch")
-    assert "does not hold this network: 1 parameters differ" in line
+    assert "is of another network: 1 parameters differ" in line
     assert "final_norm/" in line
 
 
@@ -499,7 +499,7 @@ def test_torch_files_are_written_beside_their_config(name, place, ours, tmp_path
     else:
         origin["index"] = name.replace(".bin", ".json") if isinstance(name, str) else name
     file.write_text(json.dumps(origin))
-    assert f"{file} names the file " in refusal(ours, tmp_path / "dst", "--to-torch")
+    assert f"{file} has the file name " in refusal(ours, tmp_path / "dst", "--to-torch")
     assert list((tmp_path / "outside").iterdir()) == []
 
 
@@ -511,7 +511,7 @@ def test_a_buffer_of_no_possible_shape(shape, ours, tmp_path):
     origin["buffers"] = dict.fromkeys(origin["buffers"], shape)
     file.write_text(json.dumps(origin))
     line = refusal(ours, tmp_path / "dst", "--to-torch")
-    assert "torch_files.json does not list this network" in line
+    assert "torch_files.json does not list this network's tensors" in line
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", "..", ""])
@@ -521,19 +521,22 @@ def test_parts_are_folders_of_their_pipeline(name, src, tmp_path):
     (src / "a" / "b").mkdir(parents=True)
     edit(src / "model_index.json", **{name: CLASSES["text_encoder"]})
     line = refusal(src, tmp_path / "dst")
-    assert f"a part is called {name!r}, which is no folder's name" in line
+    assert f"a part has the name {name!r}, but names must consist of" in line
 
 
 def test_links_out_of_a_checkpoint_are_not_followed(src, tmp_path):
     (tmp_path / "private").write_text("secret")
     (src / "text_encoder/notes.txt").symlink_to("../../private")
     line = refusal(src, tmp_path / "dst")
-    assert f"notes.txt is a link to {tmp_path / 'private'}, elsewhere: put a copy" in line
+    assert (
+        f"notes.txt is a link to {tmp_path / 'private'}, outside of the checkpoint; replace it"
+        in line
+    )
     # Nor those of folders.
     (src / "text_encoder/notes.txt").unlink()
     shutil.move(src / "text_encoder", tmp_path / "elsewhere")
     (src / "text_encoder").symlink_to(tmp_path / "elsewhere")
-    assert "elsewhere: put a copy in its place" in refusal(src, tmp_path / "dst")
+    assert "outside of the checkpoint; replace it with a copy" in refusal(src, tmp_path / "dst")
 
 
 def test_links_within_a_checkpoint_and_into_the_hubs_cache_are_followed(src, tmp_path):

@@ -92,7 +92,7 @@ def test_every_network_is_converted_and_verified(converted):
     assert len(done) == 10
     assert f"{T5}: 4,762,310,656 parameters, verified" in done
     for name in EQUAL_T5:
-        assert f"{name}: 4,762,310,656 parameters, the same as {T5}, stored once, verified" in done
+        assert f"{name}: 4,762,310,656 parameters, equal to {T5}, stored once, verified" in done
         assert not (converted.checkpoint / name / "params").exists()
 
 

@@ -271,7 +271,9 @@ def test_load_diffusers_keeps_or_casts_dtypes():
 
 def test_casts_refuse_to_overflow():
     large = np.array([1.0, 7e4], np.float32)
-    with pytest.raises(InputError, match="here has values too large for float16; use bf16 or fp32"):
+    with pytest.raises(
+        InputError, match="here has values that are too large for float16; use bf16 or fp32"
+    ):
         cast(large, np.dtype(np.float16), "here")
     assert np.isfinite(cast(large, np.dtype(jnp.bfloat16), "here").astype(np.float32)).all()
     assert cast(large, None, "here") is large
@@ -287,5 +289,5 @@ def test_networks_and_configurations_are_matched():
          "norm_num_groups": 8, "down_block_types": ["DownEncoderBlock2D"] * 4,
          "up_block_types": ["UpDecoderBlock2D"] * 4}, "x",
     )  # fmt: skip
-    with pytest.raises(InputError, match="does not fit its config"):
+    with pytest.raises(InputError, match="does not match its config"):
         params_from_torch(Network(module, tables.VAE), find_weights(CLIP_FOLDER).tensors, "here")

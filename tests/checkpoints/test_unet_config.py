@@ -114,7 +114,7 @@ def test_the_misspelt_key_tells_the_two_classes_of_one_name_apart():
     assert "transfromer_in_opt" not in DIFFUSERS
     unmarked = {k: v for k, v in LATENT.items() if k != "transfromer_in_opt"}
     # Diffusers' own class takes one number for all levels.
-    with pytest.raises(InputError, match="one attention_head_dim, not a list"):
+    with pytest.raises(InputError, match="attention_head_dim is a list, but must be one"):
         unet_config(unmarked, "x")
     config = unet_config(unmarked | {"attention_head_dim": 8}, "x")
     assert (config.spatial_heads, config.temporal_heads) == ("width", "width")
@@ -174,33 +174,41 @@ def test_keys_without_a_meaning_are_ignored():
         (PIXEL, {"act_fn": "mish"}, "act_fn is 'mish'"),
         (PIXEL, {"time_embedding_act_fn": "mish"}, "time_embedding_act_fn is 'mish'"),
         (PIXEL, {"num_class_embeds": 10}, "num_class_embeds is 10"),
-        (PIXEL, {"mid_block_type": "UNetMidBlock3DCrossAttn"}, "pixel and of latent .* mixed"),
+        (PIXEL, {"mid_block_type": "UNetMidBlock3DCrossAttn"}, "pixel and latent .* mixed"),
         (PIXEL, {"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type is 'UNetMidBlock2D"),
         (PIXEL, {"up_block_types": PIXEL["down_block_types"]}, "up_block_types has Resnet"),
         (PIXEL, {"up_block_types": PIXEL["up_block_types"][::-1]}, "do not mirror"),
         (PIXEL, {"down_block_types": ["AttnDownBlock3D"] * 4}, "down_block_types has AttnDown"),
-        (PIXEL, {"block_out_channels": [32, 64, 32]}, "4 down blocks for 3 widths"),
+        (
+            PIXEL,
+            {"block_out_channels": [32, 64, 32]},
+            "4 down_block_types for 3 block_out_channels",
+        ),
         (PIXEL, {"layers_per_block": [1, 2]}, "layers_per_block has 2 numbers for 4 levels"),
         (PIXEL, {"attention_head_dim": [8, 8]}, "attention_head_dim has 2 numbers for 4 levels"),
         (PIXEL, {"block_out_channels": 32}, "block_out_channels is 32"),
-        (PIXEL, {"block_out_channels": [32, "a", 32, 32]}, "block_out_channels has 'a'"),
-        (PIXEL, {"in_channels": None}, "in_channels has None"),
-        (PIXEL, {"in_channels": "3"}, "in_channels has '3'"),
-        (PIXEL, {"out_channels": 0}, "out_channels has 0"),
-        (PIXEL, {"norm_num_groups": None}, "norm_num_groups has None"),
+        (PIXEL, {"block_out_channels": [32, "a", 32, 32]}, "block_out_channels is 'a'"),
+        (PIXEL, {"in_channels": None}, "in_channels is None"),
+        (PIXEL, {"in_channels": "3"}, "in_channels is '3'"),
+        (PIXEL, {"out_channels": 0}, "out_channels is 0"),
+        (PIXEL, {"norm_num_groups": None}, "norm_num_groups is None"),
         (PIXEL, {"norm_num_groups": 5}, "norm_num_groups 5 does not divide"),
         (PIXEL, {"norm_eps": "small"}, "norm_eps is 'small'"),
         (PIXEL, {"resnet_out_scale_factor": "a"}, "resnet_out_scale_factor is 'a'"),
-        (PIXEL, {"cross_attention_dim": [64]}, "cross_attention_dim has .64"),
-        (PIXEL, {"encoder_hid_dim": "a"}, "encoder_hid_dim has 'a'"),
-        (PIXEL, {"time_embedding_dim": "a"}, "time_embedding_dim has 'a'"),
-        (PIXEL, {"addition_embed_type_num_heads": None}, "addition_embed_type_num_heads has None"),
-        (PIXEL, {"layers_per_block": "a"}, "layers_per_block has 'a'"),
-        (PIXEL, {"layers_per_block": 0}, "layers_per_block has 0"),
-        (PIXEL, {"attention_head_dim": None}, "attention_head_dim has None"),
+        (PIXEL, {"cross_attention_dim": [64]}, "cross_attention_dim is .64"),
+        (PIXEL, {"encoder_hid_dim": "a"}, "encoder_hid_dim is 'a'"),
+        (PIXEL, {"time_embedding_dim": "a"}, "time_embedding_dim is 'a'"),
+        (PIXEL, {"addition_embed_type_num_heads": None}, "addition_embed_type_num_heads is None"),
+        (PIXEL, {"layers_per_block": "a"}, "layers_per_block is 'a'"),
+        (PIXEL, {"layers_per_block": 0}, "layers_per_block is 0"),
+        (PIXEL, {"attention_head_dim": None}, "attention_head_dim is None"),
         (PIXEL, {"down_block_types": 3}, "down_block_types is 3"),
         (PIXEL, {"act_fn": ["gelu"]}, "act_fn is .'gelu'"),
-        (DIFFUSERS, {"attention_head_dim": [8] * 4}, "one attention_head_dim, not a list"),
+        (
+            DIFFUSERS,
+            {"attention_head_dim": [8] * 4},
+            "attention_head_dim is a list, but must be one",
+        ),
         (
             IMAGE,
             {

@@ -60,9 +60,12 @@ def test_values_are_read_by_their_types():
         ("keyframes.stepz=3", "the config has no key 'stepz' there; did you mean 'steps'?"),
         ("keyframes.steps=few", "--config.keyframes.steps=few: "),
         ("keyframes.steps=2.5", "--config.keyframes.steps=2.5: "),
-        ("keyframes.fps=nan", "config.keyframes.fps is nan, which is not a number"),
+        ("keyframes.fps=nan", "config.keyframes.fps is nan, but must be finite"),
         ("keyframes={}", "."),
-        ("keyframes.unet.layers=a", "config.keyframes.unet.layers is 'a', not like 1"),
+        (
+            "keyframes.unet.layers=a",
+            "config.keyframes.unet.layers is 'a', but must be a value like 1",
+        ),
         ("=3", "."),
     ],
 )
@@ -82,7 +85,7 @@ def test_wrong_changes_are_wrong_command_lines(change, message, capsys):
         ("customize:shew1", "there is no base 'shew1': take tiny or show1"),
         ("/", "the config file / cannot be read: Is a directory"),
         ("", "there is no file ''; give a file"),
-        ("gs://bucket/a.py", "gs://bucket/a.py is no folder or file of this machine: paths with"),
+        ("gs://bucket/a.py", "gs://bucket/a.py is not on this machine, and paths with"),
     ],
 )
 def test_files_that_are_not_there_are_named(file, message, tmp_path, monkeypatch, capsys):
@@ -101,7 +104,7 @@ def test_files_that_are_not_there_are_named(file, message, tmp_path, monkeypatch
         ("def get_config():\n    raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
         ("def get_config():\n    return get_config()", "RecursionError: maximum recursion depth"),
         ("def get_config():\n    raise SystemExit(3)", "the config file ends the program"),
-        ("def get_config():\n    return None", "config is None, not a ConfigDict"),
+        ("def get_config():\n    return None", "config is None, but must be a ConfigDict"),
         ("config = 5", "the config file has no function get_config"),
         ("def get_config():\n    raise ValueError", "the config file raises ValueError"),
     ],

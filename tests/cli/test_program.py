@@ -129,7 +129,7 @@ def test_paths_with_a_scheme_are_refused(name, tmp_path, monkeypatch, capsys):
     }[name]
     assert command(name)(arguments) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: gs://bucket/x is no folder or file of this machine")
+    assert said.startswith("error: gs://bucket/x is not on this machine")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -81,7 +81,7 @@ def test_unknown_solvers_are_refused(painter):
 
 
 def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_sampled(tmp_path):
-    with pytest.raises(InputError, match=r"a\.mp4: give a name that ends in \.png, \.svg or"):
+    with pytest.raises(InputError, match=r"a\.mp4; give a name that ends in \.png, \.svg or"):
         check_figure(tmp_path / "a.mp4")
     check_figure(tmp_path / "new" / "a.png")
     assert (tmp_path / "new").is_dir()
@@ -89,5 +89,5 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_sampled(tm
     options = ("--checkpoint=none", "--plot=a.png")
     done = programs.run("show1_jax.shapes.sweep", *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "error: a picture needs matplotlib: pip install matplotlib\n"
+    assert done.stderr == "error: drawing needs matplotlib; run pip install matplotlib\n"
     assert not (tmp_path / "a.png").exists()
