@@ -1,4 +1,4 @@
-"""What a stage wants of a clip, whatever the clip comes from."""
+"""Size and timing of the clips that a stage trains on."""
 
 import dataclasses
 
@@ -10,16 +10,19 @@ ROUNDING = 1e-3  # seconds; containers round their timestamps, often to millisec
 
 
 class UnusableClip(Exception):
-    """A clip that cannot be trained on, and why; the pipeline skips and names it."""
+    """A clip that cannot be used, and why. The pipeline logs and skips it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
     """Size and timing of a clip.
 
-    `fps` is the rate at which frames are taken from the clip; without it they
-    are spread evenly over the whole clip, its first and last frame included.
-    Raises InputError for values that make no clip.
+    Attributes:
+      frames: number of frames.
+      height: in pixels.
+      width: in pixels.
+      fps: frames per second to sample at. None samples the whole clip evenly, including its
+        first and last frame.
     """
 
     frames: int
@@ -28,21 +31,21 @@ class ClipSpec:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses values that make no clip."""
+        """Raises InputError if a number is out of range."""
         if min(self.frames, self.height, self.width) < 1:
             raise InputError(
-                f"frames, height and width must be at least 1, "
-                f"not {self.frames}, {self.height} and {self.width}"
+                f"frames, height and width are {self.frames}, {self.height} and {self.width}, but "
+                "must be at least 1"
             )
         if self.fps is not None and not self.fps > 0:
-            raise InputError(f"frames per second must be positive, not {self.fps}")
+            raise InputError(f"fps is {self.fps}, but must be more than 0")
 
     def times(self, duration: float, rng: np.random.Generator | None) -> np.ndarray:
-        """When to take the frames, in seconds after the clip's first frame.
+        """Chooses the times of the frames, in seconds after the clip's first frame.
 
         Args:
           duration: seconds from the clip's first frame to its last.
-          rng: places the frames in the clip; in its middle without one.
+          rng: chooses where in the clip the frames are; None for its middle.
 
         Raises:
           UnusableClip: if the clip is too short.
@@ -51,7 +54,7 @@ class ClipSpec:
             return np.linspace(0, duration, self.frames)
         span = (self.frames - 1) / self.fps
         if span > duration + ROUNDING:
-            raise UnusableClip(f"too short: {duration:.2f} s where {span:.2f} s are needed")
+            raise UnusableClip(f"it is too short: {duration:.2f} s, but {span:.2f} s are needed")
         slack = max(duration - span, 0)
         start = slack / 2 if rng is None else rng.uniform(0, slack)
         return start + np.arange(self.frames) / self.fps

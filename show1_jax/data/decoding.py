@@ -1,4 +1,4 @@
-"""From the bytes of a video file to the frames that a stage wants of it."""
+"""Decodes video files to the frames that a stage trains on."""
 
 import dataclasses
 import io
@@ -15,34 +15,36 @@ from show1_jax.data.clip import ROUNDING, ClipSpec, UnusableClip
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, to_rgb
 
-# PyAV reads damaged metadata by itself from version 19 on, and before it when told to.
+# PyAV before 19 needs this option to read damaged metadata.
 _LENIENT: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 )
 
-PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # as Pillow calls them
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names
 
 
 def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
-    """What `spec` wants of a video: `(frames, height, width, 3)` uint8.
+    """Decodes a video to the size and timing of `spec`.
 
-    Frames are upright, and their colors right, as far as the file says how it is to be
-    shown. The largest part with the right aspect ratio is cut out, at a place that
-    `rng` chooses (the middle without one), and resized.
+    Rotates the frames and converts their colors according to the file's tags. Crops the largest
+    part with the aspect ratio of `spec`, and resizes it.
 
     Args:
-      content: of the file; a still picture is a clip of one frame.
+      content: of the file. A still picture is a clip of one frame.
       spec: size and timing.
-      rng: places the frames in the clip, and the part in each frame.
+      rng: chooses the times of the frames, and the place of the crop; None for the middle of both.
+
+    Returns:
+      `(frames, height, width, 3)` uint8.
 
     Raises:
-      UnusableClip: if the clip is broken or too short.
+      UnusableClip: if the clip is damaged or too short.
     """
     picture = _picture(content)
     try:
         if picture:
             if spec.frames > 1:
-                raise UnusableClip(f"it is a still picture, not {spec.frames} frames")
+                raise UnusableClip(f"it is a still picture, but {spec.frames} frames are needed")
             return _fit(picture, spec, _place(rng))[None]
         with av.open(io.BytesIO(content), "r", **_LENIENT) as container:
             frames = _frames(container, spec, rng)
@@ -54,21 +56,21 @@ def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> n
                 ]
             )
     except av.FFmpegError as error:
-        raise UnusableClip(f"it does not decode: {error.strerror}") from None
+        raise UnusableClip(f"it cannot be decoded: {error.strerror}") from None
 
 
 def read_clip(path: Path, spec: ClipSpec) -> np.ndarray:
-    """What `spec` wants of the middle of a file, or evenly of all of it where that is too short.
+    """Reads a clip from the middle of a file. Shorter files are sampled evenly.
 
     Args:
-      path: a video, or for one frame a still picture.
+      path: a video, or a still picture if `spec` has one frame.
       spec: size and timing.
 
     Returns:
       `(frames, height, width, 3)` fp32 in [-1, 1].
 
     Raises:
-      InputError: if the clip cannot be read, or has fewer frames.
+      InputError: if the clip cannot be read, or has fewer frames than `spec`.
     """
     try:
         content = path.read_bytes()
@@ -85,21 +87,21 @@ def read_clip(path: Path, spec: ClipSpec) -> np.ndarray:
 def _frames(
     container: av.container.InputContainer, spec: ClipSpec, rng: np.random.Generator | None
 ) -> list[av.VideoFrame]:
-    """For each time that `spec` asks for, the frame that is shown then."""
+    """Decodes the frame that is shown at each time that `spec` chooses."""
     if not container.streams.video:
         raise UnusableClip("it has no video")
     stream = container.streams.video[0]
-    stream.thread_count = 1  # the pipeline has threads of its own
+    stream.thread_count = 1  # the pipeline has its own threads
     base, rate = stream.time_base, stream.average_rate
     if base and stream.duration:
         length = float(stream.duration * base)
     else:
         length = (container.duration or 0) / av.time_base
     if not (base and rate and length):
-        raise UnusableClip("it does not say how long it is")
+        raise UnusableClip("it has no duration")
     first, period = float((stream.start_time or 0) * base), float(1 / rate)
     if spec.fps is None and round(length * rate) < spec.frames:
-        raise UnusableClip(f"it has {round(length * rate)} frame(s), not {spec.frames}")
+        raise UnusableClip(f"it has {round(length * rate)} frame(s), but {spec.frames} are needed")
     times = first + spec.times(max(length - period, 0), rng)
 
     container.seek(int(times[0] / base), stream=stream)
@@ -108,7 +110,7 @@ def _frames(
     for frame in container.decode(stream):
         if frame.is_corrupt or frame.time is None:
             raise UnusableClip("it is damaged")
-        # A frame is shown from its time on; half a period makes that the nearest one.
+        # A frame is shown from its time on. Half a period before that, it is the nearest frame.
         while len(frames) < len(times) and times[len(frames)] < frame.time - period / 2:
             if shown is None:
                 raise UnusableClip(f"it has no frame at {times[0]:.2f} s")
@@ -118,12 +120,12 @@ def _frames(
         shown = frame
     end = shown.time + period + ROUNDING if shown else first
     if not shown or times[-1] > end:
-        raise UnusableClip(f"it ends at {end:.2f} s where {times[-1]:.2f} s are needed")
+        raise UnusableClip(f"it ends at {end:.2f} s, but {times[-1]:.2f} s are needed")
     return frames + [shown] * (len(times) - len(frames))
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a still picture; raises InputError if it cannot be read."""
+    """Returns whether a file is a still picture; raises InputError if it cannot be read."""
     try:
         return _picture(path.read_bytes()) is not None
     except (OSError, UnusableClip) as error:
@@ -132,14 +134,14 @@ def is_picture(path: Path) -> bool:
 
 
 def _picture(content: bytes) -> Image.Image | None:
-    """The picture in a file, upright, or None if the file is something else."""
+    """Decodes a still picture, rotated by its tags; returns None if the file is something else."""
     try:
         picture = Image.open(io.BytesIO(content), formats=PICTURES)
-        # Cameras put a small second picture into a JPEG; in other formats several are a video.
+        # A JPEG may have a second, small picture. Several pictures in other formats are a video.
         if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
             return None
-        if picture.mode.startswith(("I", "F")):  # which Pillow would cut off at 255
-            raise UnusableClip("it has more than 8 bits a pixel and no color")
+        if picture.mode.startswith(("I", "F")):  # Pillow would clip these at 255
+            raise UnusableClip("it is a gray picture of more than 8 bits per pixel")
         return ImageOps.exif_transpose(picture).convert("RGB")
     except Image.UnidentifiedImageError:
         return None
@@ -148,15 +150,15 @@ def _picture(content: bytes) -> Image.Image | None:
         *(OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error),
         Image.DecompressionBombError,
     ) as error:
-        raise UnusableClip(f"it does not decode: {error}") from None
+        raise UnusableClip(f"it cannot be decoded: {error}") from None
 
 
 def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turns and mirrors pixels `(height, width, 3)` by the frame's display matrix.
+    """Rotates and mirrors pixels `(height, width, 3)` by the frame's display matrix.
 
-    The matrix moves (x, y) to (a x + c y, b x + d y). It is rounded to quarter turns.
+    The matrix maps (x, y) to (a x + c y, b x + d y). It is rounded to quarter turns.
     """
-    # Not `frame.rotation`, which leaves out the mirroring. PyAV's stubs call the keys strings.
+    # `frame.rotation` ignores mirroring. The cast is for PyAV's stubs, whose keys are strings.
     data: Any = frame.side_data.get(cast(Any, SideDataType.DISPLAYMATRIX))
     if data is None:
         return pixels
@@ -167,16 +169,16 @@ def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator | None) -> np.ndarray:
-    """Where a part is cut out, from the left and the top, of what is left over."""
+    """Chooses the place of the crop: the shares of the margin on the left and at the top."""
     return np.full(2, 0.5) if rng is None else rng.random(2)
 
 
 def _fit(image: Image.Image, spec: ClipSpec, place: np.ndarray) -> np.ndarray:
-    """Cuts out the largest part with the right aspect ratio, and resizes it."""
+    """Crops the largest part with the aspect ratio of `spec`, and resizes it."""
     scale = min(image.width / spec.width, image.height / spec.height)
     width, height = spec.width * scale, spec.height * scale
     left, top = place * [image.width - width, image.height - height]
-    # Clipped, because Pillow refuses a box that rounding puts outside.
+    # Clipped because Pillow rejects a box that rounding moves outside.
     corners = [left, top, left + width, top + height]
     box = tuple(np.clip(corners, 0, [image.width, image.height] * 2))
     return np.asarray(image.resize((spec.width, spec.height), Image.Resampling.BICUBIC, box))

@@ -1,10 +1,9 @@
-"""From a stored dataset to batches of clips: one Grain pipeline for all datasets.
+"""Makes batches of clips from a stored dataset, with one Grain pipeline for all datasets.
 
-The order of a run's examples and what is random about each depend only on the
-seed, the epoch and the number of the record: neither on the batch size, nor on
-how many processes share each batch, nor on where the run was last interrupted. The
-state of the iterator, from `get_state()`, is a small dictionary that JSON can
-hold; `set_state()` continues with the batch that would have been next.
+The order of examples and their augmentation depend only on the seed, the epoch and the number of
+the record. They do not depend on the batch size, the number of processes, or where a run was
+interrupted. The iterator's state, from `get_state()`, is a small dictionary that JSON can store;
+`set_state()` continues with the batch that would have been next.
 """
 
 import contextlib
@@ -21,12 +20,12 @@ from google.protobuf.message import DecodeError
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.errors import InputError
 
-AHEAD = 16  # examples
-LATER = 10**6  # epochs
+PREFETCH = 16  # examples
+SUBSTITUTE_EPOCHS = 10**6  # later than any run gets
 
 
 class Read(Protocol):
-    """Makes a clip from a stored record: `moving_shapes.read`, `video_folder.read`."""
+    """Makes a clip from a stored record, like `moving_shapes.read` and `video_folder.read`."""
 
     def __call__(
         self, record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None
@@ -35,21 +34,21 @@ class Read(Protocol):
 
 
 def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mapping[str, Any]]:
-    """The records of a split, after building the dataset if it is not there yet.
+    """Opens the records of a split, and builds the dataset if it does not exist yet.
 
-    On a disk that processes share, let one of them build first.
+    If processes share a disk, one of them must build the dataset first.
 
     Args:
       builder: `MovingShapes` or `VideoFolder`.
       split: "train" or "validation".
 
     Raises:
-      InputError: if there is no such split, it is empty, or the dataset is damaged or cannot be
-        written. Reading a damaged record raises it as well.
+      InputError: if the split does not exist or is empty, or the dataset is damaged or cannot be
+        written. Reading a damaged record raises it too.
     """
     try:
         builder.download_and_prepare(file_format="array_record")
-    except (OSError, RuntimeError) as error:  # the array_record writer raises the latter
+    except (OSError, RuntimeError) as error:  # the array_record writer raises RuntimeError
         reason = str(error).splitlines()[0]
         raise InputError(f"{builder.data_dir} cannot be written: {reason}") from error
     try:
@@ -59,15 +58,15 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
         raise InputError(
             f"{builder.name} has no clips in the split {split!r}; its splits are {splits}"
         ) from None
-    except NotImplementedError as error:  # what says in which format it is has been lost
+    except NotImplementedError as error:  # the file that says the format is missing
         raise InputError(
-            f"{builder.data_dir} is damaged; remove it, and it is built again"
+            f"{builder.data_dir} is damaged; remove it, and it will be built again"
         ) from error
     return _Records(source, str(builder.data_dir))
 
 
 class _Records(Sequence[Mapping[str, Any]]):
-    """The records of a split, whose files may be damaged."""
+    """The records of a split; raises InputError if files are damaged."""
 
     def __init__(self, source: Sequence[Mapping[str, Any]], folder: str):
         self._source, self._folder = source, folder
@@ -87,18 +86,18 @@ class _Records(Sequence[Mapping[str, Any]]):
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        # The array_record reader raises RuntimeErrors alone.
+        # The array_record reader raises RuntimeErrors.
         except (OSError, RuntimeError, ValueError, KeyError, DecodeError) as error:
             raise damaged(self._folder, error) from error
 
 
 def damaged(folder: str, error: Exception) -> InputError:
-    """What to say of a dataset that cannot be read."""
+    """Returns the error for a dataset that cannot be read."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    # Files that are there and cannot be opened or read are no reason to remove any.
+    # If files exist but cannot be opened or read, do not advise to remove them.
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return InputError(f"{folder} cannot be read: {error.strerror}")
-    return InputError(f"{folder} is damaged: {reason}; remove it, and it is built again")
+    return InputError(f"{folder} is damaged: {reason}; remove it, and it will be built again")
 
 
 def make_pipeline(
@@ -113,54 +112,54 @@ def make_pipeline(
     text: Callable[[str], np.ndarray] | None = None,
     threads: int = 4,
 ) -> grain.IterDataset:
-    """Batches of clips, without end and shuffled in training, once and in order otherwise.
+    """Makes batches of clips: shuffled and repeated forever in training, else once and in order.
 
-    Records that cannot be used are named in the log and skipped, in training for another in
-    their place. Only whole batches are given.
+    Records that cannot be used are logged and skipped. In training, another record replaces them.
+    An incomplete last batch is dropped.
 
     Args:
       records: of a split; see `open_split`.
       read: makes a clip from a record.
-      spec: the clips that the stage wants.
-      batch_size: clips in each batch.
-      seed: of order and augmentation.
+      spec: size and timing of the clips.
+      batch_size: number of clips per batch.
+      seed: decides order and augmentation.
       training: whether to shuffle, repeat and augment.
-      rows: the places in each batch to make, where processes share batches; None
-        for all.
+      rows: indices of the clips of each batch that this process makes; None for all.
       text: looks up a caption's embedding; see `text_cache`.
-      threads: how many read and decode; 0 for none beside the caller's.
+      threads: number of threads that read and decode; 0 for the caller's thread.
 
     Returns:
-      An iterable of dictionaries: `video` `(rows, frames, height, width, 3)` uint8,
-      to be converted where it is used because a quarter as many bytes then travel;
-      `caption` `(rows,)` strings; and with `text`, `text` `(rows, tokens, width)`.
+      An iterable of dictionaries. `video` is `(rows, frames, height, width, 3)` uint8, which has
+      a quarter of the bytes of fp32. `caption` is `(rows,)` strings. If `text` is given, `text` is
+      `(rows, tokens, width)`.
 
     Raises:
-      InputError: if there are too few records for a batch, and while iterating if
-        no record can be used.
+      InputError: if there are too few records for a batch, or, while iterating, if no record can
+        be used.
     """
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or not set(rows) <= set(range(batch_size)) or not rows:
-        raise InputError(f"places {list(rows)} of batches of {batch_size} cannot be made")
+        raise InputError(f"rows are {list(rows)}, but must be within a batch of {batch_size}")
     if not training and len(records) < batch_size:
-        raise InputError(f"{len(records)} clips are too few for a batch of {batch_size}")
+        raise InputError(
+            f"{len(records)} clips are too few for a batch of {batch_size}; reduce the batch size"
+        )
     examples = grain.MapDataset.source(records).seed(seed)
     examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))
     if training:
         examples = examples.shuffle().repeat()
         examples = grain.MapDataset.source(_Filled(examples, len(records)))
     if len(rows) < batch_size:
-        # Shared out last, so that together the processes see each epoch exactly once.
+        # Last, so that all processes together see each epoch exactly once.
         examples = grain.MapDataset.source(_Places(examples, batch_size, rows))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH)
     return examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
 
 
 class _Filled:
-    """Of shuffled epochs without end, examples that are all there.
+    """Repeated epochs in which a bad example is replaced by one from a far-future epoch.
 
-    In place of one that cannot be used comes that of the same place so many epochs later that
-    no run gets there: so the others keep theirs, whichever process makes them.
+    So all other examples keep their places, whichever process makes them.
     """
 
     def __init__(self, examples: grain.MapDataset, epoch: int):
@@ -171,12 +170,12 @@ class _Filled:
 
     def __getitem__(self, index: int) -> Any:
         while (example := self._examples[index]) is None:
-            index += self._epoch * LATER
+            index += self._epoch * SUBSTITUTE_EPOCHS
         return example
 
 
 class _Places:
-    """Of examples that come in batches, those in some places."""
+    """The examples of some rows of each batch."""
 
     def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
         self._examples, self._batch_size, self._rows = examples, batch_size, rows
@@ -190,7 +189,7 @@ class _Places:
 
 
 class _ToExample(grain.transforms.RandomMap):
-    """Makes the example of a record, or None of one that cannot be used."""
+    """Makes the example of a record; None if the record cannot be used."""
 
     def __init__(
         self,
@@ -203,8 +202,8 @@ class _ToExample(grain.transforms.RandomMap):
         self._read, self._spec, self._training, self._text = read, spec, training, text
         self._records = records
         self._skipped: set[str] = set()
-        self._found = False  # one that can be used
-        self._failures = 0  # before that; threads share both
+        self._found = False  # whether a record could be used; threads share this and the next
+        self._failures = 0  # before the first record that could be used
 
     def random_map(
         self, record: Mapping[str, Any], rng: np.random.Generator
@@ -222,12 +221,14 @@ class _ToExample(grain.transforms.RandomMap):
     def _skip(self, name: str, error: UnusableClip) -> None:
         if name not in self._skipped:
             self._skipped.add(name)
-            logging.warning("clip %s is skipped: %s (%d so far)", name, error, len(self._skipped))
+            logging.warning("skipped clip %s: %s (%d so far)", name, error, len(self._skipped))
         if self._found:
             return
         self._failures += 1
-        # While training, threads meet the bad ones of few clips again before the first good
-        # one is read.
+        # In training on few clips, threads may read the bad ones repeatedly before the first good
+        # one.
         patience = min(10 * self._records, 1000) if self._training else 0
         if self._failures >= max(self._records, patience):
-            raise InputError(f"none of the {self._records} clips can be used; {name}: {error}")
+            raise InputError(
+                f"none of the {self._records} clips can be used, for example {name}: {error}"
+            )

@@ -1,15 +1,14 @@
-"""A folder of captioned video files as a dataset: WebVid, or anybody's own.
+"""A dataset of captioned video files in a folder, such as WebVid.
 
-The folder holds one caption file, `.csv` (with a header) or `.jsonl`, that has
-for each clip either
+The folder has one caption file, `.csv` (with a header) or `.jsonl`. For each clip it has either
 
-    file, caption                      the path from the folder, and the words
-    videoid, page_dir, name            as WebVid ships: the clip is
-                                       videos/{page_dir}/{videoid}.mp4,
-                                       or {videoid}.mp4, and `name` the words
+    file, caption                      path relative to the folder, and caption
+    videoid, page_dir, name            as in WebVid: the clip is
+                                       videos/{page_dir}/{videoid}.mp4 or
+                                       {videoid}.mp4, and `name` is the caption
 
-and may have more. A path may lead out of the folder, or be absolute. The files are
-stored as they are and decoded when read.
+and may have other columns. A path may be absolute, or lead out of the folder. The dataset stores
+the files as they are, and decodes them when it reads them.
 """
 
 import csv
@@ -31,26 +30,26 @@ from show1_jax.data.decoding import decode
 from show1_jax.errors import InputError
 
 COLUMNS = (("file", "caption"), ("videoid", "name"))
-NAMED = 5  # missing files
-VALIDATION = 0.05  # of the files
+MAX_NAMED = 5  # missing files that are named in the log
+VALIDATION_SHARE = 0.05  # of the files
 
 
 class Clip(NamedTuple):
-    """A video file and what it shows."""
+    """A video file and its caption."""
 
     path: Path
     caption: str
 
 
 def list_clips(folder: Path) -> list[Clip]:
-    """The clips of a folder whose files are there; the others are named in the log.
+    """Lists the clips of a folder. Clips whose files are missing are logged and left out.
 
     Args:
-      folder: what the module describes.
+      folder: as in the docstring of this module.
 
     Raises:
-      InputError: if there is no folder, not just one caption file or no clip, or if
-        the caption file cannot be read, lacks a column or has a wrong row.
+      InputError: if the folder does not exist, does not have exactly one caption file or has no
+        clips, or if the caption file cannot be read, lacks a column or has an invalid row.
     """
     caption_file = _caption_file(folder)
     clips: list[Clip] = []
@@ -62,8 +61,8 @@ def list_clips(folder: Path) -> list[Clip]:
             clips.append(Clip(path, words))
         else:
             missing.append(paths[0])
-    names = ", ".join(map(str, missing[:NAMED]))
-    names += f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    names = ", ".join(map(str, missing[:MAX_NAMED]))
+    names += f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     if missing and clips:
         total = len(missing) + len(clips)
         logging.warning("%d of %d clips are missing and skipped: %s", len(missing), total, names)
@@ -74,29 +73,33 @@ def list_clips(folder: Path) -> list[Clip]:
 
 
 def split(clips: list[Clip], folder: Path) -> dict[str, list[Clip]]:
-    """Clips for training and for validation, by file: all captions of one are on one side.
+    """Splits clips into "train" and "validation".
+
+    Files are split, so that all captions of a file are in one split. The hashes of their names
+    decide, so that their order does not matter.
 
     Args:
       clips: of `list_clips`.
-      folder: the folder of the clips.
+      folder: of the clips.
 
     Returns:
-      The clips of `train`, and of `validation`: 5 % of the files, one at least, which
-      the hash of their names chooses, whatever their order.
+      The clips by split. "validation" has 5 % of the files, and at least one.
 
     Raises:
       InputError: if there are fewer than two files.
     """
-    files = {clip.path: clip.path.resolve() for clip in clips}  # links are the file they lead to
+    files = {
+        clip.path: clip.path.resolve() for clip in clips
+    }  # a link counts as the file that it points to
     root = folder.resolve()
     names = {file: os.path.relpath(file, root) for file in files.values()}
     if len(names) < 2:
         raise InputError(
-            f"{folder} has one clip only, {clips[0].path}: training needs another to validate on "
-            "(the motion of a single clip is learnt by configs/customize.py)"
+            f"{folder} has only one clip, {clips[0].path}; add another one for validation, or use "
+            "configs/customize.py, which learns the motion of a single clip"
         )
     order = sorted(names, key=lambda file: hashlib.sha256(os.fsencode(names[file])).digest())
-    held_out = set(order[: max(1, round(VALIDATION * len(order)))])
+    held_out = set(order[: max(1, round(VALIDATION_SHARE * len(order)))])
     sides: dict[str, list[Clip]] = {"train": [], "validation": []}
     for clip in clips:
         sides["validation" if files[clip.path] in held_out else "train"].append(clip)
@@ -104,15 +107,15 @@ def split(clips: list[Clip], folder: Path) -> dict[str, list[Clip]]:
 
 
 def captions(folder: Path) -> Iterator[str]:
-    """All captions of a folder, of missing files as well: a dataset built before may hold them."""
+    """Yields all captions, even of missing files, which a dataset built earlier may have."""
     return (_clip(folder, row)[1] for row in _rows(_caption_file(folder)))
 
 
 class VideoFolderConfig(tfds.core.BuilderConfig):
-    """Which folder to build from; a changed caption file makes a new dataset."""
+    """The folder to build from. A changed caption file makes a new dataset."""
 
     def __init__(self, folder: str | Path):
-        """Arguments and exceptions as `list_clips`."""
+        """Arguments and exceptions as in `list_clips`."""
         self.folder = Path(folder)
         path = _caption_file(self.folder)
         try:
@@ -123,7 +126,7 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
-    """Video files and captions of one folder, in `train` and `validation`; see `split`."""
+    """The video files and captions of one folder; see `split` for the splits."""
 
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
@@ -158,22 +161,22 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
-    """What `spec` wants of a stored record; see `decoding.decode`."""
+    """Decodes a stored record; see `decoding.decode`."""
     return decode(record["video"], spec, rng)
 
 
 def _caption_file(folder: Path) -> Path:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give one with clips and a caption file")
+        raise InputError(f"{folder} is not a folder; give a folder with clips and a caption file")
     found = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".jsonl"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"{folder} must have one .csv or .jsonl of captions, but has {names}")
+        raise InputError(f"{folder} must have one .csv or .jsonl file of captions, but has {names}")
     return found[0]
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """Checked rows of a caption file."""
+    """Yields the rows of a caption file, checked."""
     read = _csv if path.suffix == ".csv" else _jsonl
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -187,10 +190,10 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _csv(file: TextIO) -> Iterator[tuple[int, Any, str]]:
-    """The number of each row's first line, the row, and what is wrong with it, if anything."""
-    # A quote that is opened and not closed would swallow the rows after it without `strict`.
+    """Yields for each row the number of its first line, the row, and an error message or ""."""
+    # Without `strict`, a quote that is not closed would swallow the rows after it.
     rows = csv.reader(file, strict=True, skipinitialspace=True)
-    advice = 'put a caption that has commas or quotes in quotes: "a ""red"" bike, on a street"'
+    advice = 'quote captions that have commas or quotes: "a ""red"" bike, on a street"'
     line = 1
     try:
         header = next(rows, [])
@@ -198,7 +201,7 @@ def _csv(file: TextIO) -> Iterator[tuple[int, Any, str]]:
         for fields in rows:
             mistake = ""
             if len(fields) != len(header):
-                mistake = f"has {len(fields)} field(s), the header has {len(header)}; {advice}"
+                mistake = f"has {len(fields)} field(s), but the header has {len(header)}; {advice}"
             if fields:
                 yield line, dict(zip(header, fields, strict=False)), mistake
             line = rows.line_num + 1
@@ -207,36 +210,36 @@ def _csv(file: TextIO) -> Iterator[tuple[int, Any, str]]:
 
 
 def _jsonl(file: TextIO) -> Iterator[tuple[int, Any, str]]:
-    """As `_csv`, for JSON lines."""
+    """Like `_csv`, for JSON lines."""
     for number, line in enumerate(file, start=1):
         if line.strip():
             row, mistake = None, ""
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                mistake = f"is no JSON: {error}"
+                mistake = f"is not JSON: {error}"
             yield number, row, mistake
 
 
 def _mistake(row: Any) -> str:
-    """What is wrong with a row, or nothing."""
+    """Returns an error message for an invalid row, and "" for a valid one."""
     found = {} if not isinstance(row, dict) else {k: v for k, v in row.items() if v is not None}
     if not any(found.keys() >= set(columns) for columns in COLUMNS):
         return (
             f"has {', '.join(map(str, found)) or 'nothing'}, "
-            "needs file and caption, or videoid and name"
+            "but needs file and caption, or videoid and name"
         )
     for key in (*itertools.chain(*COLUMNS), "page_dir"):
         value = found.get(key, "")
         if not isinstance(value, str | int) or isinstance(value, bool):
-            return f"{key} is {type(value).__name__}, not text"
+            return f"{key} is {type(value).__name__}, but must be text"
         if re.search("[\ud800-\udfff]", str(value)):
-            return f"{key} is not text: it has half a surrogate pair"
+            return f"{key} is not valid text: it has half of a surrogate pair"
     return ""
 
 
 def _clip(folder: Path, row: Mapping[str, str]) -> tuple[list[Path], str]:
-    """Where a row's clip may be, and its caption."""
+    """Returns the possible paths of a row's clip, and its caption."""
     if "file" in row and "caption" in row:
         return [folder / row["file"]], row["caption"]
     video = f"{row['videoid']}.mp4"

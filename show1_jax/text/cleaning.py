@@ -1,4 +1,4 @@
-"""What happens to a prompt before it is tokenized."""
+"""Cleans prompts before they are tokenized."""
 
 import html
 import re
@@ -13,17 +13,16 @@ Rule = tuple[re.Pattern[str], str]
 
 
 def normalize(prompt: str) -> str:
-    """Lower case, without surrounding white space: all that the published script does."""
+    """Lower-cases a prompt and strips white space, like the published script."""
     return prompt.lower().strip()
 
 
 def clean_caption(prompt: str) -> str:
-    """Removes what captions scraped from the web carry besides their words.
+    """Lower-cases a caption from the web, and removes everything except its words.
 
-    Links, markup, nicknames, numbers of articles, file names, advertisements,
-    Chinese characters, unusual punctuation; lower-cased. This is the caption
-    cleaner of DeepFloyd IF, which is trained on captions that went through it
-    twice. The published Show-1 script leaves it off.
+    Removes links, markup, nicknames, article numbers, file names, advertisements, Chinese
+    characters and unusual punctuation. This is the caption cleaner of DeepFloyd IF, applied twice
+    as in its training. The published Show-1 script does not use it.
     """
     return _clean_once(_clean_once(prompt))
 
@@ -42,9 +41,9 @@ _HOST = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 
 _LINKS = _rules(
-    ("<person>", "person"),  # a placeholder, before it is taken for markup
+    ("<person>", "person"),  # a placeholder that would be removed as markup
     (rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_HOST})", ""),
-    (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_HOST})", ""),  # what the first rule uncovers
+    (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_HOST})", ""),  # links that the first rule exposes
 )
 
 _CHARACTERS = _rules(
@@ -99,7 +98,7 @@ def _clean_once(caption: str) -> str:
     caption = unquote_plus(caption).strip().lower()
     caption = _apply(_LINKS, caption)
     with warnings.catch_warnings():
-        # A caption may well look like a path; it is text all the same.
+        # A caption that looks like a path is still text.
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
         caption = BeautifulSoup(caption, features="html.parser").text
     caption = _apply(_CHARACTERS, caption)

@@ -1,15 +1,18 @@
-"""The tiny cascade's T5: a tokenizer of the words of moving shapes, and a random encoder.
+"""Makes the tiny cascade's T5: a tokenizer for captions of moving shapes, and a random encoder.
 
     python -m show1_jax.text.tiny CHECKPOINT
 
-writes CHECKPOINT/show-1-base/tokenizer and text_encoder. The encoder is never
-trained: its vocabulary is a few dozen words, and random embeddings in 64
-dimensions tell those apart as well as learned ones, while denoisers learn what
-they mean. Frozen, its embeddings are computed once, as T5-XXL's are. All other
-words are one to it, and that one an article: what no caption has must not
-change what the words around it mean. (Of "bluebird" the beginning is known, and
-the rest an article.) The embedded checkpoint's is of an earlier, larger
-vocabulary, of which it kept the rows: made anew, the comma has another.
+writes CHECKPOINT/show-1-base/tokenizer and text_encoder.
+
+The encoder is never trained. Its vocabulary is a few dozen words, which random embeddings in 64
+dimensions distinguish as well as learned ones; the denoisers learn what they mean. Because it is
+frozen, embeddings are computed once, like those of T5-XXL.
+
+All unknown words have the embedding of an article, so that they do not change the meaning of the
+words around them. (Of "bluebird", the tokenizer knows "blue", and the rest counts as an article.)
+
+The embedded checkpoint has the rows of an earlier, larger vocabulary, so a new encoder has another
+embedding for the comma.
 """
 
 import io
@@ -30,7 +33,7 @@ SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4
 
 
 def tokenizer_files() -> dict[str, bytes]:
-    """A SentencePiece model trained on all captions, and the settings of T5's tokenizer."""
+    """Trains a SentencePiece model on all captions; returns the files of the tokenizer by name."""
     captions = [caption(c, i) for c in combinations() for i in range(len(TEMPLATES))]
     words = sorted({word.strip(",") for text in captions for word in text.split()})
     model = io.BytesIO()
@@ -64,9 +67,10 @@ def tokenizer_files() -> dict[str, bytes]:
 
 
 def make(checkpoint: Path) -> None:
-    """Writes tokenizer and encoder into a checkpoint, in place of older ones.
+    """Writes the tokenizer and the encoder into a checkpoint, and replaces older ones.
 
-    Raises InputError if they cannot be written.
+    Raises:
+      InputError: if they cannot be written.
     """
     files = tokenizer_files()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])

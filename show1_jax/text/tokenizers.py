@@ -1,9 +1,11 @@
-"""Prompts to token ids, exactly as transformers 4.29's Python tokenizers made them.
+"""Converts prompts to token ids, exactly like the Python tokenizers of transformers 4.29.
 
-That is what the released networks were run with. The tokenizers of transformers
-5 are other programs: T5's treats composed characters and a written-out `</s>`
-differently, CLIP's lacks the repair of broken Unicode (ftfy) before it. So T5's
-file is read by SentencePiece itself, and CLIP's text is repaired here.
+The released networks were run with those. The tokenizers of transformers 5 differ: T5's treats
+composed characters and a literal `</s>` differently, and CLIP's does not repair broken Unicode
+(ftfy). So SentencePiece reads T5's file here, and this module repairs the text for CLIP.
+
+Hidden state: `_WARNED` holds the unknown words that the program has warned about, so that it warns
+about each once. `clip_tokenizer` sets an environment variable of transformers.
 """
 
 import json
@@ -22,18 +24,18 @@ from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import InputError
 
 LENGTH = 77
-MAX_EXTRA = 10_000  # sentinels; T5 has 100
+MAX_EXTRA = 10_000  # sentinels; T5 has 100 of them
 
 
 class Tokens(NamedTuple):
-    """Tokenized prompts: int32 `(batch, length)` each; the mask is 0 at padding."""
+    """Tokens of prompts: int32 `(batch, length)` each; the mask is 0 at padding."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
 
 
 class Tokenizer:
-    """Turns prompts into rows of one length, cut or padded at the end."""
+    """Converts prompts to rows of tokens of one length, cut or padded at the end."""
 
     def __init__(
         self,
@@ -42,25 +44,30 @@ class Tokenizer:
         pad: int,
         length: int = LENGTH,
     ) -> None:
-        """A tokenizer of the parts that T5's and CLIP's do not share.
+        """Makes a tokenizer from the parts in which T5 and CLIP differ.
 
         Args:
-          encode: the tokens of a prompt alone.
-          frame: puts the tokens of beginning and end around them.
-          pad: the token of padding.
-          length: tokens per prompt.
+          encode: converts a prompt to tokens.
+          frame: adds the tokens for beginning and end.
+          pad: the padding token.
+          length: number of tokens per prompt.
+
+        Raises:
+          InputError: if `length` leaves no room for a prompt.
         """
         self._encode = encode
         self._frame = frame
         self._pad = pad
         self._room = length - len(frame([]))
         if self._room < 1:
-            raise InputError(f"{length} tokens leave no room for a prompt (config.text.t5_tokens)")
+            raise InputError(
+                f"{length} tokens leave no room for a prompt; raise config.text.t5_tokens"
+            )
         self.length = length
         self._cut: set[str] = set()
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokenizes a batch; warns once about each prompt that has to be cut."""
+        """Converts a batch of prompts, and warns once about each prompt that is too long."""
         ids = np.full((len(prompts), self.length), self._pad, np.int32)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -75,7 +82,7 @@ class Tokenizer:
         if excess > 0 and prompt not in self._cut:
             self._cut.add(prompt)
             logging.warning(
-                "The last %d of %d tokens of the prompt %r do not fit and are cut.",
+                "Cut the last %d of %d tokens of the prompt %r, which is too long.",
                 excess,
                 excess + self._room,
                 prompt if len(prompt) <= 40 else prompt[:40] + "...",
@@ -83,7 +90,9 @@ class Tokenizer:
 
 
 def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
-    """The T5 tokenizer of a released folder (`spiece.model`, `tokenizer_config.json`).
+    """Loads the T5 tokenizer of a released folder (`spiece.model`, `tokenizer_config.json`).
+
+    The tokenizer warns about unknown words, once per program.
 
     Raises:
       InputError: if a file is missing or cannot be read.
@@ -94,21 +103,25 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
     try:
         pieces.LoadFromSerializedProto(path.read_bytes())
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable SentencePiece model") from error
+        raise InputError(f"{path} is not a readable SentencePiece model") from error
 
     special: dict[str, int] = {}
     for kind, usual in (("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>")):
         name = _content(config.get(f"{kind}_token", usual), f"{folder}: its {kind}_token")
         special[name] = pieces.piece_to_id(name)
         if pieces.id_to_piece(special[name]) != name:
-            raise InputError(f"{path}: has no piece {name!r}, the {kind}_token of this tokenizer")
+            raise InputError(
+                f"{path} has no piece {name!r}, which is the {kind}_token of this tokenizer"
+            )
     if len(special) < 3:
-        raise InputError(f"{folder}: two of its eos_token, pad_token and unk_token are the same")
+        raise InputError(
+            f"{folder}: eos_token, pad_token and unk_token must differ, but two are equal"
+        )
     end, pad, unknown = special.values()
     size, extra = pieces.get_piece_size(), config.get("extra_ids", 100)
     if type(extra) is not int or not 0 <= extra <= MAX_EXTRA:
-        raise InputError(f"{folder}: extra_ids is {extra!r:.40}, not 0 to {MAX_EXTRA}")
-    # T5's sentinels follow the vocabulary, the last one first.
+        raise InputError(f"{folder}: extra_ids is {extra!r:.40}, but must be 0 to {MAX_EXTRA}")
+    # T5's sentinels follow the vocabulary in reverse order.
     special |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     split = _splitter(special)
 
@@ -128,7 +141,7 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
         return ids
 
     def frame(ids: list[int]) -> list[int]:
-        # A prompt that spells the end out has it already.
+        # A prompt that ends with a literal end token has it already.
         return ids if ids[-1:] == [end] else [*ids, end]
 
     return Tokenizer(encode, frame, pad, length)
@@ -142,16 +155,16 @@ def _warn_once(unknown: Iterable[str]) -> None:
     if words:
         _WARNED.update(words)
         listed = ", ".join(map(repr, words))
-        logging.warning("Words that the text encoder does not know: %s.", listed)
+        logging.warning("The text encoder does not know these words: %s.", listed)
 
 
 def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
-    """The CLIP tokenizer of a released folder (`vocab.json`, `merges.txt`).
+    """Loads the CLIP tokenizer of a released folder (`vocab.json`, `merges.txt`).
 
     Raises:
       InputError: if a file is missing or cannot be read.
     """
-    # Slow to import, and needed here alone. It would tell the user that torch is missing.
+    # Imported here because it is slow. Without this variable it warns that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
@@ -161,21 +174,23 @@ def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
         loaded = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         tokens = json.loads(vocabulary.read_text(encoding="utf-8"))
         made = {line.replace(" ", "") for line in merges.read_text(encoding="utf-8").split("\n")}
-    except Exception as error:  # the library raises bare ones
+    except Exception as error:  # the library raises bare Exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder}: not a readable CLIP tokenizer ({reason})") from error
+        raise InputError(f"{folder} has no readable CLIP tokenizer ({reason})") from error
     special = dict(zip(loaded.all_special_tokens, loaded.all_special_ids, strict=True))
-    # A shortened list of merges would go unnoticed and give other tokens.
+    # The library accepts a truncated list of merges, which gives wrong tokens.
     if any(
         token not in made and token not in special and len(token.removesuffix("</w>")) > 1
         for token in tokens
     ):
-        raise InputError(f"{merges}: lacks merges that make tokens of {vocabulary.name}")
+        raise InputError(
+            f"{merges} lacks merges for tokens of {vocabulary.name}; it may be truncated"
+        )
     start, end, pad = loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id
     split = _splitter(special)
     backend = loaded.backend_tokenizer
-    # The released padding token is "!". In a prompt it is found by `split`; one that
-    # the repair makes (of a full-width "！") is an ordinary exclamation mark.
+    # The released padding token is "!". `split` finds it in prompts. An exclamation mark that ftfy
+    # makes of a full-width "！" is an ordinary token.
     backend.encode_special_tokens = True
 
     def encode(prompt: str) -> list[int]:
@@ -190,7 +205,7 @@ def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
 
 
 def _splitter(names: Iterable[str]) -> Callable[[str], list[tuple[str, str]]]:
-    """Cuts a text at special tokens: pairs of text and the special token behind it, or ""."""
+    """Splits a text at special tokens into pairs: text, and the special token after it or ""."""
     longest_first = sorted(names, key=len, reverse=True)
     pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
@@ -204,12 +219,12 @@ def _splitter(names: Iterable[str]) -> Callable[[str], list[tuple[str, str]]]:
 def _file(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
-        raise InputError(f"{folder}: no tokenizer here, {name} is missing")
+        raise InputError(f"{folder} has no tokenizer: {name} is missing")
     return path
 
 
 def _settings(folder: str | Path) -> dict[str, Any]:
-    """The tokenizer's settings, of which the special tokens may have a file of their own."""
+    """Reads a tokenizer's settings; special tokens may be in a second file."""
     settings: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = Path(folder) / name
@@ -218,19 +233,19 @@ def _settings(folder: str | Path) -> dict[str, Any]:
         try:
             loaded = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not readable as JSON") from error
+            raise InputError(f"{path} is not readable as JSON") from error
         if not isinstance(loaded, dict):
-            raise InputError(f"{path}: not a JSON object")
+            raise InputError(f"{path} is not a JSON object")
         settings |= loaded
     return settings
 
 
 def _content(token: Any, name: str) -> str:
-    """The text of a special token, which files hold bare or with flags around it."""
+    """Returns the text of a special token, which is a string or a dictionary with flags."""
     content = token.get("content") if isinstance(token, dict) else token
     try:
         if isinstance(content, str) and content.encode():
             return content
-    except UnicodeEncodeError:  # half of a character, which JSON can hold
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
         pass
-    raise InputError(f"{name} is {token!r:.40}, which is no text")
+    raise InputError(f"{name} is {token!r:.40}, which is not valid text")

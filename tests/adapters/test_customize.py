@@ -280,7 +280,7 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
     for changes, message in (
         ({"video": ""}, "0 clip"),
         ({"video": f"{clip}|{clip}"}, "2 clip.* and 1 prompt"),
-        ({"video": str(short)}, r"cannot use .*short.mp4 .* has 2 frame.s., not 3"),
+        ({"video": str(short)}, r"cannot use .*short.mp4 .* has 2 frame.s., but 3 are needed"),
         ({"video": str(tmp_path / "none.mp4")}, "cannot use .*none.mp4 .*: No such file"),
         ({"checkpoint": ""}, "give --config.checkpoint"),
         ({"customize.trainable": "legs"}, "'legs', not one of"),

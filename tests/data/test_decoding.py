@@ -50,13 +50,13 @@ def test_what_is_no_clip_is_told_in_one_line(tmp_path):
     write_clip(tmp_path / "short.mp4", 7, 25)
     for name, reason in (
         ("missing.mp4", "No such file"),
-        ("text.mp4", "it does not decode: Invalid data"),
-        ("empty.mp4", "it does not decode"),
+        ("text.mp4", "it cannot be decoded: Invalid data"),
+        ("empty.mp4", "it cannot be decoded"),
         ("folder.mp4", "Is a directory"),
-        ("image.png", "it is a still picture, not 8 frames"),
-        ("cut.jpg", "it does not decode: "),
-        ("depth.png", "it has more than 8 bits a pixel"),
-        ("short.mp4", r"it has 7 frame\(s\), not 8"),
+        ("image.png", "it is a still picture, but 8 frames are needed"),
+        ("cut.jpg", "it cannot be decoded: "),
+        ("depth.png", "it is a gray picture of more than 8 bits per pixel"),
+        ("short.mp4", r"it has 7 frame\(s\), but 8 are needed"),
     ):
         with pytest.raises(InputError, match=f"cannot use .*{name} as a clip: {reason}") as error:
             read_clip(tmp_path / name, ClipSpec(8, 40, 64, 2.0))
@@ -157,7 +157,7 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path):
     config = tiny.get_config()
     config.super_resolution.update(height=48, width=64)
     assert invert._read(FirstFrame.from_config(config), tmp_path / "a.png").shape == (1, 48, 64, 3)
-    with pytest.raises(InputError, match="it is a still picture, not 8 frames"):
+    with pytest.raises(InputError, match="it is a still picture, but 8 frames are needed"):
         invert._read(Keyframes.from_config(config), tmp_path / "a.png")
     # Cameras do not turn pictures, but say how to.
     exif = Image.Exif()

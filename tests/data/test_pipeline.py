@@ -128,10 +128,10 @@ def test_unusable_clips_are_skipped_counted_and_named_once(caplog):
     whole = pixels(pipeline(), 12)
     assert all(a == b for a, b in zip(found, whole, strict=True) if b[0] not in (3, 7))
     assert len(set(found)) == len(found)
-    skipped = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
+    skipped = [r.getMessage() for r in caplog.records if "skipped clip" in r.getMessage()]
     assert len(skipped) == 2
-    assert skipped[1].endswith("is skipped: it is broken (2 so far)")
-    assert {message.split()[1] for message in skipped} == {"clip3", "clip7"}
+    assert skipped[1].endswith(": it is broken (2 so far)")
+    assert {message.split()[2].rstrip(":") for message in skipped} == {"clip3", "clip7"}
 
 
 def test_bad_clips_met_again_before_a_good_one_is_read_do_no_harm():
@@ -154,14 +154,14 @@ def test_nothing_usable_ends_the_run_with_the_reason(training, one_file):
     records = Records()
     if one_file:
         records.names = ["clip0"] * len(records)
-    message = r"none of the 10 clips can be used; clip\d: it is broken"
+    message = r"none of the 10 clips can be used, for example clip\d: it is broken"
     with pytest.raises(InputError, match=message):
         next(iter(pipeline(records, broken, training=training)))
 
 
 def test_bad_settings_are_refused():
     for settings in ({"rows": [2]}, {"rows": []}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="cannot be made"):
+        with pytest.raises(InputError, match="but must be within a batch of"):
             pipeline(**settings)
     with pytest.raises(InputError, match="10 clips are too few for a batch of 12"):
         pipeline(batch_size=12, training=False)
@@ -209,8 +209,8 @@ def test_video_files_from_disk_to_batches(tmp_path, caplog):
             seen.add((str(caption), int(numbers(video)[0])))
     assert {caption for caption, _ in seen} == {"the long.mp4 clip", "the longer.mp4 clip"}
     assert len(seen) > 10  # other windows in other epochs
-    assert "clip short.mp4 is skipped: too short: 0.40 s where 1.50 s are needed" in caplog.text
-    assert "clip broken.mp4 is skipped: it does not decode" in caplog.text
+    assert "skipped clip short.mp4: it is too short: 0.40 s, but 1.50 s are needed" in caplog.text
+    assert "skipped clip broken.mp4: it cannot be decoded" in caplog.text
 
 
 def test_shapes_from_disk_to_batches(tmp_path):

@@ -150,5 +150,5 @@ def test_embeddings_that_are_none_are_refused(value, tmp_path):
     build_text_cache(tmp_path, ["a red circle"], Encoder())
     (path,) = tmp_path.glob("*.npy")
     np.save(path, np.stack([value, value]))
-    with pytest.raises(InputError, match="holds other than embeddings"):
+    with pytest.raises(InputError, match="has values that are not finite float16"):
         TextCache(tmp_path)("a red circle")

@@ -156,7 +156,7 @@ def test_a_twentieth_of_the_files_is_for_validation_and_one_at_least(tmp_path, c
 def test_one_file_is_too_few_however_often_it_is_described(tmp_path):
     write(tmp_path / "in" / "captions.csv", "file,caption\n1.mp4,one\n1.mp4,two\n")
     write(tmp_path / "in" / "1.mp4", "bytes")
-    with pytest.raises(InputError, match=r"in has one clip only, .*1\.mp4: training needs another"):
+    with pytest.raises(InputError, match=r"in has only one clip, .*1\.mp4; add another one"):
         build(tmp_path / "in", tmp_path / "tfds")
 
 
@@ -188,7 +188,7 @@ def test_files_may_lie_outside_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "must have one .csv or .jsonl of captions, but has none"),
+        ({}, "must have one .csv or .jsonl file of captions, but has none"),
         ({"a.csv": "", "b.jsonl": ""}, "of captions, but has a.csv, b.jsonl"),
         ({"a.csv": ""}, "gives no clips: it lists none"),
         ({"a.csv": "file,caption\n"}, "gives no clips: it lists none"),
@@ -196,21 +196,27 @@ def test_files_may_lie_outside_of_the_folder(tmp_path):
             {"a.csv": "file,caption\n" + "".join(f"{i}.mp4,one\n" for i in range(1, 8))},
             r"gives no clips: all 7 files are missing: \S*1.mp4, .*, \S*5.mp4 and 2 more$",
         ),
-        ({"a.csv": "file,text\n1.mp4,one\n"}, "line 2: has file, text, needs file and caption"),
+        ({"a.csv": "file,text\n1.mp4,one\n"}, "line 2: has file, text, but needs file and caption"),
         (
             {"a.csv": "file,caption\n1.mp4,one\n\n2.mp4,a bike, on a street\n"},
-            "a.csv, line 4: has 3 field.s., the header has 2; put a caption that has commas",
+            "a.csv, line 4: has 3 field.s., but the header has 2; quote captions that have",
         ),
-        ({"a.csv": "file,caption\n1.mp4\n"}, "line 2: has 1 field.s., the header has 2; put"),
-        ({"a.csv": "name,file,caption\na,1.mp4\n"}, "line 2: has 2 field.s., the header has 3"),
-        ({"a.csv": 'file,caption\n1.mp4,"one\n2.mp4,two\n'}, "line 2: unexpected end of data; put"),
-        ({"a.csv": 'file,caption\n1.mp4,"one" or two\n'}, "line 2: ',' expected after '\"'; put"),
-        ({"a.jsonl": '\n{"file": "1.mp4"}'}, "line 2: has file, needs"),
-        ({"a.jsonl": "[1]"}, "line 1: has nothing, needs"),
-        ({"a.jsonl": '{"file"'}, "a.jsonl, line 1: is no JSON: "),
-        ({"a.jsonl": "[" * 100_000}, "a.jsonl, line 1: is no JSON: "),
-        ({"a.jsonl": '{"file": "1", "caption": ["a"]}'}, "line 1: caption is list, not text"),
-        ({"a.jsonl": r'{"file": "1", "caption": "\ud800"}'}, "line 1: caption is not text"),
+        ({"a.csv": "file,caption\n1.mp4\n"}, "line 2: has 1 field.s., but the header has 2; quote"),
+        ({"a.csv": "name,file,caption\na,1.mp4\n"}, "line 2: has 2 field.s., but the header has 3"),
+        (
+            {"a.csv": 'file,caption\n1.mp4,"one\n2.mp4,two\n'},
+            "line 2: unexpected end of data; quote",
+        ),
+        ({"a.csv": 'file,caption\n1.mp4,"one" or two\n'}, "line 2: ',' expected after '\"'; quote"),
+        ({"a.jsonl": '\n{"file": "1.mp4"}'}, "line 2: has file, but needs"),
+        ({"a.jsonl": "[1]"}, "line 1: has nothing, but needs"),
+        ({"a.jsonl": '{"file"'}, "a.jsonl, line 1: is not JSON: "),
+        ({"a.jsonl": "[" * 100_000}, "a.jsonl, line 1: is not JSON: "),
+        (
+            {"a.jsonl": '{"file": "1", "caption": ["a"]}'},
+            "line 1: caption is list, but must be text",
+        ),
+        ({"a.jsonl": r'{"file": "1", "caption": "\ud800"}'}, "line 1: caption is not valid text"),
         ({"a.csv": f"file,caption\n{'x' * 5000},one\n"}, "all 1 files are missing"),
         ({"a.csv": "file,caption\n1.mp4,\ud800\n"}, "a.csv cannot be read: "),
     ],
@@ -294,9 +300,9 @@ def test_the_crop_covers_and_moves_only_in_training(tmp_path):
 
 def test_unusable_clips_say_why(record):
     cases = {
-        "too short: 9.96 s where 14.00 s are needed": (record["video"], 0.5),
-        "it does not decode: ": (record["video"][: len(record["video"]) // 2], 2.0),
-        "does not decode: Invalid data": (b"not a video", 2.0),
+        "it is too short: 9.96 s, but 14.00 s are needed": (record["video"], 0.5),
+        "it cannot be decoded: ": (record["video"][: len(record["video"]) // 2], 2.0),
+        "cannot be decoded: Invalid data": (b"not a video", 2.0),
     }
     for message, (data, fps) in cases.items():
         with pytest.raises(UnusableClip, match=message):
@@ -332,7 +338,7 @@ def test_a_file_cut_short_is_noticed(tmp_path):
         container.mux(stream.encode())
     data = (tmp_path / "clip.mkv").read_bytes()
     assert len(video_folder.read({"video": data}, ClipSpec(50, 24, 32), None)) == 50
-    with pytest.raises(UnusableClip, match=r"ends at .* where 4\.90 s are needed"):
+    with pytest.raises(UnusableClip, match=r"ends at .*, but 4\.90 s are needed"):
         video_folder.read({"video": data[: len(data) * 3 // 4]}, ClipSpec(50, 24, 32), None)
 
 

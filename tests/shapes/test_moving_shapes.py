@@ -224,7 +224,7 @@ def test_the_dataset_holds_what_it_says(tmp_path):
     )
     window = shapes.read(splits["train"][0], ClipSpec(8, 40, 64, fps=7.5), None)
     assert window.shape == (8, 40, 64, 3)
-    with pytest.raises(UnusableClip, match=r"too short: 3\.73 s where 7\.00 s"):
+    with pytest.raises(UnusableClip, match=r"too short: 3\.73 s, but 7\.00 s"):
         shapes.read(splits["train"][0], ClipSpec(8, 40, 64, fps=1), None)
     with pytest.raises(InputError, match="splits are train, validation, test, looks"):
         open_split(builder, "held_out")

@@ -99,7 +99,9 @@ def test_reports_how_many_tokens_are_cut(t5, monkeypatch):
     total = int(t5_tokenizer(T5_FOLDERS[0], 1000)([prompt]).attention_mask.sum()) - 1
     assert total > 76
     t5([prompt])
-    assert messages[0].startswith(f"The last {total - 76} of {total} tokens of the prompt 'blue ")
+    assert messages[0].startswith(
+        f"Cut the last {total - 76} of {total} tokens of the prompt 'blue "
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tm
         if path.name not in kept:
             path.write_bytes(path.read_bytes()[:-1000])
     loop.train(config, tmp_path / "run")
-    assert re.search(r"clip \d+.mp4 is skipped: it does not decode", caplog.text)
+    assert re.search(r"skipped clip \d+.mp4: it cannot be decoded", caplog.text)
     log = (tmp_path / "run" / "first_frame" / "metrics.jsonl").read_text()
     losses = [json.loads(line).get("loss", 0) for line in log.splitlines()]
     assert np.isfinite(losses).all()
@@ -124,7 +124,9 @@ def test_a_damaged_dataset_is_named(built, clips, tmp_path, name, content):
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"video_folder/.* is damaged.*remove it, and it is built"):
+    with pytest.raises(
+        InputError, match=r"video_folder/.* is damaged.*remove it, and it will be built"
+    ):
         validation_names(train.train.vae)
 
 
