@@ -1,4 +1,7 @@
-"""Attention over the positions of a frame, over text, and over the frames of a clip."""
+"""Attention modules: over the positions of a frame, over text, and over frames.
+
+They call `ops.attention.attention`, which reads the mesh set by `jax.set_mesh`.
+"""
 
 import flax.linen as nn
 import jax
@@ -12,20 +15,20 @@ from show1_jax.models.ops.attention import attention
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """`(batch, length, heads * width)` to `(batch, length, heads, width)`."""
+    """Reshapes `(batch, length, heads * width)` to `(batch, length, heads, width)`."""
     return rearrange(x, "b l (h d) -> b l h d", h=heads)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
-    """`(batch, length, heads, width)` to `(batch, length, heads * width)`."""
+    """Reshapes `(batch, length, heads, width)` to `(batch, length, heads * width)`."""
     return rearrange(x, "b l h d -> b l (h d)")
 
 
 class TextPooling(nn.Module):
-    """One vector for a whole text, to be added to the time embedding.
+    """Pools a text into one vector, which is added to the time embedding.
 
-    The mean token, plus a learned embedding, attends to itself and all tokens
-    (Saharia et al. 2022, appendix B.1, with attention pooling as in DeepFloyd IF).
+    The mean of the tokens, plus a learned embedding, attends to itself and to all tokens
+    (Saharia et al. 2022, appendix B.1, with the attention pooling of DeepFloyd IF).
     """
 
     channels: int
@@ -35,7 +38,7 @@ class TextPooling(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array) -> jax.Array:
-        """`(batch, tokens, width)` to `(batch, channels)`."""
+        """Maps `(batch, tokens, width)` to `(batch, channels)`."""
         types = dtypes(self)
         width = text.shape[-1]
         text = layer_norm("norm1", **types)(text)
@@ -56,10 +59,10 @@ class TextPooling(nn.Module):
 
 
 class AddedKVAttention(nn.Module):
-    """Attention of a frame's positions over themselves and the text in one softmax.
+    """Attention of a frame's positions to the frame and the text, in one softmax.
 
-    DeepFloyd IF's "added key and value" form: the text's keys and values stand
-    beside the image's. The residual is inside.
+    This is DeepFloyd IF's "added key and value" form: keys and values of the text are concatenated
+    to those of the image. Includes the residual connection.
     """
 
     heads: int
@@ -70,7 +73,7 @@ class AddedKVAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
-        """Maps `(batch, frames, h, w, c)`, given text `(batch, tokens, d)`, to the same shape."""
+        """Maps `(batch, frames, h, w, c)` and text `(batch, tokens, d)` to the shape of `x`."""
         types = dtypes(self)
         inner = self.heads * self.head_dim
         frames, height = x.shape[1], x.shape[2]
@@ -94,7 +97,7 @@ class AddedKVAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases on queries, keys and values."""
+    """Multi-head attention without biases for queries, keys and values."""
 
     heads: int
     head_dim: int
@@ -103,7 +106,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Tokens `(batch, length, c)` attend to `context` `(batch, keys, d)`."""
+        """Maps `(batch, length, c)`, attending to `context` `(batch, keys, d)`, to its shape."""
         types = dtypes(self)
         inner = self.heads * self.head_dim
 
@@ -117,7 +120,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to a context (or to itself again), gated feed-forward."""
+    """Self-attention, attention to a context (or self-attention again), gated feed-forward."""
 
     heads: int
     head_dim: int
@@ -126,7 +129,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        """`(batch, length, c)` to the same shape."""
+        """Maps `(batch, length, c)` to the same shape; `context` is `(batch, keys, d)`."""
         types = dtypes(self)
         width = x.shape[-1]
         h = layer_norm("norm1", **types)(x)
@@ -151,7 +154,7 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
-        """Maps `(batch, frames, h, w, c)`, given text `(batch, tokens, d)`, to the same shape."""
+        """Maps `(batch, frames, h, w, c)` and text `(batch, tokens, d)` to the shape of `x`."""
         types = dtypes(self)
         frames, height = x.shape[1], x.shape[2]
         h = GroupNorm(self.groups, 1e-6, name="norm", **types)(x)

@@ -1,4 +1,4 @@
-"""The CLIP text encoder (Radford et al., arXiv 2103.00020), as OpenCLIP ViT-H trained it."""
+"""The CLIP text encoder (Radford et al., arXiv 2103.00020), in the form of OpenCLIP ViT-H."""
 
 import dataclasses
 from typing import Any
@@ -15,9 +15,9 @@ from show1_jax.models.ops.activation import Activation, exact_gelu, quick_gelu
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-    """Sizes of a CLIP text encoder; the defaults are the one of the last stage.
+    """Sizes of a CLIP text encoder; the defaults are those of the last stage.
 
-    `use_attention_mask` says whether whoever runs it should hide the padding.
+    `use_attention_mask` tells callers whether to mask padding.
     """
 
     vocab_size: int = 49408
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward, each normalised before and added to its input."""
+    """Attention, then feed-forward; each normalises its input first and has a residual."""
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
@@ -86,24 +86,25 @@ class CLIPText(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Encodes tokens; a token sees itself and those before it.
+        """Encodes tokens. A token attends to itself and earlier tokens.
 
         Args:
           input_ids: int `(batch, length)`.
-          attention_mask: `(batch, length)`, 0 at tokens that nobody may see. None hides
-              none, not even padding, which is how the released cascade calls it.
+          attention_mask: `(batch, length)`, 0 at tokens that are masked. None masks no token, not
+            even padding, like the released cascade.
 
         Returns:
           `(batch, length, width)` in the compute dtype, after the final normalisation.
 
         Raises:
-          InputError: if there are more tokens than positions, or the config names an
-              activation that is not implemented.
+          InputError: if there are more tokens than positions, or the activation is unknown.
         """
         config = self.config
         length = input_ids.shape[1]
         if length > config.max_length:
-            raise InputError(f"CLIP takes at most {config.max_length} tokens, not {length}")
+            raise InputError(
+                f"there are {length} tokens, but CLIP takes at most {config.max_length}"
+            )
         if config.activation not in ACTIVATIONS:
             raise InputError(
                 f"CLIP activation {config.activation!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -111,7 +112,7 @@ class CLIPText(nn.Module):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def embed(rows: int, name: str, index: jax.Array) -> jax.Array:
-            # Looked up as stored: casting the rows is cheaper than casting the table.
+            # Cast after the look-up: casting a few rows is cheaper than casting the table.
             table = nn.Embed(rows, config.width, param_dtype=self.param_dtype, name=name)
             return table(index).astype(self.dtype)
 

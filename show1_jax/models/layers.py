@@ -58,7 +58,10 @@ class GroupNorm(nn.Module):
         """
         channels = x.shape[-1]
         if channels % self.groups:
-            raise InputError(f"{channels} channels cannot be normalised in {self.groups} groups")
+            raise InputError(
+                f"{channels} channels cannot be split into {self.groups} groups; choose "
+                "norm_groups that divide all channels"
+            )
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
 

@@ -30,18 +30,18 @@ class T5Config:
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of every (query, key) pair, int32 `(length, length)`.
+    """Computes the bucket of every (query, key) pair, int32 `(length, length)`.
 
-    One half of the buckets is for keys after the query. In each half the first
-    half holds one distance each, the rest grow geometrically up to
-    `max_distance`, beyond which every distance shares the last one.
+    Half of the buckets is for keys after the query. In each half, the first buckets hold one
+    distance each, and the others grow geometrically up to `max_distance`. All larger distances
+    share the last bucket.
     """
     positions = np.arange(length)
     relative = positions[None, :] - positions[:, None]
     distance = np.abs(relative)
     half = buckets // 2
     exact = half // 2
-    # fp32 throughout: a distance on a bucket's edge falls where PyTorch puts it.
+    # All in fp32, so that a distance on a bucket's edge is in the same bucket as in PyTorch.
     steps = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     steps = steps / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
@@ -49,7 +49,7 @@ def relative_position_buckets(length: int, buckets: int, max_distance: int) -> n
 
 
 class Attention(nn.Module):
-    """Self-attention without biases and without scaling of the scores."""
+    """Self-attention without biases and without scaling of the logits."""
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
@@ -64,7 +64,7 @@ class Attention(nn.Module):
             "param_dtype": self.param_dtype,
         }
         heads = self.config.num_heads
-        # Scores are not scaled, so that queries begin small instead (Mesh TensorFlow's T5).
+        # Logits are not scaled, so queries are initialised small (as in Mesh TensorFlow's T5).
         small = nn.initializers.variance_scaling(1 / self.config.d_kv, "fan_in", "truncated_normal")
         usual = nn.initializers.lecun_normal()
         query, key, value = (
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the gated feed-forward, each normalised before and added to its input."""
+    """Attention, then gated feed-forward; each normalises its input first and has a residual."""
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
@@ -96,13 +96,13 @@ class Block(nn.Module):
         h = nn.RMSNorm(epsilon=config.eps, name="norm2", **types)(x)
         gate = nn.Dense(config.d_ff, use_bias=False, name="ff_gate", **types)(h)
         h = nn.Dense(config.d_ff, use_bias=False, name="ff_in", **types)(h)
-        # The released "gated-gelu" is the tanh approximation, here alone in the cascade.
+        # The released "gated-gelu" is the tanh approximation, unlike elsewhere in the cascade.
         h = nn.gelu(gate, approximate=True) * h
         return x + nn.Dense(config.d_model, use_bias=False, name="ff_out", **types)(h)
 
 
 def attention_bias(position: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    """The bias by relative position, with padding hidden.
+    """Adds a mask of padding to the bias by relative position.
 
     Args:
       position: `(1, heads, length, length)`; see `T5Encoder.position_bias`.
@@ -117,7 +117,7 @@ def attention_bias(position: jax.Array, attention_mask: jax.Array) -> jax.Array:
 
 
 class T5Encoder(nn.Module):
-    """The encoder half of T5 v1.1. Compute in bfloat16 or float32; float16 overflows."""
+    """The encoder of T5 v1.1. It computes in bfloat16 or float32, because float16 overflows."""
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
@@ -125,12 +125,12 @@ class T5Encoder(nn.Module):
 
     def setup(self) -> None:  # noqa: D102
         if jnp.dtype(self.dtype) == jnp.float16:
-            raise InputError("T5 overflows in float16: compute it in bfloat16 or float32")
+            raise InputError("T5 overflows in float16; compute it in bfloat16 or float32")
         config = self.config
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # Without a compute dtype a table is looked up as stored: casting the few rows
-        # looked up is cheaper than casting the table.
-        # They begin as large as what a block adds, so that words outweigh their context.
+        # Without a compute dtype, rows are cast after the look-up, which is cheaper than casting
+        # the table. Embeddings are initialised as large as what a block adds, so that words
+        # outweigh their context.
         self.token_embedding = nn.Embed(
             config.vocab_size,
             config.d_model,
@@ -144,7 +144,7 @@ class T5Encoder(nn.Module):
         self.final_norm = nn.RMSNorm(epsilon=config.eps, **types)
 
     def position_bias(self, length: int) -> jax.Array:
-        """The attention bias by relative position, which all blocks share.
+        """Computes the attention bias by relative position, which all blocks share.
 
         Args:
           length: number of tokens.
@@ -157,7 +157,7 @@ class T5Encoder(nn.Module):
         return self.relative_bias(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        """Encodes tokens; padded positions are encoded too, but attended to by none.
+        """Encodes tokens. Padding is encoded too, but no token attends to it.
 
         Args:
           input_ids: int `(batch, length)`.
@@ -176,9 +176,9 @@ class T5Encoder(nn.Module):
         return self.finish(x)
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
-        """What the first block is given, `(batch, length)` to `(batch, length, d_model)`."""
+        """Embeds tokens `(batch, length)` for the first block, `(batch, length, d_model)`."""
         return self.token_embedding(input_ids).astype(self.dtype)
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """Normalises what the last block made."""
+        """Normalises the output of the last block, `(batch, length, d_model)`."""
         return self.final_norm(x)

@@ -1,7 +1,10 @@
-"""The denoiser: one U-Net for image or video, pixels or latents.
+"""The denoiser: one U-Net for images or videos, pixels or latents.
 
-The five denoisers of the cascade are five `UNetConfig`s of this one class
-(Show-1, sections 3.2 to 3.5).
+The five denoisers of the cascade are five `UNetConfig`s of this class (Show-1, sections 3.2 to
+3.5).
+
+Modules call `parallel.sharding.constrain_batch` and `gather_params`, which read the mesh set by
+`jax.set_mesh`. Without a mesh, both do nothing.
 """
 
 import dataclasses
@@ -32,42 +35,40 @@ HeadReading = Literal["width", "number"]
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """What distinguishes one denoiser from another.
+    """The settings of a denoiser.
 
     Attributes:
       in_channels: channels of the noisy sample together with its condition.
       out_channels: twice the sample's channels where the variance is learned.
       channels: width of each level, finest first.
-      layers: ResNet blocks of each level on the way down; one more on the way up.
-      attention: whether a level attends to the text and over frames.
-      attention_head_dim: one number per level, read as the next two fields say.
-      spatial_heads: whether that number is the "width" of a head of spatial
-        attention or the "number" of heads.
-      temporal_heads: likewise for temporal attention. Show-1's pixel networks
-        read it as width in space and as number in time, its latent network as
-        number in both; diffusers' own 3D network as width in both.
-        (Where the numbers differ, the way up of a latent network takes them in
-        reverse, level for level; a pixel network's takes them in the same order
-        again, as the released code does.)
-      space: "pixel": text and image share one attention, resampling happens in
-        ResNet blocks. "latent": transformers with cross-attention to the
-        text, resampling by convolutions.
-      temporal: False for an image denoiser, which takes each frame alone.
-      input_transformer_head_dim: head width of the eight-headed temporal
-        transformer behind the first convolution; None for none.
+      layers: number of ResNet blocks of each level on the way down; one more on the way up.
+      attention: whether each level attends to the text and over frames.
+      attention_head_dim: one number per level; the next two fields say what it means. If the
+        numbers differ, the way up of a latent network uses them in reverse order, and that of a
+        pixel network in the same order, like the released code.
+      spatial_heads: whether that number is the "width" of a head of spatial attention, or the
+        "number" of heads.
+      temporal_heads: the same for temporal attention. It is the width in space and the number in
+        time for Show-1's pixel networks, the number in both for its latent network, and the width
+        in both for diffusers' own 3D network.
+      space: "pixel": text and image share one attention, and ResNet blocks resample. "latent":
+        transformers have cross-attention to the text, and convolutions resample.
+      temporal: False for an image denoiser, which treats each frame independently.
+      input_transformer_head_dim: width of a head of the temporal transformer after the first
+        convolution, which has eight heads; None for no such transformer.
       text_dim: width of the text embeddings.
-      text_projection_dim: width they are projected to for attention; None to
-        attend to them as they are.
-      text_pooling_heads: heads of the pooling of the text into the time
-        embedding; None for no pooling.
-      noise_level: whether the network is told the noise level of its condition.
+      text_projection_dim: width to which text embeddings are projected for attention; None for no
+        projection.
+      text_pooling_heads: number of heads that pool the text into the time embedding; None for no
+        pooling.
+      noise_level: whether the noise level of the condition is an input.
       time_embed_dim: width of the time embedding.
       activation: "gelu" or "silu".
       time_embedding_activation: applied once to the sum of the embeddings.
-      skip_time_activation: ResNet blocks then take the embedding as it is.
-      scale_shift: whether the time scales and shifts, rather than shifts.
+      skip_time_activation: whether ResNet blocks use the time embedding without an activation.
+      scale_shift: whether the time embedding scales and shifts, instead of only shifting.
       output_scale: ResNet blocks divide their sum by it.
-      mid_output_scale: the same for the middle of the network.
+      mid_output_scale: the same in the middle of the network.
       norm_groups: groups of the normalisation of each frame.
       norm_eps: its epsilon.
     """
@@ -98,44 +99,48 @@ class UNetConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Raises InputError for unknown words, and per-level settings that do not fit."""
+        """Raises InputError for unknown values, or if settings differ in the number of levels."""
         for field, options in (
             ("space", ("pixel", "latent")),
             ("spatial_heads", ("width", "number")),
             ("temporal_heads", ("width", "number")),
         ):
             if getattr(self, field) not in options:
-                raise InputError(f"{field} is {getattr(self, field)!r}, not {' or '.join(options)}")
+                raise InputError(
+                    f"{field} is {getattr(self, field)!r}, but must be {' or '.join(options)}"
+                )
         for field in ("layers", "attention", "attention_head_dim"):
             if len(getattr(self, field)) != len(self.channels):
                 raise InputError(
-                    f"{field} lists {len(getattr(self, field))} levels, "
-                    f"channels {len(self.channels)}"
+                    f"{field} has {len(getattr(self, field))} levels, but channels has "
+                    f"{len(self.channels)}"
                 )
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a sample must be multiples of this many pixels."""
+        """Height and width of a sample must be multiples of this number."""
         return 2 ** (len(self.channels) - 1)
 
 
 def split_into_heads(channels: int, head_dim: int, reading: HeadReading) -> tuple[int, int]:
-    """How many heads, and how wide, for `attention_head_dim` read in one of the two ways."""
+    """Returns the number of heads and their width; `reading` says what `head_dim` is."""
     if reading == "number":
         return head_dim, channels // head_dim
     return channels // head_dim, head_dim
 
 
 def layer_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = ()) -> type[Any]:
-    """A layer's class, its parameters `gathered` and its insides recomputed as `parent.remat` says.
+    """Returns a layer's class with gathered parameters and rematerialisation.
 
-    Both layer by layer: gathered together, or recomputed together, many layers'
-    would be in memory at once.
+    Parameters are gathered (`gather_params`), and activations are recomputed (`parent.remat`),
+    layer by layer, so that only those of one layer are in memory at once.
+
+    Reads the mesh set by `jax.set_mesh`.
 
     Args:
-      parent: the module that calls it, with `dtype` and `remat`.
-      kind: the class.
-      static_argnums: of its arguments, counted from self, those that are not arrays.
+      parent: the module that calls the layer; has `dtype` and `remat`.
+      kind: class of the layer.
+      static_argnums: indices of arguments that are not arrays, counted from self.
     """
     if parent.is_initializing():
         return kind
@@ -147,10 +152,10 @@ def layer_class(parent: Any, kind: type[Any], static_argnums: tuple[int, ...] = 
 
 
 class Level(nn.Module):
-    """What happens at one resolution: ResNet blocks, attention, their temporal halves.
+    """One resolution of the network: ResNet blocks, attention, and their temporal modules.
 
-    On the way down the outputs are the skip connections; on the way up `skips`
-    are taken from the end. `middle` puts one ResNet block before the first attention.
+    On the way down, the outputs are skip connections. On the way up, `skips` are used from the
+    end. `middle` adds a ResNet block before the first attention.
     """
 
     config: UNetConfig
@@ -173,7 +178,15 @@ class Level(nn.Module):
         skips: list[jax.Array] | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Returns the level's output and all outputs on the way, coarsest last."""
+        """Returns the level's output, and the outputs of all its layers, coarsest last.
+
+        Args:
+          x: `(batch, frames, h, w, c)`.
+          time: time embedding, `(batch, d)`.
+          text: `(batch, tokens, width)`.
+          skips: one array per layer, concatenated to its input on the way up.
+          train: enables dropout.
+        """
         outputs = []
         if self.middle:
             x = self._resnet(x, time, 0, train)
@@ -239,14 +252,16 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise (or velocity) in a clip, told the time, the text and a condition.
+    """Predicts the noise (or velocity) in a clip, given the time, the text and a condition.
+
+    Reads the mesh set by `jax.set_mesh`.
 
     Attributes:
-      config: which denoiser.
-      dtype: what it computes in.
-      param_dtype: what its parameters are kept in.
-      remat: in training, what each layer keeps for the backward pass instead of
-        everything: the name of one of `jax.checkpoint_policies`. Changes memory and time alone.
+      config: settings.
+      dtype: compute dtype.
+      param_dtype: dtype of the parameters.
+      remat: name of one of `jax.checkpoint_policies`, which decides what each layer keeps for the
+        backward pass; None keeps everything. Changes only memory and time.
     """
 
     config: UNetConfig
@@ -263,22 +278,22 @@ class UNet(nn.Module):
         noise_level: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Runs the network on a batch of clips; an image is a clip of one frame.
+        """Predicts noise (or velocity) for a batch of clips; an image is a clip of one frame.
 
         Args:
           sample: `(batch, frames, height, width, in_channels)`.
           timesteps: `(batch,)`, 0 to 999.
           text: `(batch, tokens, text_dim)`.
-          noise_level: `(batch,)` timesteps to which the condition was noised,
-            for networks that are told.
-          train: turns on the dropout of the temporal convolutions, which
-            draws from the random stream "dropout".
+          noise_level: `(batch,)` timesteps to which noise was added to the condition, for networks
+            with `config.noise_level`.
+          train: enables dropout in the temporal convolutions, which uses the random stream
+            "dropout".
 
         Returns:
           `(batch, frames, height, width, out_channels)` in fp32.
 
         Raises:
-          InputError: if a shape does not fit the configuration.
+          InputError: if a shape does not match the configuration.
         """
         config = self.config
         self._check(sample, timesteps, text, noise_level)
@@ -360,32 +375,32 @@ class UNet(nn.Module):
         config = self.config
         if sample.ndim != 5 or sample.shape[-1] != config.in_channels:
             raise InputError(
-                f"sample has shape {sample.shape}; this denoiser takes "
+                f"sample has shape {sample.shape}, but must be "
                 f"(batch, frames, height, width, {config.in_channels})"
             )
         batch, _, height, width, _ = sample.shape
         multiple = config.size_multiple
         if height % multiple or width % multiple:
             raise InputError(
-                f"a {width}x{height} sample cannot be halved {len(config.channels) - 1} times; "
-                f"take a width and height that are multiples of {multiple}"
+                f"a {width}x{height} sample cannot be downsampled "
+                f"{len(config.channels) - 1} times; choose a width and height that are multiples "
+                f"of {multiple}"
             )
         if timesteps.shape != (batch,):
             raise InputError(
-                f"timesteps has shape {timesteps.shape}; give one per clip: ({batch},)"
+                f"timesteps has shape {timesteps.shape}, but must be ({batch},), one per clip"
             )
         if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != config.text_dim:
             raise InputError(
-                f"text has shape {text.shape}; this denoiser takes "
-                f"({batch}, tokens, {config.text_dim})"
+                f"text has shape {text.shape}, but must be ({batch}, tokens, {config.text_dim})"
             )
         if config.noise_level != (noise_level is not None):
             raise InputError(
-                "this denoiser is told the noise level of its condition: pass noise_level"
+                "this denoiser needs the noise level of its condition; pass noise_level"
                 if config.noise_level
-                else "this denoiser takes no noise_level"
+                else "this denoiser takes no noise_level; do not pass it"
             )
         if noise_level is not None and noise_level.shape != (batch,):
             raise InputError(
-                f"noise_level has shape {noise_level.shape}; give one per clip: ({batch},)"
+                f"noise_level has shape {noise_level.shape}, but must be ({batch},), one per clip"
             )

@@ -16,17 +16,18 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder; the defaults are the released one's.
+    """Sizes of the autoencoder; the defaults are those of the released one.
 
     Attributes:
-      in_channels: channels of the images that are encoded.
-      out_channels: channels of the images that are decoded.
-      latent_channels: channels of the latents.
-      channels: width of each level, finest first. A level halves the one before it.
-      layers_per_block: ResNet blocks of each level of the encoder; one more in the decoder.
+      in_channels: channels of images to encode.
+      out_channels: channels of decoded images.
+      latent_channels: channels of latents.
+      channels: width of each level, finest first. Each level has half the resolution of the one
+        before it.
+      layers_per_block: ResNet blocks per level of the encoder; the decoder has one more.
       norm_groups: groups of every normalisation.
-      scaling_factor: what the denoiser's latents are multiplied with, so that their
-        variance is about one. The autoencoder itself never applies it.
+      scaling_factor: latents of the denoiser are multiplied by it, so that their variance is
+        about one. The autoencoder itself never applies it.
     """
 
     in_channels: int = 3
@@ -39,12 +40,12 @@ class VAEConfig:
 
     @property
     def downscale(self) -> int:
-        """How many pixels wide and high one latent is."""
+        """Width and height of one latent in pixels."""
         return 2 ** (len(self.channels) - 1)
 
 
 class SpatialAttention(nn.Module):
-    """Every position of an image attends to all of them, with a single head."""
+    """Single-head self-attention over the positions of an image, with a residual connection."""
 
     groups: int
     dtype: DTypeLike = jnp.float32
@@ -52,7 +53,7 @@ class SpatialAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., h, w, c)` to the same shape; the residual is inside."""
+        """Maps `(..., h, w, c)` to the same shape."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         *_, height, width, channels = x.shape
         h = GroupNorm(self.groups, EPS, name="group_norm", **types)(x)
@@ -66,7 +67,7 @@ class SpatialAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """ResNet blocks of one resolution, then the step to the next one, if there is one."""
+    """ResNet blocks of one resolution, then resampling, if any."""
 
     channels: int
     layers: int
@@ -77,14 +78,14 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., h, w, c)` to `(..., h', w', channels)`."""
+        """Maps `(..., h, w, c)` to `(..., h', w', channels)`."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i in range(self.layers):
             x = ResnetBlock(self.channels, self.groups, EPS, nn.silu, name=f"resnet_{i}", **types)(
                 x
             )
         if self.resample == "down":
-            # Padded below and on the right alone: PyTorch's network is not symmetric here.
+            # Padded only below and on the right, like PyTorch's network.
             return nn.Conv(
                 self.channels,
                 (3, 3),
@@ -108,7 +109,7 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., h, w, channels)` to the same shape."""
+        """Maps `(..., h, w, channels)` to the same shape."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         resnet = (self.channels, self.groups, EPS, nn.silu)
         x = ResnetBlock(*resnet, name="resnet_0", **types)(x)
@@ -117,7 +118,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to moments, before their own 1x1 convolution."""
+    """Encodes images to moments, without the 1x1 convolution of `VAE`."""
 
     config: VAEConfig
     dtype: DTypeLike = jnp.float32
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., height, width, in_channels)` to `(..., h, w, 2 * latent_channels)`."""
+        """Maps `(..., height, width, in_channels)` to `(..., h, w, 2 * latent_channels)`."""
         config = self.config
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = conv3x3(config.channels[0], "conv_in", **types)(x)
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to image, after their own 1x1 convolution."""
+    """Decodes latents to images, without the 1x1 convolution of `VAE`."""
 
     config: VAEConfig
     dtype: DTypeLike = jnp.float32
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(..., h, w, latent_channels)` to `(..., height, width, out_channels)`."""
+        """Maps `(..., h, w, latent_channels)` to `(..., height, width, out_channels)`."""
         config = self.config
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = conv3x3(config.channels[-1], "conv_in", **types)(x)
@@ -175,8 +176,8 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encodes images to a Gaussian over latents and decodes latents to images.
 
-    Images are `(..., height, width, channels)` in [-1, 1]; each is taken alone, so
-    a clip is encoded by giving it as it is.
+    Images are `(..., height, width, channels)` in [-1, 1]. Each image is treated independently, so
+    clips can be passed too.
     """
 
     config: VAEConfig
@@ -191,31 +192,31 @@ class VAE(nn.Module):
         self.decoder = Decoder(self.config, **types)
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior of an image's latents.
+        """Encodes images to the posterior of their latents.
 
         Args:
           image: `(..., height, width, in_channels)` in [-1, 1].
 
         Returns:
-          Mean and log variance, fp32 `(..., h, w, latent_channels)` each, one latent per
-          `config.downscale` pixels. Not multiplied with the scaling factor.
+          Mean and log variance, fp32 `(..., h, w, latent_channels)` each, not multiplied by the
+          scaling factor. `h` is `height / config.downscale`.
         """
         moments = self.quant_conv(self.encoder(image)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """The image of some latents.
+        """Decodes latents to images.
 
         Args:
           latents: `(..., h, w, latent_channels)`, already divided by the scaling factor.
 
         Returns:
-          fp32 `(..., height, width, out_channels)`, about [-1, 1], not clipped.
+          fp32 `(..., height, width, out_channels)`, about in [-1, 1], not clipped.
         """
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """The image decoded from the mean of its own latents; initialises every parameter."""
+        """Encodes images and decodes the means of their latents; initialises all parameters."""
         mean, _ = self.encode(image)
         return self.decode(mean)

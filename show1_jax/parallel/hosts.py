@@ -1,7 +1,10 @@
-"""Several processes, each with devices of its own, that run one program together.
+"""Several processes (hosts) that run one program together, each with its own devices.
 
-Training spreads each step over all of them. Sampling gives each of them some
-of the items, with meshes of its own devices.
+Training splits each step over all processes. Sampling gives each process some of the items, and a
+mesh of its own devices.
+
+Hidden state: `join` sets the process's handlers for SIGTERM and uncaught exceptions. `Preemption`
+has a counter that all of its instances share.
 """
 
 import contextlib
@@ -31,20 +34,21 @@ def join(
     limit: int,
     preemptible: bool,
 ) -> None:
-    """Meets the other processes, if there are any.
+    """Connects to the other processes, if there are any.
+
+    If a process does not join within `limit` seconds, the program ends with an error message.
 
     Args:
-      coordinator: `HOST:PORT` of the first process; "auto" to take this and the
-        other two from the environment (TPU pods, GKE, SLURM, Open MPI); None
-        for one process.
-      processes: how many there are.
-      process: which of them this is, from 0.
-      limit: seconds to wait for the others; after that the program ends with a line.
-      preemptible: whether the program asks `Preemption` for SIGTERM, which ends it otherwise.
+      coordinator: `HOST:PORT` of the first process. "auto" takes this and the next two arguments
+        from the environment (TPU pods, GKE, SLURM, Open MPI). None for a single process.
+      processes: number of processes.
+      process: index of this process, from 0.
+      limit: seconds to wait for the other processes.
+      preemptible: whether the program handles SIGTERM with `Preemption`. Otherwise SIGTERM ends it.
 
     Raises:
-      InputError: if the arguments do not go together, the environment names no others, or the
-        first process cannot listen where it should.
+      InputError: if arguments are missing or contradict each other, the environment names no
+        processes, or the first process cannot listen at its port.
     """
     explicit = (processes is None, process is None)
     if coordinator is None:
@@ -53,12 +57,14 @@ def join(
         return
     if coordinator == "auto":
         if explicit != (True, True):
-            raise InputError("--coordinator=auto finds --processes and --process by itself")
+            raise InputError(
+                "--coordinator=auto finds --processes and --process itself; remove them"
+            )
         arguments: dict[str, Any] = {}
     else:
         if processes is None or process is None or not 0 <= process < processes:
             raise InputError(
-                "--coordinator HOST:PORT needs --processes N and --process I, of 0 to N - 1"
+                "--coordinator HOST:PORT needs --processes N and --process I, from 0 to N - 1"
             )
         arguments = {
             "coordinator_address": coordinator,
@@ -69,14 +75,14 @@ def join(
             _check_port(coordinator)
 
     def expire() -> None:
-        where = "the processes of this job" if coordinator == "auto" else f"{coordinator}"
+        where = "the processes" + ("" if coordinator == "auto" else f" of {coordinator}")
         print(
-            f"error: {where} could not all be reached within {limit} s: start every process, with "
-            "the same --coordinator and a --process of its own, or raise --join_limit",
+            f"error: not all of {where} joined within {limit} s; start every process with the same "
+            "--coordinator and a different --process, or raise --join_limit",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # the main thread waits inside of JAX, which would end in an abort
+        os._exit(1)  # the main thread waits in JAX, and a normal exit would abort it
 
     watch = threading.Timer(limit, expire)
     watch.daemon = True
@@ -91,12 +97,12 @@ def join(
     finally:
         watch.cancel()
     if not preemptible:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX listens where processes share a program
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # undoes the handler of jax.distributed
     sys.excepthook = _abandon
 
 
 def _check_port(coordinator: str) -> None:
-    """Raises InputError if nobody can listen there, of which JAX may die without a word."""
+    """Raises InputError if the port is in use or invalid; JAX may crash without a message."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
@@ -104,37 +110,38 @@ def _check_port(coordinator: str) -> None:
         socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(
-            f"--coordinator={coordinator}: the first process cannot listen at that port ({error}); "
-            "end what does, such as an earlier try, or give every process another port"
+            f"--coordinator={coordinator}: the first process cannot listen at this port ({error}); "
+            "end the program that uses it, such as an earlier run, or give all processes another "
+            "port"
         ) from error
 
 
 def _abandon(*error: Any) -> None:
-    """Ends after an error that nothing caught: the usual way out would wait for the others."""
+    """Ends the process after an uncaught error; a normal exit would wait for other processes."""
     sys.__excepthook__(*error)
     sys.stdout.flush()
     os._exit(1)
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and tells."""
+    """Returns whether this process is the one that writes files and messages."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints a line, once for all processes."""
+    """Prints a line in the first process only."""
     if first():
         print(text, flush=True)
 
 
 def wait(name: str) -> None:
-    """Returns when every process has come to the wait of this name."""
+    """Waits until all processes have called this function with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process has, of values that JSON can hold, in their order."""
+    """Returns the values of all processes, in order. JSON must be able to hold them."""
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -146,7 +153,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def fetch(tree: Any) -> Any:
-    """The whole of each array, as NumPy's, in every process."""
+    """Copies whole arrays to NumPy arrays in every process."""
 
     def one(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
@@ -160,7 +167,7 @@ def fetch(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def own_devices() -> Iterator[None]:
-    """Where processes share a mesh, sets one of this process's first device instead."""
+    """With several processes, sets a mesh of only this process's first device."""
     if jax.process_count() == 1:
         yield
         return
@@ -170,9 +177,9 @@ def own_devices() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """Lets the first process through before the others: what it writes, they find.
+    """Runs the context in the first process before all others, so that they find what it wrote.
 
-    Within, each computes on its `own_devices`.
+    Sets the mesh of `own_devices` in the context.
     """
     if not first():
         wait(name)
@@ -183,14 +190,14 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 class Preemption:
-    """Notices SIGTERM, which clusters send before they take a machine away, and Ctrl-C.
+    """Notices Ctrl-C, and SIGTERM, which clusters send before they take a machine away.
 
-    A second Ctrl-C does not wait for the step and the checkpoint, nor does the first of a program
-    of several processes. Where Ctrl-C is ignored, as shells do for what they start in the
-    background, it stays so.
+    A second Ctrl-C ends the program without waiting for the step and the checkpoint. With several
+    processes, the first Ctrl-C does. If Ctrl-C is ignored, as in background jobs of a shell, it
+    stays ignored.
     """
 
-    # JAX stops at a later number than it has seen: over all runs of a program they only rise.
+    # JAX stops at a number that is larger than those seen before, so runs of a program share it.
     _asked = itertools.count(1)
 
     def __init__(self) -> None:
@@ -198,8 +205,8 @@ class Preemption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        """Begins to listen."""
-        # With several processes JAX listens, so that they all stop after the same step.
+        """Sets the signal handlers."""
+        # With several processes, JAX handles SIGTERM, so that they all stop after the same step.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
@@ -207,9 +214,9 @@ class Preemption:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Leaves the signals to whoever had them before."""
+        """Restores the signal handlers."""
         for number, handler in self._before.items():
-            if handler is not None:  # set by no Python code
+            if handler is not None:  # None if C code set the handler
                 signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
@@ -219,7 +226,7 @@ class Preemption:
             signal.signal(number, self._before[number] or signal.default_int_handler)
 
     def due(self) -> bool:
-        """Whether to stop after this step; every process asks after each step."""
+        """Returns whether to stop after this step; all processes must call it after each step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(next(self._asked))
         return self._noticed

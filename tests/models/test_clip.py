@@ -90,7 +90,7 @@ def test_bfloat16_is_close(case, config, params):
 
 
 def test_refuses_what_it_cannot_compute(case, config, params):
-    with pytest.raises(InputError, match="at most 7 tokens"):
+    with pytest.raises(InputError, match="takes at most 7"):
         CLIPText(config).apply({"params": params}, np.zeros((1, 8), np.int32))
     relu = dataclasses.replace(config, activation="relu")
     with pytest.raises(InputError, match="relu"):

@@ -397,17 +397,17 @@ def replaced(position: int, shape: tuple[int, ...]):
 @pytest.mark.parametrize(
     ("config", "inputs", "message"),
     [
-        (PIXEL, replaced(0, (2, 3, 7, 12, 6)), "12x7 sample cannot be halved 1 times.* of 2"),
-        (PIXEL, replaced(0, (2, 3, 8, 13, 6)), "13x8 sample cannot be halved 1 times.* of 2"),
-        (PIXEL, replaced(0, (2, 3, 8, 12, 3)), "sample has shape .*3.*takes .*width, 6"),
-        (PIXEL, replaced(0, (2, 8, 12, 6)), "sample has shape .*takes .batch, frames"),
-        (PIXEL, replaced(1, ()), r"timesteps has shape \(\); give one per clip: \(2,\)"),
-        (PIXEL, replaced(1, (3,)), r"timesteps has shape \(3,\); give one per clip: \(2,\)"),
-        (PIXEL, replaced(2, (2, 5, 15)), r"text has shape .*takes \(2, tokens, 16\)"),
-        (PIXEL, replaced(2, (1, 5, 16)), r"text has shape .*takes \(2, tokens, 16\)"),
-        (PIXEL, replaced(2, (2, 16)), r"text has shape .*takes \(2, tokens, 16\)"),
-        (PIXEL, replaced(3, (1,)), r"noise_level has shape \(1,\); give one per clip: \(2,\)"),
-        (PIXEL, replaced(3, ()), r"noise_level has shape \(\); give one per clip: \(2,\)"),
+        (PIXEL, replaced(0, (2, 3, 7, 12, 6)), "12x7 sample cannot be downsampled 1 times.* of 2"),
+        (PIXEL, replaced(0, (2, 3, 8, 13, 6)), "13x8 sample cannot be downsampled 1 times.* of 2"),
+        (PIXEL, replaced(0, (2, 3, 8, 12, 3)), "sample has shape .*3.*but must be .*width, 6"),
+        (PIXEL, replaced(0, (2, 8, 12, 6)), "sample has shape .*but must be .batch, frames"),
+        (PIXEL, replaced(1, ()), r"timesteps has shape \(\), but must be \(2,\)"),
+        (PIXEL, replaced(1, (3,)), r"timesteps has shape \(3,\), but must be \(2,\)"),
+        (PIXEL, replaced(2, (2, 5, 15)), r"text has shape .*but must be \(2, tokens, 16\)"),
+        (PIXEL, replaced(2, (1, 5, 16)), r"text has shape .*but must be \(2, tokens, 16\)"),
+        (PIXEL, replaced(2, (2, 16)), r"text has shape .*but must be \(2, tokens, 16\)"),
+        (PIXEL, replaced(3, (1,)), r"noise_level has shape \(1,\), but must be \(2,\)"),
+        (PIXEL, replaced(3, ()), r"noise_level has shape \(\), but must be \(2,\)"),
         (PIXEL, replaced(0, (2, 3, 8, 12, 6))[:3], "pass noise_level"),
         (
             dataclasses.replace(PIXEL, noise_level=False),
@@ -424,7 +424,7 @@ def test_inputs_that_do_not_fit_are_refused(config, inputs, message):
 
 @pytest.mark.parametrize("field", ["layers", "attention", "attention_head_dim"])
 def test_every_level_has_its_settings(field):
-    with pytest.raises(InputError, match=f"{field} lists 1 levels, channels 2"):
+    with pytest.raises(InputError, match=f"{field} has 1 levels, but channels has 2"):
         dataclasses.replace(PIXEL, **{field: getattr(PIXEL, field)[:1]})
 
 

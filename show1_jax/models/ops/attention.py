@@ -101,6 +101,7 @@ def best_implementation(
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """XLA's attention, in chunks if the logits would be too large."""
     batch, queries, heads, _ = query.shape
     cached = current_platform()[0] == "cpu" and key.shape[1] > MAX_SHORT_LENGTH
     max_bytes = MAX_CACHED_LOGIT_BYTES if cached else MAX_LOGIT_BYTES
@@ -149,6 +150,7 @@ def _elementwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arra
 
 
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """JAX's Pallas kernel, with lengths padded to whole blocks."""
     # Imported here because it takes half a second, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
