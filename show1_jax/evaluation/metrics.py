@@ -1,4 +1,4 @@
-"""How near a video comes to the true one, and how sharp it is."""
+"""Metrics of any video: similarity to a true video, and sharpness."""
 
 import math
 
@@ -6,39 +6,39 @@ import numpy as np
 
 
 def psnr(a: np.ndarray, b: np.ndarray, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB: `10 log10(peak**2 / mean((a - b)**2))`.
+    """Computes the peak signal-to-noise ratio: `10 log10(peak**2 / mean((a - b)**2))`.
 
     Args:
       a: pixels of any shape.
       b: pixels of the same shape.
-      peak: the range of their values; 2 for pixels in [-1, 1].
+      peak: range of the values, such as 2 for pixels in [-1, 1].
 
     Returns:
-      The ratio, infinite where both are the same.
+      The ratio in dB; infinity if both are equal.
 
     Raises:
       ValueError: if the shapes differ.
     """
     if a.shape != b.shape:
-        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+        raise ValueError(f"a has shape {a.shape}, but b has shape {b.shape}; they must be equal")
     error = float(np.square(a.astype(np.float64) - b).mean())
     return 10 * math.log10(peak**2 / error) if error else math.inf
 
 
 def edge_sharpness(video: np.ndarray) -> float:
-    """How steep the edges of a video are, in grey levels per pixel.
+    """Computes the mean steepness of the edges in a video, in gray levels per pixel.
 
-    With `g` the length of the gradient, by differences to the neighbours below
-    and to the right in all three channels, it is the mean of all `g >= max(g) / 2`
-    of a frame: of what is edge, rather than the noise in between. An edge of
-    contrast `c` (as RGB distance) that spreads evenly over `w` pixels has `c / w`,
-    however long it is. Videos compare where their sizes are equal.
+    Let `g` be the length of the gradient at a pixel: the differences to the neighbours below and
+    to the right, in all three channels. The sharpness of a frame is the mean of all
+    `g >= max(g) / 2`, which are edges and not noise. An edge of contrast `c` (RGB distance) and a
+    width of `w` pixels has sharpness `c / w`, whatever its length. Compare only videos of equal
+    size.
 
     Args:
       video: `(frames, height, width, 3)`, values 0 to 255.
 
     Returns:
-      The mean over frames; 0 for frames without any edge.
+      The mean over frames, in which frames without edges count as 0.
     """
     pixels = video.astype(np.float32)
     down = pixels[:, 1:, :-1] - pixels[:, :-1, :-1]

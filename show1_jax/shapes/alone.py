@@ -1,13 +1,12 @@
-"""What each stage adds to a simple filter, when it is given what is true.
+"""Compares each stage with a simple filter, when both get true inputs.
 
-The clips that a stage starts from are drawn, of held-out combinations, so that
-the truth of what it should make is known:
+Inputs are drawn clips of held-out combinations, so that the true results are known:
 
-- interpolation against blending its two keyframes linearly: distance of the
-  shape's centroid from its true place, in pixels, in the frames that show one, and PSNR
-- first_frame and super_resolution against bicubic upscaling: PSNR
-- translation against bicubic upscaling, which it starts from: PSNR, sharpness of
-  edges, and the share of clips that are right in every attribute
+- interpolation is compared with linear blending of keyframes: PSNR, and the distance of the
+  shape's centroid from its true place, in pixels, over the frames that show one
+- first_frame and super_resolution are compared with bicubic upscaling: PSNR
+- translation is compared with bicubic upscaling, which it starts from: PSNR, sharpness of edges,
+  and the share of clips that are right in every attribute
 """
 
 import contextlib
@@ -73,20 +72,20 @@ class Truth:
         return stage.filtered({needed: self.true(item, needed) for needed in stage.needs})
 
     def has(self, item: int, stage: str) -> bool:
-        """Whether there is a result."""
+        """Returns whether there is a result."""
         return (item, stage) in self._made or stage not in self._run
 
     def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Whether there is a result already."""
+        """Returns whether there is a result already."""
         del settings
         return self.has(item, stage)
 
     def fail(self, item: int, stage: str, error: InputError) -> None:
-        """Raises it: means over some of the clips would be other figures."""
+        """Raises the error, because means over only some clips would be misleading."""
         raise InputError(f"{stage} of clip {item}: {error}")
 
     def load(self, item: int, stage: str) -> np.ndarray:
-        """What the stage made, if it is run, or what is true."""
+        """Returns the result of the stage if it runs, otherwise the true clip."""
         if (item, stage) in self._made:
             return self._made[item, stage]
         pixels = from_uint8(self.true(item, stage))
@@ -107,20 +106,20 @@ def evaluate_alone(
     overrides: Mapping[str, Sequence[str]],
     split: str = "validation",
 ) -> None:
-    """Runs stages on true inputs, and prints how they compare with simple filters.
+    """Runs stages on true inputs, and prints a comparison with simple filters.
 
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      count: how many clips.
-      seed: decides them.
-      stages: the stages to run; None for all that the checkpoint has. Keyframes
-        start from nothing, and are left out.
+      count: number of clips.
+      seed: decides the clips.
+      stages: the stages to run; None for all that the checkpoint has. Keyframes are left out,
+        because they have no input.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
-      split: whose combinations the clips have, of `prompts.SPLITS`.
+      split: name in `prompts.SPLITS` that the clips' combinations are from.
 
     Raises:
-      InputError: if anything given is wrong, or nothing is left to run.
+      InputError: if an argument is invalid, or no stage is left to run.
     """
     folder = prepare(config, checkpoint, overrides)
     known, chosen = build(config), groups(list(Engine(config, folder, stages).stages))
@@ -144,7 +143,7 @@ def evaluate_alone(
 def compare(
     stages: Mapping[str, Stage], name: str, truth: Truth, combinations: Sequence[Combination]
 ) -> str:
-    """The table of one stage and its filter: means over all clips."""
+    """Makes the table of one stage and its filter: means over all clips."""
     rows = {}
     for row, clip in ((name, truth.made), (stages[name].filter_name, truth.filtered)):
         scores = [

@@ -1,4 +1,4 @@
-"""The cascade's results as arrays on disk: what evaluation reads, and later stages go on from.
+"""The cascade's results as arrays on disk, for evaluation and for later stages.
 
 DIR/items.json          prompts and seeds
 DIR/000-keyframes.npy   fp32 pixels in [-1, 1]; those of the last stage are uint8
@@ -18,17 +18,17 @@ from show1_jax.stages import names
 
 
 class Arrays:
-    """Results of a run in a folder; see `stages.cascade.Results`."""
+    """The results of a run in a folder; see `stages.results.Results`."""
 
     def __init__(self, folder: Path):
-        """A folder that may exist already; nothing is written before `begin`."""
+        """Names the folder, which may exist already. Nothing is written before `begin`."""
         self.folder = folder
 
     def begin(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        """Says which items the results are of.
+        """Records which items the results are of.
 
         Raises:
-          InputError: if the folder holds results of others, or cannot be written.
+          InputError: if the folder has results of other items, or cannot be written.
         """
         path = self.folder / "items.json"
         items = [list(item) for item in zip(prompts, seeds, strict=True)]
@@ -38,24 +38,26 @@ class Arrays:
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be used: {error}") from None
         if held != items:
-            raise InputError(f"{self.folder} holds other prompts or seeds; give another --out")
+            raise InputError(
+                f"{self.folder} has results of other prompts or seeds; give another --out"
+            )
         write_bytes(path, (json.dumps(items, indent=1) + "\n").encode())
 
     def has(self, item: int, stage: str) -> bool:
-        """Whether there is a result."""
+        """Returns whether there is a result."""
         return self._path(item, stage).is_file()
 
     def done(self, item: int, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Never: what is asked for here is made again."""
+        """Returns False, so that every stage that runs makes its results again."""
         del item, stage, settings
         return False
 
     def fail(self, item: int, stage: str, error: InputError) -> None:
-        """Raises it: figures of some of the items would be other figures."""
+        """Raises the error, because figures for only some items would be misleading."""
         raise InputError(f"{stage} of item {item}: {error}")
 
     def load(self, item: int, stage: str) -> np.ndarray:
-        """A result as it was saved. Raises InputError if it cannot be read, or is no video."""
+        """Reads a result; raises InputError if it cannot be read, or is not a video."""
         path = self._path(item, stage)
         try:
             result = np.load(path)
@@ -63,15 +65,18 @@ class Arrays:
             raise InputError(f"{path} cannot be read: {error}") from None
         pixels = result.dtype == np.uint8 or np.issubdtype(result.dtype, np.floating)
         if not pixels or result.ndim not in (3, 4) or result.shape[-1] != 3 or not result.size:
-            raise InputError(f"{path} holds no video, but {result.dtype} of shape {result.shape}")
+            raise InputError(
+                f"{path} has {result.dtype} of shape {result.shape}, which is not a video"
+            )
         if not np.isfinite(result).all():
-            raise InputError(f"{path} holds values that are not finite")
+            raise InputError(f"{path} has values that are not finite")
         return result
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Mapping[str, Any]) -> None:
-        """Keeps a result, and removes what later stages made of the one before it.
+        """Writes a result, and removes results of later stages that started from an older one.
 
-        Raises InputError if it cannot be written.
+        Raises:
+          InputError: if the result cannot be written.
         """
         del settings
         try:

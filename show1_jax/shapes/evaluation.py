@@ -1,4 +1,4 @@
-"""One run of `python -m show1_jax.shapes`: from a checkpoint to tables."""
+"""Evaluates a checkpoint on moving shapes: samples prompts, measures clips, makes tables."""
 
 import contextlib
 import tempfile
@@ -28,7 +28,7 @@ from show1_jax.shapes.tables import (
 from show1_jax.stages import STAGES, by_name, names
 from show1_jax.stages.results import Results
 
-ROWS = 12  # clips on the contact sheet
+MAX_ROWS = 12  # clips on the contact sheet
 
 
 def evaluate(
@@ -44,24 +44,23 @@ def evaluate(
     swapped: bool = False,
     split: str = "validation",
 ) -> None:
-    """Samples prompts of held-out combinations, and prints how often the clips obey them.
+    """Samples prompts of held-out combinations, and prints how often the clips follow them.
 
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      count: how many prompts.
-      seed: decides them, and the first one's randomness; see `prompts.draw`.
-      out: the folder to keep results in, which may hold those of earlier
-        stages; None for a temporary one.
-      sheet: the PNG file to write, with the last stage's clips of some prompts.
+      count: number of prompts.
+      seed: decides the prompts, and is the seed of the first one; see `prompts.draw`.
+      out: folder for results, which may have results of earlier stages; None for a temporary one.
+      sheet: PNG file to write, with the last stage's clips of some prompts.
       stages: the stages to run; None for all that the checkpoint has.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
-      empty: asks for nothing, to see what guessing amounts to.
+      empty: uses empty prompts, to measure guessing.
       swapped: samples each prompt again with one word swapped.
-      split: whose combinations, of `prompts.SPLITS`.
+      split: name in `prompts.SPLITS` that the combinations are from.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if an argument is invalid.
     """
     if empty and swapped:
         raise InputError("give --empty or --swap, not both")
@@ -81,16 +80,16 @@ def evaluate(
 def sampled(
     engine: Engine, prompts: Sequence[str], seeds: Sequence[int], out: Path | None = None
 ) -> Iterator[Arrays]:
-    """Runs the stages; the results are there while the context lasts, in `out` for longer.
+    """Runs stages, and yields their results, which are deleted at the end unless `out` is given.
 
     Args:
       engine: of the stages to run.
       prompts: one for each item.
       seeds: one for each item.
-      out: a folder, which may hold results of earlier stages; None for a temporary one.
+      out: folder for results, which may have results of earlier stages; None for a temporary one.
 
     Raises:
-      InputError: if a result is missing, or cannot be made or written.
+      InputError: if an input is missing, or a result cannot be made or written.
     """
     with tempfile.TemporaryDirectory(prefix="show1_jax_") as temporary:
         results = Arrays(out or Path(temporary))
@@ -108,12 +107,15 @@ def aspect(config: ConfigDict) -> float:
 
 
 def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measurement]]:
-    """Measures what every stage made that has a result for every item.
+    """Measures the clips of each stage that has results of all items.
 
     Args:
-      results: the cascade's.
-      items: how many there are.
-      aspect: width by height at which the content is not stretched.
+      results: of the cascade.
+      items: number of items.
+      aspect: width / height at which the content is not stretched.
+
+    Returns:
+      Measurements of all items by stage.
     """
     measured = {}
     for stage in names():
@@ -126,7 +128,7 @@ def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measure
 
 
 def _video(results: Results, item: int, stage: str) -> np.ndarray:
-    """A result as `(frames, height, width, 3)` uint8; an image is one frame."""
+    """Reads a result as `(frames, height, width, 3)` uint8; an image is one frame."""
     result = results.load(item, stage)
     frames = result if result.dtype == np.uint8 else to_uint8(result)
     return frames if frames.ndim == 4 else frames[None]
@@ -138,13 +140,13 @@ def report(
     swapped: Sequence[Item],
     split: str = "validation",
 ) -> str:
-    """The tables, as text.
+    """Makes the tables, as text.
 
     Args:
-      measured: what every stage's clips show: of the items, then of the swapped ones.
-      items: what was asked.
-      swapped: what was asked with one word swapped; may be empty.
-      split: whose combinations the items have.
+      measured: measurements by stage: of the items, then of the swapped items.
+      items: the prompts.
+      swapped: the prompts with one word swapped; may be empty.
+      split: that the items' combinations are from.
     """
     wanted = [item.combination for item in items]
     rows = {name: accuracy(name, seen[: len(items)], wanted) for name, seen in measured.items()}
@@ -173,7 +175,7 @@ def _write_sheet(
     """Draws the last stage's first clips, each followed by that of its swapped prompt."""
     stage = list(measured)[-1]
     pairs = [[index, index + count] for index in range(count)]
-    shown = [index for pair in pairs for index in pair if index < len(items)][:ROWS]
+    shown = [index for pair in pairs for index in pair if index < len(items)][:MAX_ROWS]
     rows = []
     for index in shown:
         seen, asked = measured[stage][index].combination, items[index].combination

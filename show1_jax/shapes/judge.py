@@ -1,19 +1,19 @@
-"""What a video of moving shapes shows, from its pixels alone.
+"""Measures what a video of moving shapes shows, from its pixels.
 
     measure(video).combination     # size, color, shape, direction, background
 
-The steps, each of which uses what the ones before it found:
+Each step uses the results of the steps before it:
 
-1. background: the median colour of each frame.
+1. background: the median color of each frame.
 2. color: the median of the pixels that differ most from the background.
-3. coverage: the share of each pixel that is shape, by its place on the line
-   from background to colour; its sum around the shape is the area, hence the
-   size, its mean place the centroid.
+3. coverage: the share of each pixel that the shape covers, from its place on the line between
+   background and color. The sum around the shape is the area, which gives the size. The mean place
+   is the centroid.
 4. direction: the slope of the centroids over time.
 5. shape: the one whose drawing fits the coverage best.
 
-A name is given only for what is near enough to it (see the constants), so that
-a video of something else is not right by chance more often than need be.
+A value is reported only if the measurement is near enough to it (see the constants). This limits
+how often a video of something else is right by chance.
 """
 
 import math
@@ -33,26 +33,28 @@ from show1_jax.shapes.moving_shapes import (
 )
 from show1_jax.shapes.templates import best_shape
 
-UNKNOWN = "?"  # the name of an attribute that cannot be seen; no caption says it
+UNKNOWN = "?"  # an attribute that cannot be seen; not in any caption
 
-MAX_ROWS = 80  # larger frames are averaged down first: nothing is lost but time and noise
-REACH = 0.42  # heights; no shape reaches further from its centroid
-LEAST_CONTRAST = 50.0  # RGB distance of a shape from its background; the palette's least is 102
-FARTHEST_COLOR = 100.0  # RGB distance at which a colour is none of the palette's
-FADED = 0.6  # of a colour's contrast; a blurred small shape shows no more of it
-# Heights; the square root of the area of the smallest shape.
-SMALLEST = SIZES["small"] * math.sqrt(min(area(shape) for shape in SIDES))
-LEAST_SIDE = 0.6 * SMALLEST  # heights; a smaller speck is not a shape
-LEAST_TRAVEL = 0.06  # heights in the clip; less is standing still. Shapes go 0.22 at least
-LEAST_SEEN = 0.5  # of the frames
-MOST_MISFIT = 0.5  # of the best shape in a frame; what fits worse is none
+MAX_ROWS = 80  # larger frames are averaged down first, which saves time and reduces noise
+MAX_REACH = 0.42  # heights; no shape reaches farther from its centroid
+MIN_CONTRAST = 50.0  # RGB distance of a shape from its background; at least 102 in the palette
+MAX_COLOR_DISTANCE = 100.0  # RGB distance from a color of the palette
+MIN_FADED = 0.6  # share of a color's contrast that a blurred small shape may have
+# Square root of the area of the smallest shape, in heights.
+MIN_SHAPE_SIDE = SIZES["small"] * math.sqrt(min(area(shape) for shape in SIDES))
+MIN_SIDE = 0.6 * MIN_SHAPE_SIDE  # heights; smaller specks are not shapes
+MIN_TRAVEL = 0.06  # heights per clip; less counts as no motion. Shapes move at least 0.22
+MIN_SEEN = 0.5  # share of the frames that must show the shape
+MAX_MISFIT = 0.5  # of the best shape in a frame; above it the frame shows none
 
 
 class Measurement(NamedTuple):
-    """What was seen; attributes that could not be are `UNKNOWN`.
+    """What a clip shows.
 
-    `path` is the centroid in each frame, `(frames, 2)`: x and y in frame
-    heights from the centre as in `Scene`, NaN where no shape is seen.
+    Attributes:
+      combination: the attributes; `UNKNOWN` if they cannot be seen.
+      path: centroid in each frame, `(frames, 2)`: x and y in frame heights from the centre, like
+        in `Scene`; NaN in frames that show no shape.
     """
 
     combination: Combination
@@ -63,9 +65,9 @@ def measure(video: np.ndarray, stretch: float = 1.0) -> Measurement:
     """Measures a clip of moving shapes.
 
     Args:
-      video: `(frames, height, width, 3)` uint8, spread evenly over a whole clip.
-      stretch: how many times wider the content is than it was drawn: 1.125 for
-        a 256x160 clip that was resized to 576x320, 1 for one drawn at that size.
+      video: `(frames, height, width, 3)` uint8, sampled evenly from a whole clip.
+      stretch: factor by which the content is wider than drawn: 1.125 for a 256x160 clip that was
+        resized to 576x320, 1 for a clip that was drawn at that size.
 
     Returns:
       The best guess for each attribute, and the path.
@@ -78,7 +80,7 @@ def measure(video: np.ndarray, stretch: float = 1.0) -> Measurement:
     deviation = small - backgrounds[:, None, None]
     contrast = _contrast(deviation, size[1])
     path = np.full((len(video), 2), np.nan)
-    if np.linalg.norm(contrast) >= LEAST_CONTRAST:
+    if np.linalg.norm(contrast) >= MIN_CONTRAST:
         coverage = np.clip(deviation @ (contrast / (contrast @ contrast)), -0.5, 1.5)
         form, path = _trace(coverage, size, stretch)
         if form:
@@ -90,20 +92,20 @@ def measure(video: np.ndarray, stretch: float = 1.0) -> Measurement:
 def _trace(
     coverage: np.ndarray, size: np.ndarray, stretch: float
 ) -> tuple[dict[str, str], np.ndarray]:
-    """Size, shape and path of what covers the frames, whose width and height are `size`.
+    """Measures size, shape and path in frames whose width and height are `size`.
 
-    Both are without content if too few frames show a shape.
+    Returns an empty dictionary and a path of NaN if too few frames show a shape.
     """
     path = np.full((len(coverage), 2), np.nan)
     crops, areas, offsets, middles = _follow(coverage, size[1], stretch)
     sides = np.sqrt(areas / stretch)
-    shown = np.flatnonzero(sides >= LEAST_SIDE * size[1])
-    if len(shown) < LEAST_SEEN * len(path):
+    shown = np.flatnonzero(sides >= MIN_SIDE * size[1])
+    if len(shown) < MIN_SEEN * len(path):
         return {}, path
     side = float(np.median(sides[shown]))
     shape, misfit = best_shape(crops[shown], offsets[shown], side, stretch)
-    shown = shown[misfit <= MOST_MISFIT]
-    if len(shown) < LEAST_SEEN * len(path):
+    shown = shown[misfit <= MAX_MISFIT]
+    if len(shown) < MIN_SEEN * len(path):
         return {}, path
     path[shown] = (middles + offsets + 0.5 - size / 2)[shown] / [stretch * size[1], size[1]]
     diameter = side / math.sqrt(area(shape)) / size[1]
@@ -114,25 +116,25 @@ def _trace(
 
 
 def _shrink(video: np.ndarray) -> tuple[np.ndarray, int]:
-    """Averages blocks of pixels until at most `MAX_ROWS` rows are left; float32, and the factor."""
+    """Averages blocks of pixels to at most `MAX_ROWS` rows; returns fp32 frames and the factor."""
     frames, height, width, _ = video.shape
     factor = math.ceil(height / MAX_ROWS)
     rows, columns = height // factor, width // factor
     blocks = video[:, : rows * factor, : columns * factor].reshape(
         frames, rows, factor, columns, factor, 3
     )
-    # Row sums first and in 16 bits: a quarter of the time of one mean over both axes.
+    # Summing rows first, in 16 bits, takes a quarter of the time of a mean over both axes.
     sums = blocks.sum(axis=2, dtype=np.uint16).sum(axis=3, dtype=np.float32)
     return sums / factor**2, factor
 
 
 def _contrast(deviation: np.ndarray, rows: float) -> np.ndarray:
-    """What the shape's colour adds to the background, `(3,)`.
+    """Returns the difference between the shape's color and the background, `(3,)`.
 
-    The median over the pixels of each frame that differ most, as many as 40%
-    of the smallest shape has. Noise deviates in all directions, so its median is near 0.
+    It is the median over the pixels of each frame that differ most; their number is 40 % of the
+    smallest shape's area. Noise deviates in all directions, so its median is near 0.
     """
-    count = max(1, round(0.4 * (SMALLEST * rows) ** 2))
+    count = max(1, round(0.4 * (MIN_SHAPE_SIDE * rows) ** 2))
     flat = deviation.reshape(len(deviation), -1, 3)
     distance = np.square(flat).sum(axis=-1)
     core = np.argpartition(-distance, count - 1, axis=1)[:, :count]
@@ -145,14 +147,14 @@ def _follow(
     """Finds the shape in each frame.
 
     Returns:
-      Squares of coverage around the shape, `(frames, window, window)`; its area
-      in pixels, `(frames,)`; its centroid from the square's middle pixel, and
-      that pixel, both `(frames, 2)`: x and y in pixels.
+      Coverage in squares around the shape, `(frames, window, window)`; the shape's area in pixels,
+      `(frames,)`; its centroid relative to the square's middle pixel, and that pixel, both
+      `(frames, 2)`: x and y in pixels.
     """
-    reach = math.ceil(REACH * rows * max(stretch, 1)) + 1
+    reach = math.ceil(MAX_REACH * rows * max(stretch, 1)) + 1
     last = np.array(coverage.shape[:0:-1]) - 1
     middles = _locate(coverage, rows)
-    # What is in sight grows and changes with the place, until it is the whole shape.
+    # The square moves towards the centroid, until it contains the whole shape.
     for _ in range(2):
         _, offsets = _moments(_crop(coverage, middles, reach))
         middles = np.clip(middles + np.rint(offsets).astype(int), 0, last)
@@ -162,7 +164,7 @@ def _follow(
 
 
 def _locate(coverage: np.ndarray, rows: float) -> np.ndarray:
-    """The pixel of each frame around which most of the shape lies, `(frames, 2)`: x and y."""
+    """Finds the pixel of each frame with the most coverage around it, `(frames, 2)`: x and y."""
     half = round(SIZES["large"] * rows / 3)
     window = 2 * half + 1
     sums = np.pad(_firm(coverage), ((0, 0), (half + 1, half), (half + 1, half)))
@@ -174,7 +176,7 @@ def _locate(coverage: np.ndarray, rows: float) -> np.ndarray:
 
 
 def _crop(coverage: np.ndarray, middles: np.ndarray, reach: int) -> np.ndarray:
-    """Squares of `2 * reach + 1` pixels around a pixel of each frame, 0 outside of it."""
+    """Crops squares of `2 * reach + 1` pixels around a pixel of each frame; 0 outside of it."""
     padded = np.pad(coverage, ((0, 0), (reach, reach), (reach, reach)))
     window = np.arange(2 * reach + 1)
     columns = middles[:, 0, None, None] + window
@@ -183,14 +185,14 @@ def _crop(coverage: np.ndarray, middles: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _firm(coverage: np.ndarray) -> np.ndarray:
-    """Coverage without its lowest and highest quarter: what noise leaves alone."""
+    """Removes the lowest and highest quarter of coverage, which noise changes most."""
     return np.clip(2 * coverage - 0.5, 0, 1)
 
 
 def _moments(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area in pixels, `(frames,)`, and centroid from the middle pixel, `(frames, 2)`: x and y.
+    """Returns area in pixels, `(frames,)`, and centroid from the middle pixel, `(frames, 2)`.
 
-    Of firm pixels and those next to them: the noise farther away would add up.
+    Counts only firm pixels and those next to them, because noise elsewhere would add up.
     """
     near = np.pad(_firm(crops) > 0, ((0, 0), (1, 1), (1, 1)))
     near = near[:, :-2] | near[:, 1:-1] | near[:, 2:]
@@ -204,31 +206,31 @@ def _moments(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(color: np.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> str:
-    """The name of the nearest colour, if any is near."""
+    """Returns the name of the nearest color, if it is within `MAX_COLOR_DISTANCE`."""
     distance = {name: float(np.linalg.norm(color - rgb)) for name, rgb in palette.items()}
     name = min(distance, key=lambda name: distance[name])
-    return name if distance[name] <= FARTHEST_COLOR else UNKNOWN
+    return name if distance[name] <= MAX_COLOR_DISTANCE else UNKNOWN
 
 
 def _color(background: np.ndarray, contrast: np.ndarray) -> str:
-    """The nearest colour, or mixture of it with some background, as blur makes it."""
+    """Returns the nearest color, allowing for a mixture with the background, which blur causes."""
     nearest = {}
     for name, rgb in COLORS.items():
         line = rgb - background
-        share = np.clip(contrast @ line / (line @ line), FADED, 1)
+        share = np.clip(contrast @ line / (line @ line), MIN_FADED, 1)
         nearest[name] = tuple(background + share * line)
     return _nearest(background + contrast, nearest)
 
 
 def _direction(path: np.ndarray) -> str:
-    """The nearest direction to the median slope between frames (Theil and Sen's)."""
+    """Returns the direction nearest to the median slope between frames (Theil-Sen)."""
     seen = np.flatnonzero(np.isfinite(path[:, 0]))
     if len(seen) < 2:
         return UNKNOWN
     early, late = (seen[index] for index in np.triu_indices(len(seen), 1))
     slopes = (path[late] - path[early]) / (late - early)[:, None]
     travel = np.median(slopes, axis=0) * (len(path) - 1)
-    if np.linalg.norm(travel) < LEAST_TRAVEL:
+    if np.linalg.norm(travel) < MIN_TRAVEL:
         return UNKNOWN
     along = {
         name: travel @ heading / np.linalg.norm(heading) for name, heading in DIRECTIONS.items()

@@ -1,14 +1,14 @@
-"""Whether clips follow a motion that was taught from one clip.
+"""Measures whether clips follow a motion that an adapter learned from one clip.
 
     python -m show1_jax.shapes.motion --make motions
     python train.py --config configs/customize.py --config.video=motions/circle.mp4 \\
         --config.prompt="$(cat motions/circle.txt)" --config.out=circle.safetensors
     python -m show1_jax.shapes.motion --motion circle --adapter circle.safetensors
 
-The first draws one clip each of motions that moving shapes do not make; the
-last samples prompts of other shapes and colours (`--backgrounds`: and backgrounds)
-with and without the adapter, and prints how far the paths of what they show are
-the taught one, and how often shape and colour are what was asked for.
+The first command draws one clip of each motion; moving shapes have none of these motions. The last
+command samples prompts of other shapes and colors (with `--backgrounds`, other backgrounds too),
+with and without the adapter. It prints how well the paths correlate with the taught path, and how
+often shape and color are right.
 """
 
 if __name__ == "__main__":  # before the imports, for which --help does not wait
@@ -49,8 +49,8 @@ from show1_jax.stages import STAGES
 
 TAUGHT = Combination("small", "red", "circle", "right", "black")
 CLIP = (29, 80, 128)  # frames, height and width
-LOOKS = [name for name in NAMES if name != "direction"]  # what a taught motion should not change
-SHOWN = 12  # clips on the contact sheet
+LOOKS = [name for name in NAMES if name != "direction"]  # a taught motion must not change them
+MAX_SHOWN = 12  # clips on the contact sheet
 
 
 def _circle(time: np.ndarray) -> np.ndarray:
@@ -73,11 +73,11 @@ def _spiral(time: np.ndarray) -> np.ndarray:
 
 
 def _triangle(phase: np.ndarray) -> np.ndarray:
-    """Of period 1 between -1 and 1."""
+    """Returns a triangle wave of period 1 between -1 and 1."""
     return 4 * np.abs(phase % 1 - 0.5) - 1
 
 
-# What it is called, and where the centroid is at times 0 to 1 of the clip, in frame heights.
+# Its words in captions, and the centroid at times 0 to 1 of the clip, in frame heights.
 MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "circle": ("in a loop", _circle),
     "zigzag": ("in a zigzag", _zigzag),
@@ -88,23 +88,23 @@ MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
-    """A scene of moving shapes with another motion; see `moving_shapes.render`."""
+    """A scene with one of `MOTIONS`; see `moving_shapes.render`."""
 
     combination: Combination
     motion: str
 
     def centroid(self, times: ArrayLike) -> np.ndarray:
-        """Where the shape is at times in seconds: `(..., 2)`, x and y in frame heights."""
+        """Returns the centroid at times in seconds: `(..., 2)`, x and y in frame heights."""
         return MOTIONS[self.motion][1](np.asarray(times) / DURATION)
 
 
 def words(combination: Combination, motion: str, template: int = 0) -> str:
-    """The caption of a motion; the combination's own direction is not named."""
+    """Returns the caption of a motion, which replaces the combination's direction."""
     return caption(combination._replace(direction=MOTIONS[motion][0]), template)
 
 
 def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:
-    """Combinations of other shapes and colours than the taught clip's, or backgrounds, too."""
+    """Draws combinations whose shape and color (and background) differ from the taught clip's."""
     others = [
         each
         for each in combinations()
@@ -118,7 +118,7 @@ def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:
 
 
 def make(folder: Path) -> None:
-    """Writes MOTION.mp4 and its caption, MOTION.txt, of every motion; raises InputError."""
+    """Writes MOTION.mp4 and its caption, MOTION.txt, for each motion; raises InputError."""
     frames, height, width = CLIP
     make_folder(folder)
     for motion in MOTIONS:
@@ -139,25 +139,25 @@ def follow(
     sheet: Path,
     backgrounds: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Samples keyframes with and without adapters, and prints how they follow a motion.
+    """Samples keyframes with and without adapters, and prints how well they follow a motion.
 
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
       motion: a name in `MOTIONS`.
-      adapters: FILE or FILE=WEIGHT each; every one of them is a row of its own.
-      count: how many prompts.
-      seed: decides them.
+      adapters: FILE or FILE=WEIGHT each; each adapter is a row of the table.
+      count: number of prompts.
+      seed: decides the prompts.
       overrides: for "steps" and "guidance".
-      sheet: the PNG to write, of the last adapter's clips.
-      backgrounds: whether the prompts name other backgrounds than the taught clip's.
+      sheet: PNG file to write, with the last adapter's clips.
+      backgrounds: whether prompts have other backgrounds than the taught clip.
 
     Returns:
-      By row, the median correlations of the paths ("path"; "axes": the smaller of those of x and
-      y), and the accuracy of each attribute.
+      By row: medians of the paths' correlations ("path", and "axes"; see `paths.Likeness`), and
+      the accuracy of each attribute.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if an argument is invalid.
     """
     if motion not in MOTIONS:
         raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
@@ -177,7 +177,7 @@ def follow(
     for adapter, engine in engines.items():
         with sampled(engine, prompts, seeds) as results:
             measured = judge(results, count, aspect(config))[stage]
-            videos = [to_uint8(results.load(i, stage)) for i in range(min(count, SHOWN))]
+            videos = [to_uint8(results.load(i, stage)) for i in range(min(count, MAX_SHOWN))]
         taught = Taught(TAUGHT, motion).centroid(np.linspace(0, DURATION, len(videos[0])))
         paths = [likeness(each.path, taught) for each in measured]
         shares = accuracy(stage, measured, wanted)

@@ -1,38 +1,35 @@
-"""Moving shapes: captioned clips whose every attribute can be measured.
+"""Moving shapes: a dataset of captioned clips whose attributes can all be measured.
 
-One shape in one colour moves in a straight line over a plain background. A
-clip lasts `DURATION` = 28 / 7.5 s: 29 frames at 7.5 per second, or 8 keyframes
-of which number k is frame 4k of the 29.
+One shape of one color moves in a straight line over a plain background. A clip lasts
+`DURATION` = 28 / 7.5 s. It has 29 frames at 7.5 per second, or 8 keyframes; keyframe k is frame 4k.
 
-Lengths are in frame heights, so a scene looks the same at every resolution;
-positions are of the centroid, from the frame's centre, x to the right and y
-down. The whole path of the shape lies in the central 1.6 x 1 heights, which is
-all of a 64x40 or 256x160 frame; a wider frame shows more background.
+Lengths are in frame heights, so a scene looks the same at every resolution. Positions are of the
+centroid, relative to the frame's centre, x to the right and y down. The whole path of the shape is
+in the central 1.6 x 1 heights. These are all of a 64x40 or 256x160 frame; a wider frame shows more
+background.
 
 - shape: circle, square (level) or equilateral triangle (pointing up)
-- size: the diameter of the circle through the shape's corners, small 0.44,
-  large 0.64 heights; so shapes differ in area, which shows through noise
-- color, background: the RGB of `COLORS` and `BACKGROUNDS`
+- size: diameter of the circle through the shape's corners, small 0.44, large 0.64 heights. So
+  shapes differ in area, which is visible through noise
+- color, background: RGB of `COLORS` and `BACKGROUNDS`
 - direction: one of 8, at multiples of 45 degrees
-- speed: constant; in the whole clip the shape goes 60 to 90 % (`TRAVEL`) of the
-  farthest that it could go in its direction: from 0.22 heights (a large
-  circle, up or down) to 1.16 (a small square, sideways)
-- place: the path's middle is off the frame's centre by up to 0.1 heights
-  (`OFF_CENTER`) in x and y, where the path fits, so a shape that moves to the
-  right starts on the left
+- speed: constant. In the whole clip the shape moves by 60 to 90 % (`TRAVEL`) of the largest
+  possible distance in its direction: from 0.22 heights (a large circle, up or down) to 1.16 (a
+  small square, sideways)
+- place: the middle of the path is up to 0.1 heights (`OFF_CENTER`) from the frame's centre in x
+  and y, if the path fits. So a shape that moves to the right starts on the left
 
-Each of the 864 combinations of attributes belongs to one split (`split_of`), so
-that it can be tested whether a model composes what it learnt:
+Each of the 864 combinations of attributes belongs to one split (`split_of`), to test whether a
+model composes attributes that it has learned separately:
 
-- validation: 86 combinations, to choose settings by
-- test: 86 others, to measure with what was chosen
-- looks: all 8 directions of 12 looks (size, color, shape, background), to
-  measure with what was chosen. Training has none of these looks; it has every
-  look of validation and test, in other directions
-- train: the other 596. Every word and every pair of words occurs in them
+- validation: 86 combinations for choosing settings
+- test: 86 other combinations for the final measurement
+- looks: all 8 directions of 12 looks (size, color, shape, background) for the final measurement.
+  Training has none of these looks, but every look of validation and test in other directions
+- train: the other 596 combinations. Every word and every pair of words occurs in them
 
-Only the parameters of a scene are stored: a scene is rendered at whatever
-resolution and frame rate a stage asks for, faster than a video decodes.
+The dataset stores only the parameters of scenes. They are rendered at the resolution and frame
+rate that a stage needs, which is faster than decoding a video.
 """
 
 import dataclasses
@@ -93,12 +90,12 @@ TEMPLATES = (
     "a {color} {shape} of {size} size drifts {direction} in front of a {background} background",
 )
 
-LOOKS = 12  # held out in every direction; fewer would lack a word
-SUBPIXELS = 2  # per side of a pixel; edges are antialiased within each
+LOOKS = 12  # held out in every direction; with fewer, a word would be missing
+SUBPIXELS = 2  # per side of a pixel; edges are antialiased in each
 
 
 class Combination(NamedTuple):
-    """What a caption says: a name for every attribute."""
+    """The attributes that a caption names."""
 
     size: str
     color: str
@@ -109,7 +106,7 @@ class Combination(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All there is to know of a clip: attributes, centroid at time 0, and speed."""
+    """The parameters of a clip: attributes, centroid at time 0 (`x`, `y`), and speed per second."""
 
     combination: Combination
     x: float
@@ -117,63 +114,63 @@ class Scene:
     speed: float
 
     def centroid(self, times: ArrayLike) -> np.ndarray:
-        """Where the shape is at times in seconds: `(..., 2)`, x and y."""
+        """Returns the centroid at times in seconds: `(..., 2)`, x and y."""
         step = self.speed * _heading(self.combination.direction)
         return np.array([self.x, self.y]) + np.asarray(times)[..., None] * step
 
 
 def combinations() -> list[Combination]:
-    """All combinations of attributes, in a fixed order."""
+    """Returns all combinations of attributes, in a fixed order."""
     return [Combination(*values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
 def split_of(combination: Combination) -> str:
-    """Which of the splits a combination belongs to: train, validation, test or looks."""
+    """Returns the split of a combination: "train", "validation", "test" or "looks"."""
     return _splits().get(combination, "train")
 
 
 def look(combination: Combination) -> tuple[str, ...]:
-    """What a single frame shows of a combination: everything but the direction."""
+    """Returns the attributes that a single frame shows: all except the direction."""
     return tuple(value for name, value in combination._asdict().items() if name != "direction")
 
 
 def caption(combination: Combination, template: int = 0) -> str:
-    """The words for a combination, by one of the `TEMPLATES`; no two have the same."""
+    """Returns the caption of a combination; all captions of one template differ."""
     return TEMPLATES[template].format(**combination._asdict())
 
 
 def random_scene(combination: Combination, rng: np.random.Generator) -> Scene:
-    """A scene with these attributes, whose shape stays in sight."""
+    """Draws a random scene with these attributes, whose shape stays in the frame."""
     heading = _heading(combination.direction)
     low, high = _extent(combination)
     room = np.array([ASPECT, 1]) - (high - low)
     distance = rng.uniform(*TRAVEL) * np.min(room[heading != 0] / np.abs(heading[heading != 0]))
     travel = distance * heading
-    middle, slack = -(low + high) / 2, (room - np.abs(travel)) / 2  # where the path's middle fits
+    middle, slack = -(low + high) / 2, (room - np.abs(travel)) / 2  # where the path's middle can be
     bounds = np.maximum(middle - slack, -OFF_CENTER), np.minimum(middle + slack, OFF_CENTER)
     x, y = rng.uniform(*bounds) - travel / 2
     return Scene(combination, float(x), float(y), float(distance / DURATION))
 
 
 class Moving(Protocol):
-    """What can be drawn: a shape with its colours, and where it is when."""
+    """What `render` can draw: a shape with its attributes and its path."""
 
     @property
     def combination(self) -> Combination:
         """The attributes."""
 
     def centroid(self, times: ArrayLike) -> np.ndarray:
-        """As of `Scene`."""
+        """See `Scene.centroid`."""
 
 
 def render(scene: Moving, frames: int | ArrayLike, height: int, width: int) -> np.ndarray:
     """Draws a scene, antialiased.
 
     Args:
-      scene: what to draw.
-      frames: how many, spread evenly over the clip, or their times in seconds.
-      height: of the frames.
-      width: of the frames.
+      scene: to draw.
+      frames: number of frames, evenly over the clip, or their times in seconds.
+      height: of frames in pixels.
+      width: of frames in pixels.
 
     Returns:
       `(frames, height, width, 3)` uint8.
@@ -196,7 +193,7 @@ def render(scene: Moving, frames: int | ArrayLike, height: int, width: int) -> n
 
 
 class MovingShapesConfig(tfds.core.BuilderConfig):
-    """How many clips there are in each split."""
+    """The number of clips in each split."""
 
     def __init__(
         self, train: int = 20_000, validation: int = 1_000, test: int = 1_000, looks: int = 1_000
@@ -205,12 +202,12 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
         self.clips = {"train": train, "validation": validation, "test": test, "looks": looks}
         if min(self.clips.values()) < 1:
             found = ", ".join(f"{name} {count}" for name, count in self.clips.items())
-            raise InputError(f"a split needs at least 1 clip, not {found}")
+            raise InputError(f"the splits have {found} clips, but each needs at least 1")
         super().__init__(name="_".join(map(str, self.clips.values())))
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
-    """Scenes and captions: every split has its own combinations, all equally frequent."""
+    """Scenes and captions. Each split has its own combinations, which are equally frequent."""
 
     VERSION = tfds.core.Version("6.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
@@ -264,31 +261,35 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
 
 
 def scene_of(record: Mapping[str, Any]) -> Scene:
-    """The scene that a stored record describes."""
+    """Returns the scene of a stored record."""
     names = (list(values)[record[name]] for name, values in ATTRIBUTES.items())
     return Scene(Combination(*names), *(float(record[name]) for name in ("x", "y", "speed")))
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
-    """Renders a stored record as `spec` says: `(frames, height, width, 3)` uint8.
+    """Renders a stored record with the size and timing of `spec`.
 
-    Raises UnusableClip if `spec` wants more than `DURATION`.
+    Returns:
+      `(frames, height, width, 3)` uint8.
+
+    Raises:
+      UnusableClip: if `spec` needs more than `DURATION`.
     """
     return render(scene_of(record), spec.times(DURATION, rng), spec.height, spec.width)
 
 
 def _ranked(names: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Names by the SHA-256 of their words: an order that has nothing to do with them."""
+    """Sorts names by the SHA-256 of their words, which is independent of their meaning."""
     return sorted(names, key=lambda words: hashlib.sha256(" ".join(words).encode()).digest())
 
 
 @functools.cache
 def _splits() -> dict[tuple[str, ...], str]:
-    """The split of each combination that is held out of training.
+    """Returns the split of each combination that is held out of training.
 
-    Validation has the first tenth of the combinations in the order of their
-    hashes, test the last tenth. The looks are the first `LOOKS` of those that
-    neither of the two has in any direction, so that the three are disjoint.
+    Combinations are sorted by their hashes. Validation has the first tenth, test the last tenth.
+    The looks are the first `LOOKS` looks that neither of them has in any direction, so that the
+    three splits are disjoint.
     """
     ranked = _ranked(combinations())
     tenth = len(ranked) // 10
@@ -304,24 +305,24 @@ def _heading(direction: str) -> np.ndarray:
 
 
 def area(shape: str) -> float:
-    """Of a shape of diameter 1, as `SIZES` has diameters."""
+    """Returns the area of a shape of diameter 1, in the sense of `SIZES`."""
     sides = SIDES[shape]
     return (sides * math.sin(2 * math.pi / sides) / 2 if sides else math.pi) / 4
 
 
 def _inradius(sides: int) -> float:
-    """Of the regular polygon in a circle of diameter 1; a circle counts as having 0 sides."""
+    """Returns the inradius of a regular polygon in a circle of diameter 1; a circle has 0 sides."""
     return (math.cos(math.pi / sides) if sides else 1) / 2
 
 
 def _around(sides: int, turn: float = 0.0) -> np.ndarray:
-    """Unit vectors `(sides, 2)`: out of the edges of a polygon that stands on one, or turned."""
+    """Returns normals `(sides, 2)` of the edges of a polygon that stands on an edge, turned."""
     angles = np.pi / 2 + turn + 2 * np.pi * np.arange(sides) / sides
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
 def _extent(combination: Combination) -> tuple[np.ndarray, np.ndarray]:
-    """The bounding box, from the centroid: smallest and largest x and y, in heights."""
+    """Returns the bounding box around the centroid: minima and maxima of x and y, in heights."""
     sides = SIDES[combination.shape]
     inradius = SIZES[combination.size] * _inradius(sides)
     if not sides:
@@ -333,9 +334,13 @@ def _extent(combination: Combination) -> tuple[np.ndarray, np.ndarray]:
 def coverage(
     combination: Combination, height: float, left: np.ndarray, top: np.ndarray
 ) -> np.ndarray:
-    """The share of each pixel that the shape covers, `(rows, columns)`.
+    """Computes the share of each pixel that the shape covers, `(rows, columns)`.
 
-    `left` and `top` are the pixels' edges, counted in pixels from the centroid.
+    Args:
+      combination: gives shape and size.
+      height: of the frame in pixels.
+      left: left edges of the pixels `(columns,)`, in pixels from the centroid.
+      top: top edges of the pixels `(rows,)`, in pixels from the centroid.
     """
     sides = SIDES[combination.shape]
     inradius = height * SIZES[combination.size] * _inradius(sides)

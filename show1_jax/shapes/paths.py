@@ -1,4 +1,4 @@
-"""How alike two paths of shapes are."""
+"""Compares paths of shapes."""
 
 import math
 from typing import NamedTuple
@@ -9,10 +9,12 @@ from show1_jax.shapes.moving_shapes import BACKGROUNDS, COLORS, Combination
 
 
 class Likeness(NamedTuple):
-    """Correlations of two paths, wherever they lie and however large they are: -1 to 1.
+    """Correlations of two paths, -1 to 1, which do not depend on their places and sizes.
 
-    `joint` takes x and y as one series. `axes` is the smaller of that of x and
-    that of y: by it no straight line is like a zigzag.
+    Attributes:
+      joint: correlation of x and y as one series.
+      axes: the smaller of the correlations of x and of y. It is small for a straight line and a
+        zigzag.
     """
 
     joint: float
@@ -20,10 +22,10 @@ class Likeness(NamedTuple):
 
 
 def likeness(path: np.ndarray, other: np.ndarray) -> Likeness:
-    """Compares paths `(frames, 2)`, where both have a place.
+    """Correlates two paths `(frames, 2)` over the frames in which both are known (not NaN).
 
     Returns:
-      Zeros, if that is in fewer than half of the frames.
+      The correlations; zeros if both are known in fewer than half of the frames.
     """
     seen = np.isfinite(path[:, 0]) & np.isfinite(other[:, 0])
     if seen.sum() < len(path) / 2:
@@ -38,9 +40,10 @@ def likeness(path: np.ndarray, other: np.ndarray) -> Likeness:
 
 
 def centroid_error(path: np.ndarray, true_path: np.ndarray) -> float:
-    """Mean distance between two paths `(frames, 2)`, in their unit: `mean(|p - q|)`.
+    """Computes the mean distance between two paths `(frames, 2)`, `mean(|p - q|)`.
 
-    Frames in which either is not known (NaN) are left out; NaN if that is all of them.
+    Returns:
+      The mean over the frames in which both are known (not NaN); NaN if there are none.
     """
     distances = np.linalg.norm(path - true_path, axis=-1)
     known = distances[np.isfinite(distances)]
@@ -48,18 +51,18 @@ def centroid_error(path: np.ndarray, true_path: np.ndarray) -> float:
 
 
 def centroids(video: np.ndarray, combination: Combination) -> np.ndarray:
-    """Where a shape of known colours is in each frame, taken as it looks: sharp or nowhere.
+    """Locates a shape of known color in each frame.
 
-    It is the mean place of the pixels that are more shape than background. The
-    centroid of all coverage would not do: of two keyframes that are blended it
-    lies right between them, though there are two ghosts and no shape.
+    The place is the mean of the pixels that are more shape than background. The centroid of all
+    coverage would be misleading: for two blended keyframes it is in the middle between them, where
+    there is no shape.
 
     Args:
       video: `(frames, height, width, 3)` uint8.
-      combination: what it shows.
+      combination: gives the color and the background.
 
     Returns:
-      `(frames, 2)`: x and y in pixels, NaN where there is no such pixel.
+      `(frames, 2)`: x and y in pixels; NaN in frames without such pixels.
     """
     background = np.array(BACKGROUNDS[combination.background], np.float32)
     contrast = np.array(COLORS[combination.color], np.float32) - background

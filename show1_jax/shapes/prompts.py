@@ -1,4 +1,4 @@
-"""What a model is asked: prompts of combinations that it was not trained on."""
+"""Prompts of combinations that a model was not trained on."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from show1_jax.shapes.moving_shapes import (
 
 
 class Item(NamedTuple):
-    """One clip to be made: what it is meant to show, in which words, and its seed."""
+    """A clip to sample: what it should show, the template of its caption, and its seed."""
 
     combination: Combination
     template: int
@@ -23,11 +23,11 @@ class Item(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """The words."""
+        """The caption."""
         return caption(self.combination, self.template)
 
 
-# The splits that are held out of training, and what prompts of each ask for.
+# The splits that are held out of training, and their descriptions in reports.
 SPLITS = {
     "validation": "86 combinations that settings were chosen by",
     "test": "86 combinations that no setting was chosen by",
@@ -36,15 +36,15 @@ SPLITS = {
 
 
 def draw(count: int, seed: int, split: str = "validation") -> list[Item]:
-    """Draws items of held-out combinations, all of them before any again.
+    """Draws items of held-out combinations. Combinations repeat only after all have occurred.
 
-    The first of many are the same as few of the same seed.
+    A larger `count` with the same seed starts with the same items.
 
     Args:
-      count: how many.
-      seed: decides combinations and words, and is the first item's own; each
-        item's is one more than that of the item before.
-      split: whose combinations, of `SPLITS`.
+      count: number of items.
+      seed: decides combinations and templates. It is the seed of the first item; each next item's
+        seed is larger by one.
+      split: name in `SPLITS` that the combinations are from.
     """
     allowed = [combination for combination in combinations() if split_of(combination) == split]
     order = np.random.default_rng((seed, 0)).permutation(len(allowed))
@@ -56,7 +56,7 @@ def draw(count: int, seed: int, split: str = "validation") -> list[Item]:
 
 
 def swap(items: list[Item], seed: int) -> list[Item]:
-    """The same items, each with another value for one attribute, every attribute in turn."""
+    """Changes one attribute of each item, every attribute in turn."""
     rng = np.random.default_rng((seed, 2))
     swapped = []
     for index, item in enumerate(items):
@@ -69,5 +69,5 @@ def swap(items: list[Item], seed: int) -> list[Item]:
 
 
 def difference(one: Combination, other: Combination) -> list[str]:
-    """The names of the attributes that are not the same."""
+    """Returns the names of the attributes that differ."""
     return [name for name, a, b in zip(Combination._fields, one, other, strict=True) if a != b]

@@ -1,4 +1,4 @@
-"""A contact sheet: clips side by side with what they should show."""
+"""Contact sheets: clips with their prompts and verdicts."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ RIGHT, WRONG = (0, 110, 0), (180, 0, 0)
 
 
 class Row(NamedTuple):
-    """One clip: `(frames, height, width, 3)` uint8, its prompt, and the verdict on it."""
+    """A clip, `(frames, height, width, 3)` uint8, with its prompt and the verdict on it."""
 
     video: np.ndarray
     prompt: str
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 def verdict(seen: Combination, asked: Combination) -> tuple[bool, str]:
-    """Whether all is right, and a line that names what is not."""
+    """Returns whether all attributes are right, and a line that names those that are not."""
     wrong = difference(seen, asked)
     if not wrong:
         return True, "right"
@@ -34,7 +34,7 @@ def verdict(seen: Combination, asked: Combination) -> tuple[bool, str]:
 
 
 def contact_sheet(rows: list[Row]) -> np.ndarray:
-    """Draws rows below each other, all clips as wide as the first: `(height, width, 3)` uint8."""
+    """Draws rows, with all clips as wide as the first one: `(height, width, 3)` uint8."""
     height, width = rows[0].video.shape[1:3]
     width = round(HEIGHT * width / height)
     step = HEIGHT + 2 * TEXT + 2 * GAP

@@ -1,16 +1,17 @@
-"""Whether a clip that is given another look keeps its path: by the noise that makes it.
+"""Measures whether a clip keeps its path when its noise is sampled under another prompt.
 
     python -m show1_jax.shapes.stylization --pairs 50
     python -m show1_jax.shapes.stylization --motion circle --adapter circle.safetensors
 
-Drawn clips are inverted under their own prompts (`sample.py --invert`), and
-their noise sampled under prompts with another color, shape or background
-(`--from-noise`). They move as no training clip does and no prompt can ask for
-(`evaluation.motion`), so that the path can come from the noise alone, or from
-an adapter that was taught it; `--motion straight` is for clips whose prompts
-tell their path. A last row shows what the same prompts make of other noise. Of
-each it prints how the path of what is shown correlates with that of the clip,
-and how often the look is the new one and all else what it was.
+Drawn clips are inverted under their own prompts (`sample.py --invert`). Their noise is then sampled
+under prompts with another color, shape or background (`--from-noise`).
+
+By default, clips have motions that no training clip has and no prompt can describe
+(`shapes.motion`), so that the path must come from the noise, or from an adapter that learned it.
+With `--motion straight`, prompts describe the path.
+
+The program prints how well the new path correlates with the old one, how often the new look is
+right, and how often all else is unchanged. The last row is for the same prompts with other noise.
 """
 
 if __name__ == "__main__":  # before the imports, for which --help does not wait
@@ -56,7 +57,7 @@ STRAIGHT = "straight"
 
 
 class Pair(NamedTuple):
-    """A clip to be drawn, and what it is to be made into; `motion` as in `evaluation.motion`."""
+    """A clip to draw, and the combination to change it to; `motion` as in `shapes.motion`."""
 
     motion: str
     old: Combination
@@ -64,25 +65,25 @@ class Pair(NamedTuple):
     template: int
 
     def prompt(self, combination: Combination) -> str:
-        """The words for one of them."""
+        """Returns the caption of one of the combinations."""
         if self.motion == STRAIGHT:
             return caption(combination, self.template)
         return motion.words(combination, self.motion, self.template)
 
     def clip(self, rng: np.random.Generator, size: tuple[int, int, int]) -> np.ndarray:
-        """What is drawn: `(frames, height, width, 3)` uint8."""
+        """Draws the clip: `(frames, height, width, 3)` uint8."""
         if self.motion == STRAIGHT:
             return render(random_scene(self.old, rng), *size)
         return render(motion.Taught(self.old, self.motion), *size)
 
     @property
     def look(self) -> str:
-        """What differs."""
+        """The attribute that differs."""
         return difference(self.old, self.new)[0]
 
 
 def pairs(count: int, seed: int, motions: Sequence[str] = tuple(motion.MOTIONS)) -> list[Pair]:
-    """Combinations, and each with another color, shape or background, in turn; motions, too."""
+    """Draws combinations, and changes color, shape or background in turn, with motions in turn."""
     rng = np.random.default_rng((seed, 4))
     found = []
     for index, item in enumerate(draw(count, seed)):
@@ -95,7 +96,7 @@ def pairs(count: int, seed: int, motions: Sequence[str] = tuple(motion.MOTIONS))
 
 
 def taught_pairs(name: str) -> list[Pair]:
-    """What adapters were taught a motion by, and all that differs from it in one look."""
+    """Pairs the clip that taught a motion with all combinations that differ in one look."""
     return [
         Pair(name, motion.TAUGHT, motion.TAUGHT._replace(**{look: value}), 0)
         for look in LOOKS
@@ -105,26 +106,28 @@ def taught_pairs(name: str) -> list[Pair]:
 
 
 def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list[Pair]:
-    """The pairs that flags ask for.
+    """Returns the pairs that the flags ask for.
 
     Args:
-      count: how many; None for `PAIRS`, or for all that show what an adapter was taught.
-      seed: decides them.
-      name: of the motion; None for all but straight ones.
-      adapter: what was taught the motion; may be empty.
+      count: number of pairs; None for `PAIRS`, or with an adapter for all pairs of `taught_pairs`.
+      seed: decides the pairs.
+      name: of the motion; None for all except straight ones.
+      adapter: an adapter that learned the motion; may be empty.
 
     Raises:
-      InputError: if an adapter's motion is not given, or the number of its pairs is.
+      InputError: if there is an adapter, but no motion, or a number of pairs.
     """
     if not adapter:
         return pairs(count or PAIRS, seed, [name] if name else list(motion.MOTIONS))
     if name not in motion.MOTIONS:
-        raise InputError(f"which --motion was it taught? Give {', '.join(motion.MOTIONS)}")
+        raise InputError(
+            f"--adapter needs the --motion that it learned: {', '.join(motion.MOTIONS)}"
+        )
     found = taught_pairs(name)
     if count is not None:
         raise InputError(
-            f"--adapter tries the {len(found)} pairs that differ from the taught clip in one "
-            "look: leave out --pairs"
+            f"--adapter uses the {len(found)} pairs that differ from the taught clip in one look; "
+            "remove --pairs"
         )
     return found
 
@@ -132,22 +135,22 @@ def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list
 def evaluate_stylization(
     config: ConfigDict, checkpoint: Checkpoint | None, both: Sequence[Pair], seed: int, sheet: Path
 ) -> dict[str, dict[str, float]]:
-    """Gives drawn clips another look, and prints what became of their paths and looks.
+    """Changes the look of drawn clips, and prints how their paths and looks change.
 
     Args:
-      config: as in `configs/show1.py`; changed.
+      config: as in `configs/show1.py`; this function modifies it.
       checkpoint: a converted checkpoint.
-      both: the clips, and what to make of them.
-      seed: decides where straight paths begin, and the other noise.
-      sheet: the PNG to write: some clips, each above what was made of it.
+      both: the clips, and the combinations to change them to.
+      seed: decides where straight paths start, and the other noise.
+      sheet: PNG file to write, with some clips, each above its result.
 
     Returns:
-      For all, by the attribute that was changed, and for all from other noise, the median "path"
-      correlation, the share with 0.9 and more, and those that have the new "look" and the "rest"
-      as before.
+      Rows for all pairs, for the pairs of each changed attribute, and for all pairs with other
+      noise. Columns: "path", the median correlation; "followed", the share with at least 0.9;
+      "look" and "rest", the shares with the new look, and with all else unchanged.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if an argument is invalid.
     """
     engine = Engine(config, prepare(config, checkpoint, {}), [STAGE], jax.devices()[:1])
     rng, count = np.random.default_rng((seed, 5)), len(both)
@@ -212,7 +215,7 @@ def _restyle(
 
 
 def _judged(pair: Pair, before: Measurement, after: Measurement) -> dict[str, float]:
-    """Of one pair: how alike the paths are, and whether the look and the rest are right."""
+    """Scores one pair: similarity of the paths, and whether the look and the rest are right."""
     right = {
         name: getattr(after.combination, name) == getattr(pair.new, name) for name in motion.LOOKS
     }
@@ -222,6 +225,6 @@ def _judged(pair: Pair, before: Measurement, after: Measurement) -> dict[str, fl
 
 
 def _summary(judged: Sequence[dict[str, float]]) -> dict[str, float]:
-    """A row of the table: the mean of everything, but the median of the paths."""
+    """Makes a row of the table: means of all scores, except the median of the paths."""
     means = {name: float(np.mean([one[name] for one in judged])) for name in judged[0]}
     return means | {"path": float(np.median([one["path"] for one in judged]))}

@@ -44,12 +44,12 @@ def sweep(
     steps: Sequence[int],
     guidance: Sequence[float],
 ) -> dict[tuple[str, float, int], Shares]:
-    """Samples keyframes with every combination of settings, and measures them.
+    """Samples and measures keyframes with every combination of settings.
 
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      count: how many prompts.
+      count: number of prompts.
       seed: decides the prompts and their noise.
       solvers: kinds of solver; see `SolverConfig`.
       steps: numbers of steps.
@@ -59,7 +59,7 @@ def sweep(
       The accuracies of each solver, guidance scale and number of steps; see `tables.accuracy`.
 
     Raises:
-      InputError: if anything given is wrong.
+      InputError: if an argument is invalid.
     """
     folder, stage = prepare(config, checkpoint, {}), STAGES[0].name
     items = draw(count, seed)
@@ -78,11 +78,11 @@ def sweep(
 
 
 def _of_kind(config: SolverConfig, kind: str) -> SolverConfig:
-    """The same solver, but of another kind.
+    """Returns a solver's settings with another kind.
 
-    DDIM and DDPM step by a fixed stride from each timestep: only counted from
-    the last one does their first step start where the noise does, and each next
-    one where the one before ended. DPM-Solver++ goes to the next timestep.
+    DDIM and DDPM have a fixed stride. Only with "trailing" spacing does the first step start at
+    full noise, and each next step where the step before ended. DPM-Solver++ always steps to the
+    next timestep.
     """
     if kind == config.kind:
         return config
@@ -90,7 +90,7 @@ def _of_kind(config: SolverConfig, kind: str) -> SolverConfig:
 
 
 def plot(found: Mapping[tuple[str, float, int], Shares], path: Path) -> None:
-    """Draws the share of clips that are right in everything over the number of steps.
+    """Plots the share of clips that are right in all attributes over the number of steps.
 
     Raises:
       InputError: if matplotlib is not installed, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""Tables of how often each attribute is what was asked for."""
+"""Tables of how often each attribute is right."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +20,7 @@ def attributes_of(stage: str) -> list[str]:
 def accuracy(
     stage: str, measured: Sequence[Measurement], wanted: Sequence[Combination]
 ) -> dict[str, float]:
-    """The share of clips that are right, for each attribute and for "all" of them together."""
+    """Computes the share of right clips, for each attribute and for "all" attributes together."""
     names = attributes_of(stage)
     right = np.array(
         [
@@ -34,7 +34,7 @@ def accuracy(
 
 
 def chance() -> dict[str, float]:
-    """The accuracy of guessing every attribute."""
+    """Computes the accuracy of guessing."""
     shares = {name: 1 / len(values) for name, values in ATTRIBUTES.items()}
     return shares | {"all": float(np.prod(list(shares.values())))}
 
@@ -46,19 +46,19 @@ def swap_accuracy(
     items: Sequence[Item],
     swapped: Sequence[Item],
 ) -> dict[str, float]:
-    """What became of clips when one word of their prompt was swapped.
+    """Measures how clips change when one word of their prompt is swapped.
 
     Args:
-      stage: which stage made them.
-      before: what the clips of `items` show.
-      after: what the clips of `swapped` show.
+      stage: that made the clips.
+      before: measurements of the clips of `items`.
+      after: measurements of the clips of `swapped`.
       items: with the original words.
       swapped: with one attribute swapped.
 
     Returns:
-      For each attribute, of the clips in which it was swapped the share that show
-      the new word; the share of them all under "all"; and under "others" how many
-      of the other attributes were seen and are the same in both clips.
+      For each attribute, the share of clips that show the new word, among those in which it was
+      swapped; under "all", the share among all clips; under "others", the share of the other
+      attributes that are known and equal in both clips.
     """
     followed: dict[str, list[bool]] = {}
     stayed: list[bool] = []
@@ -78,7 +78,7 @@ def swap_accuracy(
 
 
 def percent(share: float) -> str:
-    """A share as its percentage."""
+    """Formats a share as a percentage."""
     return f"{100 * share:.1f}"
 
 
@@ -87,7 +87,7 @@ def table(
     columns: Sequence[str],
     style: Callable[[float], str] = percent,
 ) -> str:
-    """Numbers in aligned columns, written by `style`; "-" where a row has none."""
+    """Formats numbers in aligned columns with `style`; "-" for missing ones."""
     cells = [["", *columns]]
     for name, shares in rows.items():
         cells.append([name, *(style(shares[c]) if c in shares else "-" for c in columns)])

@@ -1,12 +1,11 @@
-"""Which shape it is: drawings of each compared with what is seen.
+"""Recognises a shape by comparing it with drawings of each shape.
 
-At 16x10 a small shape is 3 pixels across, and a circle differs from a square by
-a few percent of their coverage. Drawn at the same place between pixels, and
-compared in all frames, the difference is still plain.
+At 16x10 a small shape is 3 pixels across, and a circle and a square differ in a few percent of
+their coverage. The difference is still clear if drawings are at the same subpixel place, and all
+frames are compared.
 
-They are drawn from the geometry of the shapes, with nothing of the generator
-(`moving_shapes.render`): a mistake in how it draws would otherwise be one in
-what is judged right.
+The drawings use only the geometry of the shapes, and no code of `moving_shapes.render`, so that an
+error in that code cannot hide itself.
 """
 
 import math
@@ -15,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Gaussian blurs that drawings are tried with, in measured sides, by the side to draw: a very
-# blurred shape is measured too large, because its colour is taken from its paler core.
+# Gaussian blurs to try, in measured sides, by the side to draw, in measured sides too. The side of
+# a very blurred shape is measured too large, because its color is taken from its paler core.
 BLURS = {1.0: (0.0, 0.1, 0.2), 0.8: (0.3,)}
-ROUNDING = 4e-4  # misfit that tells nothing: antialiasing and 8-bit colours leave as much
+ROUNDING = 4e-4  # misfit that antialiasing and 8-bit colors cause anyway
 
 
 class Outline(NamedTuple):
-    """A shape of area 1, its centroid at the origin, y down; convex, and symmetric in x."""
+    """A convex shape of area 1, symmetric in x, with its centroid at the origin and y down."""
 
     top: float
     bottom: float
@@ -45,20 +44,20 @@ HEIGHTS, WEIGHTS = np.polynomial.legendre.leggauss(6)
 def best_shape(
     crops: np.ndarray, centroids: np.ndarray, side: float, stretch: float
 ) -> tuple[str, np.ndarray]:
-    """The shape whose drawings fit best, and how well they do.
+    """Finds the shape whose drawings fit best.
 
-    A frame's misfits count by their logarithms: one that fits nothing fits all
-    shapes equally badly, and says nothing. The blur is the same in all frames.
+    Minimises the sum of the logarithms of the frames' misfits, so that a frame that fits no shape
+    does not decide. The blur is the same in all frames.
 
     Args:
       crops: coverage around the shape, `(frames, window, window)`; window is odd.
       centroids: of the shape from the middle pixel, `(frames, 2)`: x and y in pixels.
       side: the square root of the shape's area, in pixels.
-      stretch: how many times wider it is than it was drawn.
+      stretch: factor by which it is wider than drawn.
 
     Returns:
-      The name of the shape, and its misfit in each frame, `(frames,)`: the share
-      of the squared coverage that it does not explain, 0 to 1.
+      The name of the shape, and its misfit in each frame, `(frames,)`: the share of the squared
+      coverage that the drawing does not explain, 0 to 1.
     """
     fits = {}
     for shape in SHAPES:
@@ -73,9 +72,9 @@ def best_shape(
 def _draw(
     shape: str, window: int, centroids: np.ndarray, side: float, stretch: float
 ) -> np.ndarray:
-    """Coverage of a shape drawn at the centroids, `(frames, window, window)`.
+    """Draws the coverage of a shape at the centroids, `(frames, window, window)`.
 
-    The part of each line of a row that is inside is known exactly, and integrated over the height.
+    Integrates over the height of each row of pixels; the part of a line that is inside is exact.
     """
     outline = SHAPES[shape]
     pixels = np.arange(window) - window // 2  # their middles
@@ -92,7 +91,7 @@ def _draw(
 
 
 def _blur(drawn: np.ndarray, deviation: float) -> np.ndarray:
-    """Gaussian blur of squares `(frames, window, window)`; the deviation is in pixels."""
+    """Blurs squares `(frames, window, window)` with a Gaussian; the deviation is in pixels."""
     if not deviation:
         return drawn
     places = np.arange(drawn.shape[1])
@@ -102,10 +101,9 @@ def _blur(drawn: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def _misfit(crops: np.ndarray, drawn: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The share of each frame's coverage, squared, that its best fit leaves, `(frames,)`.
+    """Computes the share of each frame's squared coverage that the best fit leaves, `(frames,)`.
 
-    What may differ is fitted by least squares, to first order: how strong the
-    shape is, its place, its size and its blur.
+    Least squares fit the shape's strength, place, size and blur to first order.
     """
     dy, dx = np.gradient(drawn, axis=(1, 2))
     blur = np.gradient(dx, axis=2) + np.gradient(dy, axis=1)

@@ -10,7 +10,9 @@ from show1_jax.shapes.arrays import Arrays
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{}", b'[["a", 1]]'])
 def test_a_damaged_list_of_items_is_refused(content, tmp_path):
     (tmp_path / "items.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"items\.json cannot be used|holds other prompts"):
+    with pytest.raises(
+        InputError, match=r"items\.json cannot be used|has results of other prompts"
+    ):
         Arrays(tmp_path).begin(["a red circle"], [0])
 
 
@@ -28,7 +30,7 @@ def test_a_damaged_list_of_items_is_refused(content, tmp_path):
 )
 def test_what_is_no_video_is_refused(result, tmp_path):
     np.save(tmp_path / "000-keyframes.npy", result)
-    with pytest.raises(InputError, match=r"keyframes\.npy holds"):
+    with pytest.raises(InputError, match=r"keyframes\.npy has"):
         Arrays(tmp_path).load(0, "keyframes")
 
 

@@ -157,7 +157,7 @@ def test_bad_input_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="no stage has a result"):
         run(stages=[], out="new")
     run(count=2)
-    with pytest.raises(InputError, match="holds other prompts or seeds"):
+    with pytest.raises(InputError, match="has results of other prompts or seeds"):
         run(count=3)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be used"):

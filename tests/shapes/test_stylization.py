@@ -46,9 +46,9 @@ def test_how_many_pairs_there_are_is_refused_where_an_adapter_decides_it():
     assert choose(4, 1, "straight", "") == pairs(4, 1, ["straight"])
     assert len(choose(None, 0, None, "")) == PAIRS
     assert choose(None, 0, "zigzag", "a.safetensors") == taught_pairs("zigzag")
-    with pytest.raises(InputError, match=r"tries the 9 pairs .*: leave out --pairs"):
+    with pytest.raises(InputError, match=r"uses the 9 pairs .*; remove --pairs"):
         choose(4, 0, "zigzag", "a.safetensors")
-    with pytest.raises(InputError, match=r"which --motion was it taught\? Give circle"):
+    with pytest.raises(InputError, match=r"needs the --motion that it learned: circle"):
         choose(None, 0, "straight", "a.safetensors")
 
 
@@ -56,7 +56,7 @@ def test_the_command_line_refuses_pairs_of_an_adapter():
     options = ("--motion=circle", "--adapter=none.safetensors", "--pairs=3", "--checkpoint=none")
     done = programs.run("show1_jax.shapes.stylization", *options)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --adapter tries the 9 pairs")
+    assert done.stderr.startswith("error: --adapter uses the 9 pairs")
 
 
 @pytest.mark.slow

@@ -494,7 +494,7 @@ def test_damaged_settings_are_named(train, begun, content):
         ),
         ({"kl_weight": -1.0}, "train.vae.kl_weight is -1.0, but must be 0 to 1000"),
         ({"init": "/nowhere/vae"}, "/nowhere/vae has no params/"),
-        ({"clips": 0}, "a split needs at least 1 clip"),
+        ({"clips": 0}, "but each needs at least 1"),
         ({"learning_rate": float("inf")}, "train.vae.learning_rate is inf, but must be 0 to"),
         ({"ema_decay": float("nan")}, "train.vae.ema_decay is nan, but must be 0 to 1"),
     ],
