@@ -138,7 +138,7 @@ def test_short_memory_is_one_line_wherever_networks_are_read(error, monkeypatch)
         (OSError(13, "Permission denied"), False),
     ],
 )
-def test_only_short_memory_is_taken_for_it(error, caught):
+def test_only_errors_about_memory_become_input_errors(error, caught):
     with (
         pytest.raises(InputError if caught else type(error)) as found,
         out_of_memory_as_error("it", "do this"),

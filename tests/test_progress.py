@@ -31,7 +31,7 @@ def wait_for(stream: io.StringIO, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_what_takes_long_is_said_and_its_time_moves(kind, monkeypatch):
+def test_long_work_is_shown_and_its_time_moves(kind, monkeypatch):
     stream = kind()
     monkeypatch.setattr("sys.stderr", stream)
     progress = Progress()
@@ -48,7 +48,7 @@ def test_what_takes_long_is_said_and_its_time_moves(kind, monkeypatch):
     assert all(line.strip("\r\x1b[A ").startswith("keyframes:") for line in lines if line.strip())
 
 
-def test_a_short_run_is_a_line_for_each_stage_where_there_is_no_terminal(monkeypatch):
+def test_a_short_run_writes_one_line_per_stage_to_a_log(monkeypatch):
     monkeypatch.setattr(module, "LOG_SECONDS", 60.0)
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
@@ -63,7 +63,7 @@ def test_a_short_run_is_a_line_for_each_stage_where_there_is_no_terminal(monkeyp
     assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == ["t5", "keyframes"]
 
 
-def test_nothing_is_left_behind(monkeypatch):
+def test_close_ends_the_thread(monkeypatch):
     before = threading.active_count()
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
@@ -78,7 +78,7 @@ def test_nothing_is_left_behind(monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_what_is_over_is_not_said_any_longer(monkeypatch):
+def test_clear_stops_the_lines(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     progress = Progress()
@@ -105,7 +105,7 @@ def test_a_log_gets_lines_even_when_nothing_moves():
     assert "\r" not in stream.getvalue()
 
 
-def test_short_pieces_of_work_are_not_silent_together():
+def test_many_short_bars_are_shown_together():
     stream = io.StringIO()
     progress = Progress(stream=stream)
     deadline = time.monotonic() + 10
@@ -116,7 +116,7 @@ def test_short_pieces_of_work_are_not_silent_together():
     assert stream.getvalue().count("\n") >= 2
 
 
-def test_a_short_piece_of_work_says_nothing_in_a_log():
+def test_a_short_bar_writes_nothing_to_a_log():
     stream = io.StringIO()
     with contextlib.closing(Progress(stream=stream)) as progress, progress.bar("unet", 10):
         pass

@@ -1,11 +1,10 @@
-"""Which solver, how many steps, how much guidance: keyframes of each, measured.
+"""Compares solvers, numbers of steps and guidance scales on keyframes of moving shapes.
 
     python -m show1_jax.shapes.sweep --count 50 --steps 5,10,20,50 --guidance 2
     python -m show1_jax.shapes.sweep --count 50 --solvers ddim --steps 10 --guidance 1,2,4
 
-prints how often keyframes of the validation combinations show what was asked
-for, and draws it over the number of steps (extra "plot"). Every setting samples
-the same prompts from the same seeds.
+prints how often keyframes of validation combinations are right. `--plot` draws this over the number
+of steps; it needs the extra "plot". Every setting samples the same prompts with the same seeds.
 """
 
 if __name__ == "__main__":  # before the imports, for which --help does not wait

@@ -35,7 +35,7 @@ def test_attention_is_a_softmax_over_keys():
 
 
 @pytest.mark.parametrize("logits", [9, 4 * 9, 6 * 9, 3 * 6 * 9])
-def test_attention_in_pieces_is_the_same(logits, monkeypatch):
+def test_chunked_attention_is_the_same(logits, monkeypatch):
     inputs = attention_inputs(5)
 
     def loops() -> bool:
@@ -120,7 +120,9 @@ def test_cudnn_is_the_same(queries, keys):
         ("gpu", 9.0, 2880, 64, jnp.float32, "xla"),
     ],
 )
-def test_platform_and_length_choose(platform, capability, keys, width, dtype, expected):
+def test_best_implementation_depends_on_platform_and_length(
+    platform, capability, keys, width, dtype, expected
+):
     query = key = jax.ShapeDtypeStruct((1, keys, 4, width), dtype)
     assert best_implementation(query, key, platform, capability) == expected
 
