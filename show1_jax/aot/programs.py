@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from show1_jax import stages
 from show1_jax.adapters import customize
 from show1_jax.aot.prediction import Program, predict
-from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.checkpoints.networks import abstract_params, fresh_params
 from show1_jax.checkpoints.released import sampling_params
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
@@ -25,7 +25,6 @@ from show1_jax.stages import Stage, sampling
 from show1_jax.stages.sampling import Conditions, Sampler, Steering
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import LENGTH
-from show1_jax.training.initialise import fresh_params
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.settings import check
 from show1_jax.training.step import init_state, train_step

@@ -120,6 +120,9 @@ def _convert_pipelines(
     with progress.bar(f"checking {src}", None):
         for pipeline in pipelines:
             check_pipeline(pipeline, to_torch)
+            for part, kind in components(pipeline):
+                if to_torch and kind in NETWORKS:
+                    _origin(pipeline / part, open_network(pipeline / part))
             progress.add(0)
     if dst.exists():
         raise InputError(f"{dst} exists already; give a new folder")

@@ -51,6 +51,16 @@ def abstract_params(module: nn.Module) -> dict[str, Any]:
     return jax.eval_shape(init, *example_inputs(module))
 
 
+def fresh_params(module: nn.Module, key: jax.Array) -> Any:
+    """Random parameters, by the module's own initialisers."""
+
+    def init(key: jax.Array) -> Any:
+        inputs = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in example_inputs(module)]
+        return module.init(key, *inputs)["params"]
+
+    return jax.jit(init)(key)
+
+
 def example_inputs(module: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Returns the shapes of the smallest inputs that a network accepts."""
 

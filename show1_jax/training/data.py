@@ -24,7 +24,6 @@ from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
 from show1_jax.paths import local_path
-from show1_jax.shapes import moving_shapes
 from show1_jax.text.cleaning import clean_caption, normalize
 from show1_jax.text.encoding import TextEncoder, load_encoder
 from show1_jax.training.tasks import compute_dtype
@@ -40,6 +39,8 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     """
     data_dir = local_path(train.data_dir)
     if train.dataset == SHAPES:
+        from show1_jax.shapes import moving_shapes  # a data set like others: nothing here needs it
+
         captions = (
             moving_shapes.caption(combination, template)
             for combination in moving_shapes.combinations()

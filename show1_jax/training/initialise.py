@@ -2,26 +2,13 @@
 
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from show1_jax.checkpoints.networks import example_inputs
 from show1_jax.errors import InputError
 from show1_jax.training.trainable import is_temporal
 
 CONV_IN = "conv_in/kernel"
-
-
-def fresh_params(module: nn.Module, key: jax.Array) -> Any:
-    """Random parameters, by the module's own initialisers."""
-
-    def init(key: jax.Array) -> Any:
-        inputs = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in example_inputs(module)]
-        return module.init(key, *inputs)["params"]
-
-    return jax.jit(init)(key)
 
 
 def new_paths(fresh: Any, source: Any) -> list[str]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from show1_jax import stages
 from show1_jax.checkpoints.export import network_json
+from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.errors import LESS_MEMORY, InputError, Preempted, out_of_memory_as_error
 from show1_jax.media import to_uint8, write_mp4, write_png
@@ -35,7 +36,7 @@ from show1_jax.paths import local_path
 from show1_jax.stages import Part, Stage
 from show1_jax.text.tokenizers import LENGTH
 from show1_jax.training import data, sheet
-from show1_jax.training.initialise import fresh_params, new_paths, start_from
+from show1_jax.training.initialise import new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.networks import Networks, check_kinship
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer

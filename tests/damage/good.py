@@ -132,13 +132,12 @@ def _checkpoint(folder: Path) -> None:
     import jax
 
     from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
-    from show1_jax.checkpoints.networks import network, read_json
+    from show1_jax.checkpoints.networks import fresh_params, network, read_json
     from show1_jax.checkpoints.store import save_params
     from show1_jax.configs import tiny
     from show1_jax.models.unet import UNet, UNetConfig
     from show1_jax.models.vae import VAE, VAEConfig
     from show1_jax.stages.stage import solver_config
-    from show1_jax.training.initialise import fresh_params
     from tests.damage.small import get_config
 
     config, key = get_config(), jax.random.key(0)

@@ -3,7 +3,7 @@
 import pytest
 
 from show1_jax.shapes import moving_shapes
-from show1_jax.text import tiny
+from show1_jax.shapes import text_encoder as tiny
 
 
 @pytest.fixture(scope="package")

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet, UNetConfig
-from show1_jax.training.initialise import fresh_params, new_paths, start_from
+from show1_jax.training.initialise import new_paths, start_from
 from tests.stages.test_stages import random_params
 from tests.training.small import assert_same, by_path, small_config
 

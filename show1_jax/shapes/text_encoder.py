@@ -1,6 +1,6 @@
 """Makes the tiny cascade's T5: a tokenizer for captions of moving shapes, and a random encoder.
 
-    python -m show1_jax.text.tiny CHECKPOINT
+    python -m show1_jax.shapes.text_encoder CHECKPOINT
 
 writes CHECKPOINT/show-1-base/tokenizer and text_encoder.
 
@@ -24,10 +24,10 @@ import jax
 import sentencepiece
 
 from show1_jax.checkpoints.export import export_text_encoder
+from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
-from show1_jax.training.initialise import fresh_params
 
 SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
 
