@@ -22,8 +22,6 @@ from show1_jax.checkpoints.unet_config import unet_json
 from show1_jax.convert import load_diffusers
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config
-from show1_jax.models.unet import UNetConfig
-from show1_jax.models.vae import VAEConfig
 from show1_jax.stages import Autoencoder, FirstFrame, Translation
 from show1_jax.text.tokenizers import LENGTH
 
@@ -110,14 +108,13 @@ def _noise(*shape: int) -> np.ndarray:
 
 
 def _translation(config: ConfigDict, frames: int) -> Pair:
-    section = config.translation
-    unet, vae = UNetConfig(**section.unet), VAEConfig(**section.vae)
+    stage = Translation.from_config(config)
+    unet, (_, _, *size, _) = stage.unet, stage.batch_shape
     settings = {k: v for k, v in unet_json(unet).items() if not k.startswith("_")}
     # Show-1's class reads this as the number of heads, diffusers' as their width.
     settings["attention_head_dim"] = unet.channels[0] // unet.attention_head_dim[0]
     kind = _load("diffusers").UNet3DConditionModel
     known = {key: settings[key] for key in settings if key in inspect.signature(kind).parameters}
-    size = (section.height // vae.downscale, section.width // vae.downscale)
 
     def theirs(network: Any, sample: Any, time: Any, text: Any) -> Any:
         made = network(sample.permute(0, 4, 1, 2, 3), time, text).sample
@@ -129,8 +126,8 @@ def _translation(config: ConfigDict, frames: int) -> Pair:
 
 def _first_frame(config: ConfigDict, frames: int) -> Pair:
     del frames
-    unet = UNetConfig(**config.first_frame.unet)
-    size = (config.super_resolution.height, config.super_resolution.width)
+    stage = FirstFrame.from_config(config)
+    unet, size = stage.unet, (stage.height, stage.width)
     network = _load("diffusers").UNet2DConditionModel.from_config(unet_json(unet))
 
     def theirs(network: Any, sample: Any, time: Any, text: Any, level: Any) -> Any:
@@ -149,10 +146,9 @@ def _unet(module: Any, params: Any, *inputs: jax.Array) -> Any:
 
 
 def _vae(config: ConfigDict, frames: int) -> Pair:
-    section = config.translation
-    vae = VAEConfig(**section.vae)
+    stage = Translation.from_config(config)
+    vae, (_, _, *size, _) = stage.vae_config, stage.batch_shape
     network = _load("diffusers").AutoencoderKL.from_config(vae_json(vae))
-    size = (section.height // vae.downscale, section.width // vae.downscale)
 
     def ours(module: Any, params: Any, latents: jax.Array) -> Any:
         return module.apply({"params": params}, latents, method="decode")

@@ -100,9 +100,10 @@ def _call(args: argparse.Namespace) -> None:
         programs.predict_sampling(config, args.stages or None, args.aot, args.json)
         return
     from show1_jax.generate import generate, parse_seeds
+    from show1_jax.stages import STAGES
 
     if args.adapter:
-        config.keyframes.adapters = tuple(args.adapter)
+        config[STAGES[0].name].adapters = tuple(args.adapter)
     seeds = None if args.seeds is None else flags.read(parse_seeds, args.seeds)
     if args.invert:
         _invert(args, checkpoint, seeds)
@@ -126,9 +127,10 @@ def _call(args: argparse.Namespace) -> None:
 def _invert(args: argparse.Namespace, checkpoint: list[str], seeds: list[int] | None) -> None:
     from show1_jax.generate import free_folder
     from show1_jax.invert import invert_clip
+    from show1_jax.stages import STAGES
 
     clip: Path = args.invert
-    stages, seeds, prompts = args.stages or ["keyframes"], seeds or [0], args.prompt or [""]
+    stages, seeds, prompts = args.stages or [STAGES[0].name], seeds or [0], args.prompt or [""]
     others = (args.prompts, args.guidance, args.from_noise, args.coordinator)
     if any(others) or max(len(given) for given in (stages, seeds, prompts)) > 1:
         raise UsageError(

@@ -28,6 +28,7 @@ from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.stages import STAGES
 
 SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
 
@@ -79,7 +80,7 @@ def make(checkpoint: Path) -> None:
     rows = params["token_embedding"]["embedding"]
     article = rows[pieces.piece_to_id("\u2581the")]
     params["token_embedding"]["embedding"] = rows.at[pieces.unk_id()].set(article)
-    export_text_encoder(checkpoint, "keyframes", module, params, files)
+    export_text_encoder(checkpoint, STAGES[0].name, module, params, files)
 
 
 if __name__ == "__main__":
