@@ -20,11 +20,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from show1_jax.diffusion import updates
-from show1_jax.diffusion.schedule import PREDICTIONS, NoiseSchedule, to_clean, to_epsilon
+from show1_jax.diffusion.rules import RULES, Step
+from show1_jax.diffusion.schedule import PREDICTIONS, NoiseSchedule, to_clean
 from show1_jax.diffusion.threshold import dynamic_threshold
 from show1_jax.errors import InputError
 
-KINDS = ("ddpm", "ddim", "dpm_solver")
 SPACINGS = ("leading", "linspace", "trailing")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
@@ -34,7 +34,7 @@ class SolverConfig:
     """All settings of a solver except its number of steps.
 
     Attributes:
-      kind: "ddpm", "ddim" or "dpm_solver".
+      kind: "ddpm", "ddim" or "dpm_solver"; a name in `rules.RULES`.
       schedule: noise schedule that the network was trained with.
       prediction: "epsilon" or "v", what the network predicts.
       spacing: "leading", "linspace" or "trailing"; how timesteps are chosen.
@@ -67,7 +67,7 @@ class SolverConfig:
     def __post_init__(self) -> None:
         """Raises InputError if settings are unknown, out of range or contradict each other."""
         for name, options in (
-            ("kind", KINDS),
+            ("kind", tuple(RULES)),
             ("prediction", PREDICTIONS),
             ("spacing", SPACINGS),
             ("variance", VARIANCES),
@@ -124,7 +124,7 @@ class Solver:
     @property
     def needs_noise(self) -> bool:
         """Whether `step` needs Gaussian noise."""
-        return self.config.kind == "ddpm"
+        return RULES[self.config.kind].needs_noise
 
     def first_step(self, strength: ArrayLike) -> int | jax.Array:
         """Returns the index of the first step to take, for a share `strength` of all steps.
@@ -170,19 +170,10 @@ class Solver:
         """
         at = {name: jnp.asarray(column)[i] for name, column in self.coefficients.items()}
         prediction, extra = jnp.split(model_output, [state.sample.shape[-1]], axis=-1)
-        kind = self.config.prediction
+        kind, rule = self.config.prediction, RULES[self.config.kind]
         clean = self._limit(to_clean(prediction, state.sample, at["alpha_bar"], kind))
-        if self.config.kind == "ddpm":
-            sample = updates.ddpm(at, state.sample, clean) + self._noise(at, extra, noise)
-        elif self.config.kind == "ddim":
-            # The noise is the predicted one, even if the clean sample was clipped.
-            epsilon = to_epsilon(prediction, state.sample, at["alpha_bar"], kind)
-            sample = updates.ddim(clean, epsilon, at["next_alpha_bar"])
-        else:
-            # The first step taken has no previous prediction; it need not be step 0.
-            correction = jnp.where(state.taken > 0, at["correction"], 0)
-            sample = updates.dpm_solver(at, state.sample, clean, state.clean, correction)
-        return SolverState(sample, clean, state.taken + 1)
+        step = Step(self.config, at, state, prediction, clean, extra, noise)
+        return SolverState(rule.step(step), clean, state.taken + 1)
 
     def _limit(self, clean: jax.Array) -> jax.Array:
         if self.config.threshold is not None:
@@ -190,20 +181,6 @@ class Solver:
         if self.config.clip is not None:
             return jnp.clip(clean, -self.config.clip, self.config.clip)
         return clean
-
-    def _noise(self, at: updates.OneStep, extra: jax.Array, noise: jax.Array | None) -> jax.Array:
-        if noise is None:
-            raise ValueError("a ddpm step needs noise; pass noise")
-        if self.config.variance != "learned_range":
-            log_variance = at[f"log_{self.config.variance}"]
-        elif extra.shape != noise.shape:
-            raise ValueError(
-                "a learned variance needs a model_output with twice the sample's channels"
-            )
-        else:
-            log_variance = updates.learned_log_variance(at, extra)
-        # Timestep 0 adds no noise. A learned variance can overflow there, so select, not multiply.
-        return jnp.where(at["timestep"] > 0, jnp.exp(0.5 * log_variance) * noise, 0)
 
 
 @functools.cache
@@ -220,24 +197,8 @@ def make_solver(config: SolverConfig, num_steps: int) -> Solver:
     """
     alpha_bar = config.schedule.alphas_cumprod
     timesteps = _timesteps(config, num_steps, alpha_bar)
-    now = alpha_bar[timesteps]
-    # DDPM and DDIM use a fixed stride with every spacing. `final` is the level after the last step.
-    previous = timesteps - len(alpha_bar) // num_steps
-    final = alpha_bar[0] if config.kind == "ddim" and not config.set_alpha_to_one else 1
-    then = np.where(previous >= 0, alpha_bar[previous], np.float32(final))
-    coefficients = {"alpha_bar": now}
-    if config.kind == "ddpm":
-        coefficients |= {"timestep": timesteps, **updates.ddpm_coefficients(now, then)}
-    elif config.kind == "ddim":
-        coefficients |= {"next_alpha_bar": then}
-    else:
-        # DPM-Solver steps to the next timestep. It ends at timestep 0, which has some noise.
-        then = alpha_bar[np.append(timesteps[1:], 0)]
-        coefficients |= updates.dpm_solver_coefficients(now, then)
-        if config.order == 1:
-            coefficients["correction"][:] = 0
-        elif config.lower_order_final and len(timesteps) < 15:
-            coefficients["correction"][-1] = 0
+    own = RULES[config.kind].coefficients(config, timesteps, len(alpha_bar) // num_steps)
+    coefficients = {"alpha_bar": alpha_bar[timesteps], **own}
     return Solver(config, timesteps, coefficients)
 
 
@@ -246,7 +207,7 @@ def _timesteps(config: SolverConfig, num_steps: int, alpha_bar: np.ndarray) -> n
     if not 1 <= num_steps <= total:
         raise InputError(f"the number of steps is {num_steps}, but must be 1 to {total}")
     points = num_steps
-    if config.kind == "dpm_solver":
+    if RULES[config.kind].to_next:
         # The grid includes timestep 0, where the solver ends without a prediction.
         points += 1
         lowest = np.float32(config.lambda_min_clipped)

@@ -154,7 +154,8 @@ def evaluate_stylization(
     """
     engine = Engine(config, prepare(config, checkpoint, {}), [STAGE], jax.devices()[:1])
     rng, count = np.random.default_rng((seed, 5)), len(both)
-    size = engine.stages[STAGE].shape[:3]
+    stage = engine.stages[STAGE]
+    size = (stage.frames, stage.height, stage.width)
     clips = [pair.clip(rng, size) for pair in both]
     made: list[np.ndarray] = []
     control: list[np.ndarray] = []

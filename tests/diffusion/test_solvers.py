@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from show1_jax.checkpoints.scheduler_config import solver_config
+from show1_jax.diffusion import rules
 from show1_jax.diffusion.guidance import guide
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
@@ -274,3 +275,40 @@ def test_missing_noise_and_missing_variance_are_refused():
         solver.step(state, 0, draw(1, 1, 4, 5, 6))
     with pytest.raises(ValueError, match="variance"):
         solver.step(state, 0, draw(1, 1, 4, 5, 3), draw(1, 1, 4, 5, 3))
+
+
+class Euler:
+    """A solver of one's own: straight ahead in sample / signal rate over noise / signal rate."""
+
+    needs_noise, to_next = False, True
+
+    def coefficients(self, config, timesteps, stride):
+        alpha_bar = config.schedule.alphas_cumprod
+        return {"then": alpha_bar[np.append(timesteps[1:], 0)]}
+
+    def step(self, step):
+        now, then = step.at["alpha_bar"], step.at["then"]
+        ratio = jnp.sqrt((1 - then) / then) / jnp.sqrt((1 - now) / now)
+        scaled = step.state.sample / jnp.sqrt(now)
+        return jnp.sqrt(then) * (step.clean + ratio * (scaled - step.clean))
+
+
+def test_a_solver_of_ones_own_is_a_class_and_an_entry(monkeypatch):
+    monkeypatch.setitem(rules.RULES, "euler", Euler())
+    schedule = NoiseSchedule("cosine")
+    with pytest.raises(InputError, match="kind 'heun' is not one of ddpm, ddim, dpm_solver, euler"):
+        SolverConfig("heun", schedule)
+    first, euler = (
+        make_solver(SolverConfig(kind, schedule, spacing="linspace", **more), 20)
+        for kind, more in (("dpm_solver", {"order": 1}), ("euler", {}))
+    )
+    assert not euler.needs_noise
+    # Both are DDIM in other words, so that they make the same of the same predictions.
+    sample = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    states = [solver.init(sample) for solver in (first, euler)]
+    for step in range(20):
+        for place, solver in enumerate((first, euler)):
+            output = 0.5 * jnp.sin(states[place].sample)
+            states[place] = solver.step(states[place], step, output)
+    np.testing.assert_allclose(states[0].sample, states[1].sample, rtol=1e-3, atol=1e-4)
+    assert np.abs(states[0].sample - sample).max() > 0.1
