@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from show1_jax.cascade import Cascade, Result, load
     from show1_jax.convert import load_diffusers
     from show1_jax.errors import InputError
+    from show1_jax.media import to_uint8
     from show1_jax.stages import STAGES, Stage
     from show1_jax.training.loop import train
     from show1_jax.video import Video
@@ -41,6 +42,7 @@ __all__ = [
     "load_adapter",
     "load_diffusers",
     "save_adapter",
+    "to_uint8",
     "train",
 ]
 
@@ -57,6 +59,7 @@ _PLACES = {
     "load_adapter": "adapters.files",
     "load_diffusers": "convert",
     "save_adapter": "adapters.files",
+    "to_uint8": "media",
     "train": "training.loop",
 }
 
