@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from show1_jax.errors import InputError
     from show1_jax.media import to_uint8
     from show1_jax.stages import STAGES, Stage
+    from show1_jax.stages.inversion import Noise, load_noise, save_noise
     from show1_jax.training.loop import train
     from show1_jax.video import Video
 
@@ -32,6 +33,7 @@ __all__ = [
     "Adapter",
     "Cascade",
     "InputError",
+    "Noise",
     "Result",
     "Stage",
     "Video",
@@ -41,7 +43,9 @@ __all__ = [
     "load",
     "load_adapter",
     "load_diffusers",
+    "load_noise",
     "save_adapter",
+    "save_noise",
     "to_uint8",
     "train",
 ]
@@ -51,6 +55,7 @@ _PLACES = {
     "Adapter": "adapters.files",
     "Cascade": "cascade",
     "InputError": "errors",
+    "Noise": "stages.inversion",
     "Result": "cascade",
     "Stage": "stages",
     "Video": "video",
@@ -58,7 +63,9 @@ _PLACES = {
     "load": "cascade",
     "load_adapter": "adapters.files",
     "load_diffusers": "convert",
+    "load_noise": "stages.inversion",
     "save_adapter": "adapters.files",
+    "save_noise": "stages.inversion",
     "to_uint8": "media",
     "train": "training.loop",
 }

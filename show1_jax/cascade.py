@@ -8,27 +8,28 @@ videos[0].save("circle.mp4")
 import contextlib
 import copy
 import dataclasses
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from show1_jax import stages
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.compilation import use_compilation_cache
-from show1_jax.config_files import load_config
+from show1_jax.config_files import checked_config, load_config
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
-from show1_jax.invert import find_noise
-from show1_jax.memory import free_memory
+from show1_jax.invert import find_noise, inverting_engine
+from show1_jax.memory import free_memory, return_freed_memory
 from show1_jax.parallel.mesh import compute_dtype
 from show1_jax.paths import Checkpoint, local_paths
 from show1_jax.progress import Progress
 from show1_jax.stages.inversion import Noise
-from show1_jax.stages.results import Memory
+from show1_jax.stages.results import Memory, checked
 from show1_jax.video import Video
 from show1_jax.weights import Weights
 
@@ -91,12 +92,13 @@ class Cascade:
         Raises:
           InputError: if a setting is wrong, or a network is missing.
         """
-        self.config, self.checkpoints = config, local_paths(checkpoint)
-        self._devices, self._chosen = devices, chosen
+        self.config, self.checkpoints = FrozenConfigDict(config), local_paths(checkpoint)
+        self._config, self._devices = copy.deepcopy(config), devices
         folders = find_stages(*self.checkpoints)
         dtype = compute_dtype(config.dtype)
         if keep_weights is None:
-            size = sum(folder.total_size() for folder in folders.values())
+            run = [folder for name, folder in folders.items() if name in (chosen or folders)]
+            size = sum(folder.total_size() for folder in run)
             # Released weights are of two bytes a number.
             keep_weights = size * dtype.itemsize / 2 < KEPT_SHARE * free_memory()
         self.keep_weights = keep_weights
@@ -143,13 +145,10 @@ class Cascade:
         Raises:
           InputError: if anything given is wrong, or memory is short.
         """
-        options: dict[str, Any] = {
-            "steps": steps, "guidance": guidance, "stop_after": stop_after, "start": start,
-            "adapters": adapters, "noise": noise, "progress": progress,
-        }  # fmt: skip
         items = _items(prompts, seeds)
+        asked = (steps, guidance, stop_after, start, adapters, noise)
         found: list[dict[str, np.ndarray]] = [{} for _ in items]
-        for result in self.stream(prompts, seeds, **options):
+        for result in self._stream(items, *self._prepared(items, *asked), progress):
             found[result.item][result.stage] = result.frames
         return [
             Video(prompt, seed, self._fps(made), made)
@@ -172,29 +171,57 @@ class Cascade:
         """Like calling the cascade, but yields each stage's result as soon as it is made.
 
         All videos pass a stage before the next one begins. Arguments and errors are those of a
-        call.
+        call; what is wrong with the arguments is told at once.
         """
         items = _items(prompts, seeds)
-        if noise is not None and not isinstance(guidance, int | float):
-            guidance = {noise.stage: 1.0, **(guidance or {})}
-        config = self._changed(steps, guidance, adapters)
-        results = Memory()
-        chosen, given = self._between(stop_after, start)
-        engine = self._engine
+        prepared = self._prepared(items, steps, guidance, stop_after, start, adapters, noise)
+        return self._stream(items, *prepared, progress)
+
+    def _stream(
+        self, items: Sequence[tuple[str, int]], engine: Engine, results: Memory, progress: bool
+    ) -> Iterator[Result]:
+        prompts, seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
+        with contextlib.closing(Progress(progress)) as bars:
+            for made in engine.stream(prompts, seeds, results, bars.update):
+                yield Result(made.item, made.stage, *items[made.item], made.frames)
+
+    def _prepared(
+        self,
+        items: Sequence[tuple[str, int]],
+        steps: PerStage,
+        guidance: PerStage,
+        stop_after: str | None,
+        start: Mapping[str, Any] | None,
+        adapters: str | Path | Sequence[str | Path],
+        noise: Noise | None,
+    ) -> tuple[Engine, Memory]:
+        """What runs the stages that a call asks for, and the results that they start from."""
+        changes = _per_stage("steps", steps), _per_stage("guidance", guidance)
         if noise is not None:
-            names = stages.names()
-            chosen = [name for name in chosen if names.index(name) >= names.index(noise.stage)]
-        if config is not self.config or chosen != self.stages or noise is not None:
+            if noise.stage in changes[0] and not isinstance(steps, numbers.Number):
+                raise InputError(f"the noise decides the steps of {noise.stage}: give others'")
+            if len({seed for _, seed in items}) > 1:
+                raise InputError("noise is the same for all seeds: give one")
+            changes[0].pop(noise.stage, None)
+            changes[1].setdefault(noise.stage, 1.0)
+        config = self._changed(*changes, adapters)
+        chosen, given = self._between(stop_after, start, noise)
+        engine = self._engine
+        if config is not self._config or chosen != self.stages or noise is not None:
             engine = self._engine_of(config, chosen, noise)
+        results = Memory()
         for name, frames in given.items():
             shape = engine.loaded.known[name].shape
             for item, own in enumerate(_each(frames, len(items), shape, name)):
-                results.put(item, name, own)
-        own_prompts, own_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
-        engine.check_inputs(range(len(items)), results)
-        with contextlib.closing(Progress(progress)) as bars:
-            for made in engine.stream(own_prompts, own_seeds, results, bars.update):
-                yield Result(made.item, made.stage, *items[made.item], made.frames)
+                results.put(item, name, checked(own, name, shape, "give the sizes of the config"))
+        for name in engine.stages:
+            for needed in engine.loaded.inputs(name):
+                if needed not in engine.stages and needed not in given:
+                    raise InputError(
+                        f"{name} starts from the result of {needed}, which is not run here: give "
+                        f"start={{{name!r}: frames}}"
+                    )
+        return engine, results
 
     def invert(
         self,
@@ -204,6 +231,7 @@ class Cascade:
         stage: str | None = None,
         steps: int = 50,
         seed: int = 0,
+        adapters: str | Path | Sequence[str | Path] = (),
         progress: bool = True,
     ) -> Noise:
         """The noise that a stage makes into a clip (DDIM inversion, arXiv 2010.02502).
@@ -216,14 +244,19 @@ class Cascade:
           stage: which stage; None for the first.
           steps: solver steps.
           seed: decides the noise of an upscaler's condition.
+          adapters: as in a call.
           progress: whether bars are shown on stderr.
 
         Raises:
           InputError: if anything given is wrong, or memory is short.
         """
         name = stage or self.stages[0]
-        config = self._changed({name: steps}, None, ())
-        engine = Engine(config, self.checkpoints, [name], jax.devices()[:1], weights=self._weights)
+        stages.by_name(name)
+        config = self._changed({name: _whole("steps", name, steps)}, {}, adapters)
+        mesh = self._engine.mesh
+        # Networks that are in memory are spread over the mesh, which one device cannot use.
+        weights = self._weights if mesh.size == 1 else None
+        engine = inverting_engine(config, self.checkpoints, name, list(mesh.local_devices), weights)
         with contextlib.closing(Progress(progress)) as bars:
             return find_noise(engine, clip, prompt, seed, bars.update)[0]
 
@@ -235,38 +268,62 @@ class Cascade:
         )
 
     def _changed(
-        self, steps: PerStage, guidance: PerStage, adapters: str | Path | Sequence[str | Path]
+        self,
+        steps: Mapping[str, Number],
+        guidance: Mapping[str, Number],
+        adapters: str | Path | Sequence[str | Path],
     ) -> ConfigDict:
         """The config with what one call changes; itself if that is nothing."""
         several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
-        if steps is None and guidance is None and not several:
-            return self.config
-        config = copy.deepcopy(self.config)
+        if not steps and not guidance and not several:
+            return self._config
+        config = copy.deepcopy(self._config)
         for name, values in (("steps", steps), ("guidance", guidance)):
-            for stage, value in _per_stage(name, values).items():
+            for stage, value in values.items():
                 config[stage][name] = value
         if several:
             config[stages.STAGES[0].name].adapters = tuple(str(each) for each in several)
         return config
 
     def _between(
-        self, stop_after: str | None, start: Mapping[str, Any] | None
+        self, stop_after: str | None, start: Mapping[str, Any] | None, noise: Noise | None
     ) -> tuple[list[str], dict[str, Any]]:
         """The stages to run, and the results that are given in place of earlier stages'."""
-        chosen, names, given = self.stages, stages.names(), {}
+        names = stages.names()
+        given: dict[str, Any] = {}
         for name, frames in (start or {}).items():
-            needs = stages.by_name(name).needs
-            if not needs:
+            stage = stages.by_name(name)
+            if not stage.needs:
                 raise InputError(f"{name} starts from the prompt alone: start is for later stages")
-            given[needs[0]] = frames
-        if given:
-            last = max(names.index(name) for name in given)
-            chosen = [name for name in chosen if names.index(name) > last]
+            own = frames if isinstance(frames, Mapping) else {stage.needs[0]: frames}
+            for result, each in own.items():
+                if result not in (*stage.needs, *stage.uses):
+                    raise InputError(f"{name} does not start from the result of {result}")
+                if result in given:
+                    raise InputError(f"start gives the result of {result} twice")
+                given[result] = each
+        first = min((names.index(name) for name in start or {}), default=0)
+        if noise is not None:
+            first = max(first, names.index(noise.stage))
         if stop_after is not None:
             stages.by_name(stop_after)
-            chosen = [n for n in chosen if names.index(n) <= names.index(stop_after)]
+        last = len(names) - 1 if stop_after is None else names.index(stop_after)
+        # An optional stage whose result is not given runs with the stage that uses it.
+        chosen = [
+            name for name in self.stages if first <= names.index(name) <= last and name not in given
+        ]
+        for name in self.stages:
+            used = any(name in stages.by_name(later).uses for later in chosen)
+            if used and name not in given and name not in chosen:
+                chosen.append(name)
+        chosen.sort(key=names.index)
         if not chosen:
             raise InputError("start and stop_after leave no stage to run")
+        for result in given:
+            if not any(
+                result in (*stages.by_name(n).needs, *stages.by_name(n).uses) for n in chosen
+            ):
+                raise InputError(f"no stage that runs starts from the result of {result}")
         return chosen, given
 
     def _fps(self, made: Mapping[str, np.ndarray]) -> float:
@@ -302,14 +359,20 @@ def load(
       InputError: if the config or a checkpoint is wrong or missing.
     """
     use_compilation_cache()
+    return_freed_memory()
     if isinstance(config, ConfigDict):
-        own = copy.deepcopy(config)
+        own = checked_config(config)
     else:
         own, _ = load_config(str(config or "tiny"))
-    if batch_size is not None:
-        own.batch_size = batch_size
-    if dtype is not None:
-        own.dtype = dtype
+    try:
+        if batch_size is not None:
+            own.batch_size = batch_size
+        if dtype is not None:
+            own.dtype = dtype
+    except TypeError as error:
+        raise InputError(f"batch_size is a whole number and dtype a text: {error}") from None
+    if isinstance(stages, str):
+        raise InputError(f"stages is the text {stages!r}: give a list")
     where = checkpoint or own.get("checkpoint")
     if not where:
         raise InputError("give a checkpoint: this config comes without one")
@@ -337,13 +400,22 @@ def _per_stage(name: str, values: PerStage) -> dict[str, Number]:
         return {}
     if not isinstance(values, Mapping):
         values = dict.fromkeys(stages.names(), values)
-    for stage, value in values.items():
+    read = _whole if name == "steps" else _real
+    for stage in values:
         stages.by_name(stage)
-        wanted = int if name == "steps" else (int, float)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise InputError(f"{name} of {stage} is {value!r:.40}, which is no such number")
-    kind = int if name == "steps" else float
-    return {stage: kind(value) for stage, value in values.items()}
+    return {stage: read(name, stage, value) for stage, value in values.items()}
+
+
+def _whole(name: str, stage: str, value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InputError(f"{name} of {stage} is {value!r:.40}: give a whole number")
+    return int(value)
+
+
+def _real(name: str, stage: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InputError(f"{name} of {stage} is {value!r:.40}: give a number")
+    return float(value)
 
 
 def _each(frames: Any, items: int, shape: tuple[int, ...], name: str) -> list[np.ndarray]:

@@ -7,8 +7,9 @@ from absl import logging
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, unless `JAX_COMPILATION_CACHE_DIR` says where."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    """Keeps compiled programs on disk, unless JAX was told where already."""
+    told = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
         # Without a home folder, as of a user ID that the system does not list, "~" stays.
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if cache.startswith("~"):

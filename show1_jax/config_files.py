@@ -58,6 +58,18 @@ def load_config(file: str, changes: Sequence[str] = ()) -> tuple[ConfigDict, dic
     return config, changed
 
 
+def checked_config(config: ConfigDict) -> ConfigDict:
+    """A locked copy of a config that was made in Python.
+
+    Raises:
+      InputError: if it lacks a setting, or has one of another type.
+    """
+    check_config(config, tiny.get_config())
+    own = config.copy_and_resolve_references()
+    own.lock()
+    return own
+
+
 def _find(name: str) -> Path:
     """The file of `--config`; see `load_config`."""
     known, path = packaged(), local_path(name)

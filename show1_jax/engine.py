@@ -226,8 +226,9 @@ class Engine:
                 if not wanted:
                     continue
                 if np.isfinite(row).all():
-                    results.save(item, name, row, settings)
-                    yield Made(item, name, row)
+                    own = row.copy()  # of a view, which would keep the whole batch
+                    results.save(item, name, own, settings)
+                    yield Made(item, name, own)
                 else:
                     failed.add(item)
                     results.fail(item, name, InputError("the result is not finite"))
@@ -324,19 +325,21 @@ class Engine:
         noise = self.loaded.noise_of(stage.name)
         if noise is not None:
             return stage.join(inversion.sample(call, noise), call.params)
-        given: dict[str, list[np.ndarray]] = {name: [] for name in (*stage.needs, *stage.uses)}
-        for item in items:
-            own = {needed: self._result(results, item, needed) for needed in stage.needs}
-            for used in stage.uses:
-                if results.has(item, used):
-                    own[used] = self._result(results, item, used)
-                else:
-                    logging.warning("No %s of item %d: it is upscaled bilinearly.", used, item)
-                    own[used] = stage.fallback(used, own)
-            for name, result in own.items():
-                given[name].append(result)
-        inputs = stage.prepare({name: np.stack(rows) for name, rows in given.items()})
+        given = {item: self._inputs(stage, item, results) for item in dict.fromkeys(items)}
+        names = (*stage.needs, *stage.uses)
+        inputs = stage.prepare({n: np.stack([given[item][n] for item in items]) for n in names})
         return stage.sample(call, {name: put_batch(rows) for name, rows in inputs.items()})
+
+    def _inputs(self, stage: Stage, item: int, results: Results) -> dict[str, np.ndarray]:
+        """What a stage starts from for one item."""
+        own = {needed: self._result(results, item, needed) for needed in stage.needs}
+        for used in stage.uses:
+            if results.has(item, used):
+                own[used] = self._result(results, item, used)
+            else:
+                logging.warning("No %s of item %d: it is %s.", used, item, stage.fallback_is)
+                own[used] = stage.fallback(used, own)
+        return own
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[list[tuple[Any, bool]]]:

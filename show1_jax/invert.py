@@ -1,6 +1,7 @@
 """`sample.py --invert`: the noise of a clip, and how exactly a stage's denoiser undoes it."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -17,10 +18,34 @@ from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_mp4, write_png
+from show1_jax.parallel.mesh import AXES
 from show1_jax.paths import Checkpoint
 from show1_jax.progress import Progress
 from show1_jax.stages import STAGES, Stage, inversion
 from show1_jax.stages.sampling import Call
+from show1_jax.weights import Weights
+
+
+def inverting_engine(
+    config: ConfigDict,
+    checkpoint: Checkpoint,
+    name: str,
+    devices: Sequence[jax.Device],
+    weights: Weights | None = None,
+) -> Engine:
+    """An engine that inverts clips: of one stage, on the first of some devices.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint, or several; see `Engine`.
+      name: of the stage.
+      devices: the first is used.
+      weights: networks that are in the memory of that device.
+    """
+    own = copy.deepcopy(config)
+    own.from_noise, own.batch_size = "", 1
+    own.mesh = dict.fromkeys(AXES, 1)
+    return Engine(own, checkpoint, [name], devices[:1], weights=weights)
 
 
 def find_noise(
@@ -91,9 +116,8 @@ def invert_clip(
     Raises:
       InputError: if anything given is wrong, or the noise is not finite.
     """
-    config.from_noise = ""
     folders = prepare(config, checkpoint, {"steps": steps})
-    engine = Engine(config, folders, [name], jax.devices()[:1])
+    engine = inverting_engine(config, folders, name, jax.local_devices())
     with contextlib.closing(Progress()) as bars:
         start, again, exactness = find_noise(engine, clip, prompt, seed, bars.update)
     stage = engine.stages[name]

@@ -195,7 +195,7 @@ def _adapters(loaded: Loaded, stage: Stage) -> list[tuple[Adapter, float]]:
 
 
 def _check_noise(loaded: Loaded, noise: inversion.Noise) -> None:
-    file, name = loaded.noise_file or "what is given", noise.stage
+    file, name = loaded.noise_file or "the given noise", noise.stage
     if name not in loaded.stages:
         raise InputError(f"{file} is noise of {name}, which is not among the stages to run")
     shape = loaded.stages[name].pieces_shape

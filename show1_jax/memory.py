@@ -1,8 +1,9 @@
 """How much memory is free, and what the C library does with memory that arrays no longer need."""
 
 import ctypes
-import os
+import re
 import sys
+from pathlib import Path
 
 import jax
 
@@ -26,7 +27,17 @@ def free_memory() -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    free = [_number("/proc/meminfo", r"MemAvailable:\s+(\d+) kB") * 1024]
+    # A container may have less than the machine.
+    if limit := _number("/sys/fs/cgroup/memory.max", r"(\d+)"):
+        free.append(limit - _number("/sys/fs/cgroup/memory.current", r"(\d+)"))
+    return min(free)
+
+
+def _number(path: str, pattern: str) -> int:
+    """A number in a file of the system; 0 where there is none."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # of systems that do not say
+        match = re.search(pattern, Path(path).read_text())
+    except OSError:
         return 0
+    return int(match[1]) if match else 0

@@ -89,6 +89,7 @@ class Progress:
             if done == steps:
                 self._write(bar)
                 bar.close()
+                self._latest = None  # else a log would be told of it again and again
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int | None) -> Iterator[None]:

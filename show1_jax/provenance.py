@@ -48,8 +48,6 @@ def settings(text: ConfigDict, loaded: Loaded, stage: Stage) -> dict[str, Any]:
 def _weights(loaded: Loaded, stage: Stage) -> str:
     """Tells the networks that a stage uses from others."""
     networks = fingerprint(loaded.folders[stage.name].folder, ("unet", "vae"))
-    if stage.encoder is None:
-        return networks
     text = encoder_folder(loaded.folders, stage.encoder)
     return f"{networks}-{fingerprint(text.folder, ('text_encoder', 'tokenizer'))}"
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import tempfile
 from os import PathLike
 from pathlib import Path
@@ -29,7 +30,7 @@ class Video:
     fps: float
     stages: dict[str, np.ndarray]
 
-    @property
+    @functools.cached_property
     def frames(self) -> np.ndarray:
         """The last clip that was made: `(frames, height, width, 3)` uint8.
 

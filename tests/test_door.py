@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import show1_jax
 from show1_jax.data.clip import ClipSpec
@@ -114,7 +115,7 @@ def test_results_come_as_they_are_made_and_leave_no_mesh_behind(door):
         ({"seeds": -1}, "a seed is -1: give whole numbers"),
         ({"seeds": []}, "at least one prompt and one seed"),
         ({"steps": {"keyfames": 3}}, "there is no stage 'keyfames'"),
-        ({"steps": 2.5}, "steps of keyframes is 2.5, which is no such number"),
+        ({"steps": 2.5}, "steps of keyframes is 2.5: give a whole number"),
         ({"guidance": {"keyframes": "much"}}, "guidance of keyframes is 'much'"),
         ({"stop_after": "sound"}, "there is no stage 'sound'"),
         ({"start": {"keyframes": np.zeros(3)}}, "keyframes starts from the prompt alone"),
@@ -130,13 +131,68 @@ def test_results_come_as_they_are_made_and_leave_no_mesh_behind(door):
             {"start": {"translation": np.zeros((1, 2, 2, 3))}, "stop_after": "keyframes"},
             "leave no stage to run",
         ),
+        (
+            {"start": {"interpolation": {"first_frame": np.zeros(3)}}},
+            "interpolation does not start from the result of first_frame",
+        ),
+        (
+            {"start": {name: np.zeros(3) for name in ("first_frame", "super_resolution")}},
+            "start gives the result of interpolation twice",
+        ),
+        (
+            {"start": {"super_resolution": np.zeros((29, 9, 16, 3))}},
+            "29 frames of 16x9, not 29 frames of 16x10: give the sizes of the config",
+        ),
         ({"adapters": "none.safetensors"}, "none.safetensors"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(given, message):
     cascade = show1_jax.load()
     with pytest.raises(InputError, match=message):
-        cascade(**{"prompts": PROMPT, "progress": False} | given)
+        cascade.stream(**{"prompts": PROMPT, "progress": False} | given)
+
+
+def test_an_own_first_frame_is_continued(door):
+    cascade, (video, _) = door["cascade"], door["videos"]
+    frame = np.full((40, 64, 3), 200, np.uint8)
+    given = {"interpolation": video.stages["interpolation"], "first_frame": frame}
+    (own,) = cascade(PROMPT, start={"super_resolution": given}, stop_after="super_resolution")
+    assert list(own.stages) == ["super_resolution"]
+    usual = video.stages["super_resolution"]
+    assert np.abs(own.stages["super_resolution"] - usual).max() > 0.1
+
+
+def test_what_a_call_is_given_is_told_before_anything_runs(door):
+    cascade = door["cascade"]
+    with pytest.raises(InputError, match="give a whole number"):
+        cascade.stream(PROMPT, steps=0.5)
+    assert cascade(iter([PROMPT]), stop_after="keyframes", steps=np.int64(2))
+    with pytest.raises(AttributeError, match=r"immutable|FrozenConfigDict"):
+        cascade.config.keyframes.steps = 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stages": "keyframes"}, "give a list"),
+        ({"batch_size": 2.5}, "batch_size is a whole number"),
+        ({"dtype": 5}, "dtype a text"),
+        ({"config": ConfigDict({"dtype": "auto"})}, "is missing"),
+        ({"config": "tinny"}, "there is no file 'tinny'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_in_one_line(given, message):
+    with pytest.raises(InputError, match=message):
+        show1_jax.load(**given)
+
+
+def test_a_checkpoint_without_a_denoiser_replaces_none(tmp_path):
+    embedded = Path(show1_jax.load().checkpoints[0])
+    (tmp_path / "show-1-sr2").mkdir()
+    for name in ("model_index.json", "vae"):
+        (tmp_path / "show-1-sr2" / name).symlink_to(embedded / "show-1-sr2" / name)
+    with pytest.raises(InputError, match=r"show-1-sr2 has no unet/, and would replace"):
+        show1_jax.load([embedded, tmp_path])
 
 
 def test_a_later_checkpoint_overrides_the_stages_of_an_earlier_one(tmp_path):

@@ -103,11 +103,19 @@ def find_stages(*checkpoints: Path) -> dict[str, StageFolder]:
       *checkpoints: later ones override the stages of earlier ones.
 
     Raises:
-      InputError: if one is no checkpoint, or has a stage twice.
+      InputError: if one is no checkpoint, has a stage twice, or would replace a stage that has a
+        denoiser by one without.
     """
     found: dict[str, StageFolder] = {}
     for checkpoint in checkpoints:
-        found |= _stages_of(checkpoint)
+        own = _stages_of(checkpoint)
+        for name, folder in own.items():
+            if name in found and found[name].has("unet") and not folder.has("unet"):
+                raise InputError(
+                    f"{folder.folder} has no unet/, and would replace {found[name].folder}, which "
+                    f"has one: train {name} too, or leave this checkpoint out"
+                )
+        found |= own
     return found
 
 

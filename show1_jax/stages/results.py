@@ -65,21 +65,27 @@ class Memory:
         raise InputError(f"{stage} of video {item}: {error}") from error
 
 
-def checked(result: np.ndarray, stage: str, shape: tuple[int, ...]) -> np.ndarray:
+AGAIN = "make it again, or give the sizes that it was made with"
+
+
+def checked(
+    result: np.ndarray, stage: str, shape: tuple[int, ...], advice: str = AGAIN
+) -> np.ndarray:
     """A result that another stage starts from, as fp32 pixels in [-1, 1].
 
     Args:
       result: uint8, or floats in [-1, 1].
       stage: which stage made it, for messages.
       shape: what it has to be: `(frames, height, width, 3)`, or `(height, width, 3)`.
+      advice: what to do about another shape.
 
     Raises:
       InputError: if it has another shape or dtype, or values that are no pixels.
     """
     if result.shape != shape:
         raise InputError(
-            f"the result of {stage} is {_described(result.shape)}, not {_described(shape)}: make "
-            "it again, or give the sizes that it was made with"
+            f"the result of {stage} is {_described(result.shape)}, not {_described(shape)}: "
+            f"{advice}"
         )
     if result.dtype == np.uint8:
         return from_uint8(result)

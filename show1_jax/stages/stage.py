@@ -39,7 +39,7 @@ class Extra(NamedTuple):
       network: which of the stage's networks it runs.
       shape: of its array, fp32, the batch first.
       static: its static argument.
-      repeats: how much work there is for each part of it that a compiler counts.
+      repeats: work in all over the work that a compiler counts, which takes a loop's body once.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Stage(abc.ABC):
       image: whether it makes one frame, `(batch, height, width, 3)`.
       noise_conditioned: whether its denoiser is told a noise level of its condition.
       conditioned: whether its denoiser is shown other frames.
-      in_cascade: whether a training of it belongs into the checkpoint of all stages.
+      in_cascade: whether training exports it into the checkpoint of the whole cascade.
       depends: settings in other sections that its training depends on.
 
     Attributes:
@@ -94,7 +94,7 @@ class Stage(abc.ABC):
     name: ClassVar[str]
     folder: ClassVar[str]
     pipeline: ClassVar[str]
-    encoder: ClassVar[Encoder | None] = "t5"
+    encoder: ClassVar[Encoder] = "t5"
     networks: ClassVar[tuple[str, ...]] = ("unet",)
     trained: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -305,6 +305,7 @@ class Stage(abc.ABC):
         (small, *_) = inputs.values()
         return resize_uint8(small[: self.frames], self.height, self.width)
 
+    fallback_is: ClassVar[str] = ""  # what `fallback` does, for warnings
     filter_name: ClassVar[str] = "bicubic"
     extra_names: ClassVar[tuple[str, ...]] = ()
 

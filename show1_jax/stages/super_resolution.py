@@ -255,6 +255,7 @@ class SuperResolution(Upscaler):
     folder = "show-1-sr1"
     pipeline = "TextToVideoIFSuperResolutionPipeline_Cond"
     uses = (FirstFrame.name,)
+    fallback_is = "upscaled bilinearly"
     depends = {Keyframes.name: CLIP_SECTION}  # noqa: RUF012
 
     @classmethod

@@ -22,7 +22,6 @@ class Texts:
 
     def pairs(self, stage: Stage, prompts: Sequence[str]) -> np.ndarray:
         """What guidance needs: `(2, batch, tokens, width)`, the negative prompt's first."""
-        assert stage.encoder is not None
         own, negative = self.prompts[stage.encoder], self.negative[stage.name]
         return np.stack([[negative, own[prompt]] for prompt in prompts], axis=1)
 
@@ -48,8 +47,6 @@ def encode_prompts(
     found: dict[str, dict[str, np.ndarray]] = {}
     negative: dict[str, np.ndarray] = {}
     for encoder in dict.fromkeys(stage.encoder for stage in stages):
-        if encoder is None:
-            continue
         own = [stage for stage in stages if stage.encoder == encoder]
         wanted = [*cleaned.values(), *(stage.negative_prompt for stage in own)]
         texts = list(dict.fromkeys(wanted))
@@ -64,4 +61,6 @@ def check_text(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise InputError("its prompt is no text: it has bytes or surrogates beyond UTF-8") from None
+        raise InputError(
+            "its prompt is no text: it has bytes or surrogates that are not valid Unicode"
+        ) from None

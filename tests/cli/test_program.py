@@ -84,7 +84,6 @@ def test_wrong_flags_are_told_before_anything_is_imported(name, tmp_path):
         (["--steps=keyframes=few"], "--steps: 'few' is not a number; see --help"),
         (["--guidance=1,b"], "--guidance: 'b' is not a number; see --help"),
         (["--processes=two"], "--processes: invalid int value: 'two'; see --help"),
-        (["--checkpoint=a", "--checkpoint=b"], "give one --checkpoint"),
     ],
 )
 def test_wrong_command_lines_are_told_in_one_line(arguments, message, capsys):

@@ -26,7 +26,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+import show1_jax
+from show1_jax import cascade as cascade_module
+from show1_jax import invert as invert_module
 from show1_jax.aot.programs import training_program
+from show1_jax.media import write_mp4
 from show1_jax.models.ops import attention as op
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
@@ -245,6 +249,30 @@ def interruption(step):
             yield
 
 
+def door(workdir):
+    """Networks that stay in memory do so on all devices; inversion takes one."""
+    clip = Path(workdir) / "clip.mp4"
+    write_mp4(clip, np.full((40, 20, 32, 3), 90, np.uint8), 7.5)
+    cascade = show1_jax.load(stages=["keyframes"], keep_weights=True)
+    given = {"steps": 1, "progress": False}
+    (first,) = cascade("a small red circle", **given)
+    noise = cascade.invert(clip, steps=1, progress=False)
+    (again,) = cascade("a small red circle", **given)
+    np.testing.assert_array_equal(first.frames, again.frames)
+    assert first.stages["keyframes"].base is None
+    assert noise.noise.shape == (1, 8, 10, 16, 3)
+    later = show1_jax.load(stages=["keyframes"], devices=jax.devices()[2:4])
+    invert = invert_module.inverting_engine
+    with pytest.MonkeyPatch.context() as patch:
+        used = []
+        patch.setattr(
+            cascade_module, "inverting_engine", lambda *of: used.append(of[3]) or invert(*of)
+        )
+        later.invert(clip, steps=1, progress=False)
+    assert used[0][0] == jax.devices()[2]
+    print("the door is open on all devices")
+
+
 def lines(workdir):
     """What metrics.jsonl says."""
     text = (workdir / "vae" / "metrics.jsonl").read_text()
@@ -255,7 +283,7 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.MIN_SPLIT_SIZE = 8  # else these networks would be too small to be split
-    if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed)}):
+    if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed, door)}):
         alone[sys.argv[1]](*sys.argv[2:])
     else:
         together = {f.__name__: f for f in (exchanged, gathered, attention, padded, sampled)}

@@ -124,3 +124,8 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
 )
 def test_every_part_is_the_same_on_eight_devices(sizes):
     assert on_eight_devices("same", sizes, "2", *parts()).count("arrays equal") == len(parts())
+
+
+@pytest.mark.slow
+def test_python_samples_and_inverts_on_several_devices(tmp_path):
+    assert "the door is open" in on_eight_devices("door", str(tmp_path))

@@ -60,7 +60,7 @@ class Painter:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(evaluation, "Cascade", Painter)
+    monkeypatch.setattr(evaluation, "Engine", Painter)
 
     def run(count=20, stages=None, out="out", **options):
         folder = tmp_path / out if out else None

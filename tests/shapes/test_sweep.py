@@ -51,7 +51,7 @@ class Painter:
 
 @pytest.fixture
 def painter(monkeypatch):
-    monkeypatch.setattr(sweep, "Cascade", Painter)
+    monkeypatch.setattr(sweep, "Engine", Painter)
     monkeypatch.setattr(Painter, "ran", [])
 
 
