@@ -81,4 +81,4 @@ def convert(
       InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
     """
     cast = None if dtype is None else np.dtype(dtype)
-    convert_pipelines(local_path(src), local_path(dst), to_torch, cast, verify, report)
+    convert_pipelines(local_path(src), local_path(dst), to_torch, cast, verify, report=report)

@@ -35,11 +35,12 @@ def generate(
     config: ConfigDict,
     checkpoint: Checkpoint | None,
     prompts: str | Sequence[str],
-    prompts_file: str | Path | None,
-    seeds: Sequence[int] | None,
+    *,
     out: Path | None,
-    stages: Sequence[str] | None,
-    overrides: Mapping[str, Sequence[str]],
+    prompts_file: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    stages: Sequence[str] | None = None,
+    overrides: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Samples prompts and writes their videos.
@@ -65,6 +66,7 @@ def generate(
     Raises:
       InputError: if anything given is wrong, or an item failed; the others are made.
     """
+    overrides = overrides or {}
     if config.from_noise:
         _start_from_noise(config, seeds, overrides)
     folder = prepare(config, checkpoint, overrides)

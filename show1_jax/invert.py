@@ -91,6 +91,7 @@ def invert_clip(
     clip: Path,
     prompt: str,
     out: Path,
+    *,
     steps: Sequence[str],
     name: str = STAGES[0].name,
     seed: int = 0,

@@ -590,7 +590,10 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stages", "keyframe", "--prompt", "x"], "error: there is no stage 'keyframe'"),
+        (
+            ["--stages", "keyframe", "--prompt", "x"],
+            "error: --stages: there is no stage 'keyframe'",
+        ),
         (["--config.keyframes.stepz=3", "--prompt", "x"], "stepz"),
         (["words without a flag"], "is not a flag"),
         (["--seed", "-1", "--prompt", "x"], "seed"),
@@ -633,8 +636,8 @@ def test_any_stage_makes_the_noise_of_a_clip_into_it(stage, tmp_path):
     settings = config()
     settings.keyframes.frames = 3
     settings.translation.strength = 0.5
-    given = (settings, str(tiny.CHECKPOINT), file, PROMPTS[0], tmp_path, ["10"], stage, 3)
-    exactness = invert_clip(*given)
+    given = (settings, str(tiny.CHECKPOINT), file, PROMPTS[0], tmp_path)
+    exactness = invert_clip(*given, steps=["10"], name=stage, seed=3)
     assert exactness > 25
     own = Engine(settings, tiny.CHECKPOINT).stages[stage]
     clip = read_clip(file, ClipSpec(5, own.height, own.width, 7.5))

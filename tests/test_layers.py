@@ -1,4 +1,4 @@
-"""Imports between folders flow one way; `tests/test_docs.py` and CONTRIBUTING.md rely on it."""
+"""Imports between folders flow one way, stages are named in their folder, files stay small."""
 
 import ast
 import re

@@ -45,7 +45,7 @@ def config():
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("shown") / "out"
     checkpoint, overrides = str(tiny.CHECKPOINT), {"steps": STEPS}
-    generate(config(), checkpoint, PROMPTS, None, [SEED], out, None, overrides)
+    generate(config(), checkpoint, PROMPTS, seeds=[SEED], out=out, overrides=overrides)
     return out
 
 

@@ -78,6 +78,7 @@ def convert_pipelines(
     to_torch: bool,
     dtype: np.dtype | None,
     verify: bool,
+    *,
     report: Callable[[str], None],
     progress: Progress | None = None,
 ) -> None:

@@ -65,7 +65,9 @@ def _call(args: argparse.Namespace) -> int:
     with _Signals() as signals:
         progress = Progress(check=signals.check)
         try:
-            convert_pipelines(src, dst, args.to_torch, dtype, args.verify, _say, progress)
+            convert_pipelines(
+                src, dst, args.to_torch, dtype, args.verify, report=_say, progress=progress
+            )
         except Preempted as stopped:
             print(stopped, file=sys.stderr, flush=True)
             return 128 + (signals.number or 0)

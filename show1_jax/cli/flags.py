@@ -133,6 +133,28 @@ def overrides(args: argparse.Namespace) -> dict[str, Sequence[str]]:
     return {"steps": args.steps, "guidance": args.guidance}
 
 
+def check_stages(args: argparse.Namespace, others: Sequence[str] = ()) -> None:
+    """Raises UsageError if `--stages`, `--steps` or `--guidance` name a stage that there is not.
+
+    Args:
+      args: from `add_sampling`, perhaps with `stages`.
+      others: names that `--stages` may have besides.
+    """
+    from show1_jax.stages import by_name
+
+    asked = [
+        (name, "--stages") for name in getattr(args, "stages", None) or () if name not in others
+    ]
+    for flag in ("steps", "guidance"):
+        texts = (text.rpartition("=")[0] for text in vars(args)[flag])
+        asked += [(name, f"--{flag}") for name in texts if name]
+    for name, flag in asked:
+        try:
+            by_name(name)
+        except InputError as error:
+            raise UsageError(f"{flag}: {error}") from None
+
+
 def add_aot(parser: Parser) -> None:
     """Adds `--aot TOPOLOGY` and `--json`."""
     group = parser.add_argument_group("before paying for TPUs")

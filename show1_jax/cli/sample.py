@@ -90,6 +90,7 @@ def _call(args: argparse.Namespace) -> None:
     if args.json and not args.aot:
         raise UsageError("--json is for --aot")
     config, checkpoint = args.config, flags.checkpoint(args)
+    flags.check_stages(args, ("t5", "clip") if args.aot else ())
     if args.aot:
         from show1_jax.aot import programs  # with all of training
         from show1_jax.compilation import only_compile
@@ -141,4 +142,6 @@ def _invert(args: argparse.Namespace, checkpoint: list[str], seeds: list[int] | 
         raise UsageError(f"--invert runs {stages[0]} alone: give its --steps")
     steps = [*([] if f"{stages[0]}.steps" in args.changed else ["50"]), *args.steps]
     out = args.out or free_folder()
-    invert_clip(args.config, checkpoint, clip, prompts[0], out, steps, stages[0], seeds[0])
+    invert_clip(
+        args.config, checkpoint, clip, prompts[0], out, steps=steps, name=stages[0], seed=seeds[0]
+    )

@@ -89,7 +89,8 @@ def _call(args: argparse.Namespace) -> None:
 
     given = (args.config, flags.checkpoint(args), args.count, args.seed)
     if args.alone:
-        evaluate_alone(*given, args.stages, flags.overrides(args), args.split)
+        how = {"overrides": flags.overrides(args), "split": args.split}
+        evaluate_alone(*given, stages=args.stages, **how)
         return
     sheet = args.out / "sheet.png" if args.out else Path("outputs") / "evaluation.png"
     evaluate(

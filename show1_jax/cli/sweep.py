@@ -65,9 +65,9 @@ def _call(args: argparse.Namespace) -> None:
         flags.checkpoint(args),
         args.count,
         args.seed,
-        args.solvers,
-        args.steps,
-        args.guidance,
+        solvers=args.solvers,
+        steps=args.steps,
+        guidance=args.guidance,
     )
     print_table(found)
     if args.plot:

@@ -88,6 +88,7 @@ def conv3x3(
     name: str,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
+    *,
     stride: int = 1,
     upsampled: bool = False,
     kind: type[nn.Conv] = nn.Conv,

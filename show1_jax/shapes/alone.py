@@ -102,6 +102,7 @@ def evaluate_alone(
     checkpoint: Checkpoint | None,
     count: int,
     seed: int,
+    *,
     stages: Sequence[str] | None,
     overrides: Mapping[str, Sequence[str]],
     split: str = "validation",

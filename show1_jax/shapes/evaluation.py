@@ -36,6 +36,7 @@ def evaluate(
     checkpoint: Checkpoint | None,
     count: int,
     seed: int,
+    *,
     out: Path | None,
     sheet: Path,
     stages: Sequence[str] | None,

@@ -133,6 +133,7 @@ def follow(
     checkpoint: Checkpoint | None,
     motion: str,
     adapters: Sequence[str],
+    *,
     count: int,
     seed: int,
     overrides: Mapping[str, Sequence[str]],

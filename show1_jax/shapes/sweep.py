@@ -39,6 +39,7 @@ def sweep(
     checkpoint: Checkpoint | None,
     count: int,
     seed: int,
+    *,
     solvers: Sequence[str],
     steps: Sequence[int],
     guidance: Sequence[float],

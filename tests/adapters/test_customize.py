@@ -246,9 +246,8 @@ def test_clips_with_and_without_an_adapter_are_measured(config, checkpoint, tmp_
     path = customize(config)
     settings = small_config("keyframes")
     adapters = [f"{path}=0.5", f"{path}=1"]
-    rows = follow(
-        settings, str(checkpoint), "circle", adapters, 3, 0, {}, tmp_path / "new" / "sheet.png"
-    )
+    how = {"count": 3, "seed": 0, "overrides": {}, "sheet": tmp_path / "new" / "sheet.png"}
+    rows = follow(settings, str(checkpoint), "circle", adapters, **how)
     assert list(rows) == ["untuned", *adapters]
     for row in rows.values():
         assert list(row) == ["path", "axes", "size", "color", "shape", "background"]
@@ -267,8 +266,9 @@ def test_what_follows_the_taught_path_is_counted(checkpoint, tmp_path, monkeypat
     shown[2] = shown[2]._replace(color="red")
     measured = [Measurement(one, own) for one, own in zip(shown, (path, path, -path), strict=True)]
     monkeypatch.setattr(motion, "judge", lambda *_: {"keyframes": measured})
-    given = (settings, str(checkpoint), "spiral", [], 3, 0, {}, tmp_path / "sheet.png", backgrounds)
-    row = follow(*given)["untuned"]
+    how = {"count": 3, "seed": 0, "overrides": {}, "sheet": tmp_path / "sheet.png"}
+    given = (settings, str(checkpoint), "spiral", [])
+    row = follow(*given, **how, backgrounds=backgrounds)["untuned"]
     assert row == pytest.approx(
         {"path": 1, "axes": 1, "size": 1, "color": 2 / 3, "shape": 1, "background": 1}
     )
@@ -303,7 +303,7 @@ def test_bad_input_is_one_line(config, clip, tmp_path):
 
 def test_a_clip_becomes_noise_and_noise_the_clip(checkpoint, clip, tmp_path):
     config = small_config("keyframes")
-    found = invert_clip(config, str(checkpoint), clip, "in a circle", tmp_path, ["20"])
+    found = invert_clip(config, str(checkpoint), clip, "in a circle", tmp_path, steps=["20"])
     assert found > 20  # of a random network
     assert {path.name for path in tmp_path.iterdir()} == {
         "keyframes.noise.npz",

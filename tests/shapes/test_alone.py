@@ -101,16 +101,18 @@ def test_the_command(monkeypatch, capsys):
                     results.save(item, stage, made[0] if stage == "first_frame" else made, {})
 
     monkeypatch.setattr(alone, "Engine", Perfect)
-    evaluate_alone(tiny.get_config(), "x", 2, 7, None, {"steps": ["2"]})
+    evaluate_alone(tiny.get_config(), "x", 2, 7, stages=None, overrides={"steps": ["2"]})
     assert ran == [
         (["interpolation"], 2, [7, 8]),
         (["first_frame", "super_resolution"], 2, [7, 8]),
     ]
     text = capsys.readouterr().out
     assert asked == [item.prompt for item in draw(2, 7)] * 2
-    evaluate_alone(tiny.get_config(), "x", 2, 7, ["interpolation"], {}, "looks")
+    evaluate_alone(
+        tiny.get_config(), "x", 2, 7, stages=["interpolation"], overrides={}, split="looks"
+    )
     assert asked[4:] == [item.prompt for item in draw(2, 7, "looks")]
     for stage in ("interpolation", "first_frame", "super_resolution"):
         assert numbers(text, stage)[0] == np.inf
     with pytest.raises(InputError, match="name stages that start from others: interpolation"):
-        evaluate_alone(tiny.get_config(), "x", 2, 7, ["keyframes"], {})
+        evaluate_alone(tiny.get_config(), "x", 2, 7, stages=["keyframes"], overrides={})

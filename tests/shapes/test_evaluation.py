@@ -66,7 +66,17 @@ def run(monkeypatch, tmp_path, capsys):
         folder = tmp_path / out if out else None
         config = tiny.get_config()
         sheet = tmp_path / "new" / "sheet.png"
-        evaluate(config, "x", count, 0, folder, sheet, stages, {"steps": ["2"]}, **options)
+        evaluate(
+            config,
+            "x",
+            count,
+            0,
+            out=folder,
+            sheet=sheet,
+            stages=stages,
+            overrides={"steps": ["2"]},
+            **options,
+        )
         assert config.keyframes.steps == 2
         assert sheet.stat().st_size > 0
         return capsys.readouterr().out
@@ -151,7 +161,7 @@ def test_the_command_with_empty_and_with_swapped_prompts(run):
 def test_bad_input_is_refused(run, tmp_path):
     config = tiny.get_config()
     with pytest.raises(InputError, match="give --checkpoint"):
-        evaluate(config, None, 1, 0, None, tmp_path / "a.png", None, {})
+        evaluate(config, None, 1, 0, out=None, sheet=tmp_path / "a.png", stages=None, overrides={})
     with pytest.raises(InputError, match="not both"):
         run(empty=True, swapped=True)
     with pytest.raises(InputError, match="no stage has a result"):

@@ -17,6 +17,10 @@ from tests import programs
 MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
 
 
+def of(solvers, steps, guidance):
+    return {"solvers": solvers, "steps": steps, "guidance": guidance}
+
+
 class Painter:
     """Obeys DPM-Solver++, and from 10 steps on anything; otherwise paints all clips red."""
 
@@ -56,7 +60,9 @@ def painter(monkeypatch):
 
 
 def test_every_setting_is_tried_on_the_same_prompts(painter):
-    found = sweep.sweep(tiny.get_config(), "x", 6, 3, ["dpm_solver", "ddim"], [5, 10], [1.0, 4.0])
+    found = sweep.sweep(
+        tiny.get_config(), "x", 6, 3, **of(["dpm_solver", "ddim"], [5, 10], [1.0, 4.0])
+    )
     seeds = (3, 4, 5, 6, 7, 8)
     assert Painter.ran == [(*key, seeds) for key in found]
     assert len(found) == 8
@@ -77,7 +83,7 @@ def test_a_picture(tmp_path):
 
 def test_unknown_solvers_are_refused(painter):
     with pytest.raises(InputError, match="solver kind 'euler' is not one of ddpm, ddim"):
-        sweep.sweep(tiny.get_config(), "x", 1, 0, ["euler"], [5], [1.0])
+        sweep.sweep(tiny.get_config(), "x", 1, 0, **of(["euler"], [5], [1.0]))
 
 
 def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_sampled(tmp_path):

@@ -109,8 +109,12 @@ def test_it_is_trained_and_exported(workdir):
 
 def test_it_is_sampled_and_written(config, workdir, tmp_path):
     out, checkpoint = tmp_path / "out", workdir / "checkpoint"
-    given = (config, checkpoint, PROMPT, None, [0], out, ["keyframes", "mirrored"])
-    generate(*given, {"steps": ["mirrored=3"]})
+    given = {
+        "out": out,
+        "stages": ["keyframes", "mirrored"],
+        "overrides": {"steps": ["mirrored=3"]},
+    }
+    generate(config, checkpoint, PROMPT, **given)
     item = out / "000"
     assert read_mp4(item / "mirrored.mp4").shape == (3, 4, 6, 3)
     made = json.loads((item / "metadata.json").read_text())["stages"]["mirrored"]
@@ -119,7 +123,7 @@ def test_it_is_sampled_and_written(config, workdir, tmp_path):
     first = np.load(item / "mirrored.npy")
     np.save(item / "keyframes.npy", np.load(item / "keyframes.npy")[..., ::-1, :])
     config.mirrored.flip = False
-    generate(*given, {"steps": ["mirrored=3"]}, overwrite=True)
+    generate(config, checkpoint, PROMPT, **given, overwrite=True)
     np.testing.assert_allclose(np.load(item / "mirrored.npy"), first, atol=1e-4)
     config.mirrored.flip = True
 
@@ -128,7 +132,7 @@ def test_it_is_inverted(config, workdir, tmp_path):
     clip = tmp_path / "clip.mp4"
     write_mp4(clip, np.full((8, 8, 16, 3), 100, np.uint8), 3.0)
     out = tmp_path / "noise"
-    found = invert_clip(config, workdir / "checkpoint", clip, "", out, ["5"], "mirrored")
+    found = invert_clip(config, workdir / "checkpoint", clip, "", out, steps=["5"], name="mirrored")
     assert found > 10
     assert (out / "mirrored.noise.npz").is_file()
 
