@@ -30,7 +30,9 @@ PROMPTS = "show1_jax/text/prompts.py"
 STAGE = "show1_jax/stages/stage.py"
 GAPS = "show1_jax/stages/interpolation.py"
 SAMPLING = "show1_jax/stages/sampling.py"
-UPSCALERS = "show1_jax/stages/super_resolution.py"
+UPSCALING = "show1_jax/stages/upscaling.py"
+FIRST_FRAME = "show1_jax/stages/first_frame.py"
+SUPER = "show1_jax/stages/super_resolution.py"
 TRANSLATION = "show1_jax/stages/translation.py"
 
 # The first have mirrors in place of networks, which show all that reaches one; the second make
@@ -105,27 +107,27 @@ MUTANTS = [
     Mutant("keyframes_blended_the_wrong_way", "show1_jax/stages/interpolation.py",
            "before * (1 - weight) + after * weight", "before * weight + after * (1 - weight)",
            WIRING + "interpolation_starts_from_the_keyframes_in_their_order"),
-    Mutant("first_frame_from_the_last", UPSCALERS, "inputs[Interpolation.name][:, :1]",
+    Mutant("first_frame_from_the_last", FIRST_FRAME, "inputs[Interpolation.name][:, :1]",
            "inputs[Interpolation.name][:, -1:]", SHOWN + "the_first_frame_is_the_first_frame"),
     Mutant("first_frame_ignored", ENGINE,
            "if results.has(item, used):\n                own[used]",
            "if False:\n                own[used]", WINDOWS),
-    Mutant("noise_level_zero", UPSCALERS, "jnp.int32(self.noise_level)", "jnp.int32(0)",
-           SHOWN + "of_a_noisier_condition_the_upscaler_keeps_less", times=2),
-    Mutant("noise_level_not_told", UPSCALERS, "Conditions(call.text, condition, level)",
+    Mutant("noise_level_zero", SUPER, "jnp.int32(self.noise_level)", "jnp.int32(0)",
+           SHOWN + "of_a_noisier_condition_the_upscaler_keeps_less"),
+    Mutant("noise_level_not_told", SUPER, "Conditions(call.text, condition, level)",
            "Conditions(call.text, condition, 0 * level)", WINDOWS),
     Mutant("noise_by_the_schedule_of_the_solver", LOADING, "noise_schedule=found)",
            "noise_schedule=stage.solver.schedule)", SCHEDULE),
-    Mutant("super_resolution_from_the_keyframes", UPSCALERS,
+    Mutant("super_resolution_from_the_keyframes", SUPER,
            "video, first_frame = inputs[Interpolation.name], inputs[FirstFrame.name]",
            "first_frame = inputs[FirstFrame.name]\n"
            "        video = jnp.repeat(inputs[Interpolation.name][:, ::4], 4, axis=1)[:, :29]",
            WINDOWS),
-    Mutant("window_sees_one_frame_early", UPSCALERS, "condition(video[:, at : at + window]",
+    Mutant("window_sees_one_frame_early", SUPER, "condition(video[:, at : at + window]",
            "condition(video[:, max(0, at - 1) : max(0, at - 1) + window]", SHRUNK),
-    Mutant("window_starts_one_frame_early", UPSCALERS, "min(start, frames - window)",
+    Mutant("window_starts_one_frame_early", UPSCALING, "min(start, frames - window)",
            "min(start - 1, frames - window)", WINDOWS),
-    Mutant("windows_go_on_from_the_first_frame", UPSCALERS, "noise, level, result[:, at])",
+    Mutant("windows_go_on_from_the_first_frame", SUPER, "noise, level, result[:, at])",
            "noise, level, result[:, 0])", WINDOWS),
     Mutant("translation_from_interpolation", TRANSLATION, "needs = (SuperResolution.name,)",
            'needs = ("interpolation",)', TRANSLATED),

@@ -18,7 +18,7 @@ from show1_jax.shapes.judge import measure
 from show1_jax.shapes.moving_shapes import Combination, caption, split_of
 from show1_jax.shapes.tables import attributes_of
 from show1_jax.stages import names
-from show1_jax.stages.super_resolution import shrink
+from show1_jax.stages.upscaling import shrink
 from tests.data.videos import read_video
 from tests.mirror import Given
 

@@ -22,7 +22,7 @@ from show1_jax.checkpoints.released import StageFolder
 from show1_jax.configs import tiny
 from show1_jax.diffusion.schedule import NoiseSchedule, add_noise
 from show1_jax.generate import override
-from show1_jax.stages.super_resolution import upsample
+from show1_jax.stages.upscaling import upsample
 from show1_jax.text.encoding import load_encoder
 from tests.mirror import LOG_VARIANCE, PARAMETER, Given, Mirrored, reading
 

@@ -57,16 +57,16 @@ def _such(kind: type[int] | type[float]) -> str:
     return "a list of whole numbers" if kind is int else "a list of numbers"
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """A reader of whole numbers within limits."""
 
     def read(text: str) -> int:
-        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        limits = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
         try:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least or (most is not None and value > most):
+        if value < minimum or (maximum is not None and value > maximum):
             raise argparse.ArgumentTypeError(f"{value} is not within {limits}")
         return value
 

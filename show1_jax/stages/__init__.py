@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from show1_jax.errors import InputError
 from show1_jax.stages.autoencoder import Autoencoder
+from show1_jax.stages.first_frame import FirstFrame
 from show1_jax.stages.interpolation import Interpolation
 from show1_jax.stages.keyframes import Image, Keyframes
 from show1_jax.stages.stage import Stage
-from show1_jax.stages.super_resolution import FirstFrame, SuperResolution
+from show1_jax.stages.super_resolution import SuperResolution
 from show1_jax.stages.translation import Translation
 
 STAGES: tuple[type[Stage], ...] = (

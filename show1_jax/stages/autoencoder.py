@@ -1,11 +1,10 @@
 """The autoencoder of the latent stage: how it is trained (it is sampled by `translation`).
 
-Reconstruction, a small KL divergence of the posterior from a standard normal
-(Rombach et al., arXiv 2112.10752, appendix G), and the error of the image's
-gradients, which holds edges sharp without a network of perceptual features or
-a discriminator. Reconstruction is told by absolute errors, for edges, and by
-squared ones, for colors: the median, which the absolute error is content with,
-was one color for two where these differ in a single channel.
+The loss has three terms: the reconstruction error, a small KL divergence of the posterior from a
+standard normal (Rombach et al., arXiv 2112.10752, appendix G), and the error of the image's
+gradients. The last keeps edges sharp without a perceptual network or a discriminator. The
+reconstruction error is absolute, for edges, plus squared, for colors: the absolute error alone is
+smallest at the median, which merged two colors that differ in a single channel.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What stages make for each other: where it is kept, and what it has to be."""
+"""Results of stages: where they are kept, and the check before another stage starts from one."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -2,7 +2,7 @@
 
 WORKDIR/PART/config.json      the settings; a run goes on only with the same
 WORKDIR/PART/checkpoints/N/   state and data position after step N, and their digests (Orbax)
-WORKDIR/PART/lock             who trains here now
+WORKDIR/PART/lock             held by the process that trains here
 """
 
 import contextlib

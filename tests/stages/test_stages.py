@@ -16,6 +16,7 @@ from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.stages import interpolation as gaps
 from show1_jax.stages import super_resolution as windowed
 from show1_jax.stages import translation as latent
+from show1_jax.stages import upscaling
 from show1_jax.stages.sampling import (
     AUGMENTATION,
     START,
@@ -188,7 +189,7 @@ def test_values_never_compile_again(base, upscaler, translator, vae, text):
         )
 
     everything(3.0, SEEDS, 150, 0.8)
-    functions = (advance, draw, clip_keys, windowed.augment, latent.encode)
+    functions = (advance, draw, clip_keys, upscaling.augment, latent.encode)
     compiled = [f._cache_size() for f in functions]
     everything(7.5, SEEDS + 11, 30, 0.4)
     assert compiled == [f._cache_size() for f in functions]
@@ -262,7 +263,7 @@ def test_keys_tell_seeds_and_stages_apart():
     ],
 )
 def test_windows(frames, window, expected):
-    assert list(windowed.windows(frames, window)) == expected
+    assert list(upscaling.windows(frames, window)) == expected
     made = {0}
     for start in expected:
         assert start in made, "a window continues from a frame that is there"
@@ -283,7 +284,7 @@ def test_windows_of_a_finished_clip_are_joined_again(frames, window):
     assert example.noise_level.tolist() == [50] * len(example.clean)
     if frames > 1:  # each goes on from the frame that it shares with the one before
         np.testing.assert_array_equal(example.frames[:, 0], example.clean[:, 0])
-    noise = example.frames - windowed.upsample(windowed.shrink(example.clean, 2, 4), 8, 16)
+    noise = example.frames - upscaling.upsample(upscaling.shrink(example.clean, 2, 4), 8, 16)
     # All have the noise that sampling's windows have.
     np.testing.assert_allclose(noise[0, -1], noise[-1, -1], atol=0.2)
 
@@ -301,12 +302,12 @@ def test_what_cannot_be_split_says_so():
     with pytest.raises(InputError, match="one keyframe leaves no gap"):
         made.interpolation().split(jnp.zeros((1, 2, 4, 3)), None, {})
     with pytest.raises(InputError, match="16x8 is no multiple of the keyframes' size, 5x4"):
-        windowed.shrink(jnp.zeros((1, 8, 16, 3)), 4, 5)
+        upscaling.shrink(jnp.zeros((1, 8, 16, 3)), 4, 5)
 
 
 def test_a_window_of_one_frame_cannot_continue():
     with pytest.raises(InputError, match="at least 2"):
-        list(windowed.windows(2, 1))
+        list(upscaling.windows(2, 1))
 
 
 def test_each_window_continues_from_the_one_before(monkeypatch):
@@ -347,7 +348,7 @@ def test_gaps_share_their_noise_and_the_later_one_keeps_the_shared_frame(monkeyp
 def test_glue_as_recorded():
     case = golden("stage_glue")
     video = np.moveaxis(case.inputs["video"], 1, -1)
-    upsampled = windowed.upsample(video, *case.config["upsample_to_hw"])
+    upsampled = upscaling.upsample(video, *case.config["upsample_to_hw"])
     expected = np.moveaxis(case.outputs["sr_bilinear_align_corners"], 1, -1)
     np.testing.assert_allclose(upsampled, expected, atol=1e-5)
     blend = gaps.condition(video[:, [0, -1]], video.shape[1])

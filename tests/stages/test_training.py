@@ -12,7 +12,7 @@ from show1_jax.media import from_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.shapes.moving_shapes import Combination, Scene, render
-from show1_jax.stages import autoencoder, interpolation, super_resolution
+from show1_jax.stages import autoencoder, interpolation, upscaling
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
 from tests.stages import made
 from tests.stages.made import BASE, COSINE
@@ -64,7 +64,7 @@ def test_super_resolution(keep):
 def test_super_resolution_learns_from_what_keyframes_look_like():
     scene = Scene(Combination("small", "red", "triangle", "up", "white"), 0.2, 0.3, 0.1)
     large, small = (from_uint8(render(scene, 8, *size)) for size in ((40, 64), (10, 16)))
-    shrunk = super_resolution.shrink(jnp.asarray(large), 10, 16)
+    shrunk = upscaling.shrink(jnp.asarray(large), 10, 16)
     blurred = jax.image.resize(large, small.shape, "linear")
     assert np.abs(shrunk - small).max() < 0.04 < np.abs(blurred - small).max()
 

@@ -13,7 +13,7 @@ from show1_jax.convert import load_diffusers
 from show1_jax.diffusion.schedule import add_noise
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.media import from_uint8, to_uint8
-from show1_jax.stages import interpolation, super_resolution, translation
+from show1_jax.stages import interpolation, translation, upscaling
 from show1_jax.stages.sampling import Conditions, Sampler, Steering, denoise
 from tests.conftest import Golden, assert_close, golden, network_folder
 
@@ -128,13 +128,13 @@ def test_super_resolution(name):
     small, noise = last(case.inputs["image"]), last(case.inputs["noise.augmentation"])
     schedule = solver_config(case.config["image_noising_scheduler"], "golden").schedule
     level = jnp.full(len(small), call["noise_level"])
-    upsampled = super_resolution.upsample(small, call["height"], call["width"])
+    upsampled = upscaling.upsample(small, call["height"], call["width"])
     assert_close(upsampled, last(case.outputs["add_noise.original"]), 1e-5)
-    frames = super_resolution.augment(upsampled, noise, level, schedule)
+    frames = upscaling.augment(upsampled, noise, level, schedule)
     assert_close(frames, last(case.outputs["add_noise.noisy"]), 1e-5)
     if "first_frame_cond" in case.inputs:
         first = last(case.inputs["first_frame_cond"])[:, 0]
-        frames = super_resolution.with_first_frame(frames, first)
+        frames = upscaling.with_first_frame(frames, first)
     told = conditions(case, frames=frames, noise_level=level)
     recorded = last(case.outputs["unet_input.step0"])[: len(small), ..., 3:]
     assert_close(frames, recorded, 1e-5)
