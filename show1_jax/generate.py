@@ -327,6 +327,8 @@ def prepare(
     """
     if not checkpoint:
         raise InputError("give --checkpoint: this config comes without one")
+    if config.stage:
+        known_stages.part(config.stage)
     use_compilation_cache()
     return_freed_memory()
     override(config, overrides)

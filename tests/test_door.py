@@ -186,6 +186,13 @@ def test_what_cannot_be_loaded_is_told_in_one_line(given, message):
         show1_jax.load(**given)
 
 
+def test_the_folder_of_runs_is_told_from_the_checkpoint_in_it(tmp_path):
+    embedded = Path(show1_jax.load().checkpoints[0])
+    (tmp_path / "checkpoint").symlink_to(embedded)
+    with pytest.raises(InputError, match=r"is no checkpoint, but .*checkpoint is: give that one"):
+        show1_jax.load(tmp_path)
+
+
 def test_a_checkpoint_without_a_denoiser_replaces_none(tmp_path):
     embedded = Path(show1_jax.load().checkpoints[0])
     (tmp_path / "show-1-sr2").mkdir()

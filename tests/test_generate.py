@@ -595,6 +595,7 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
             "error: --stages: there is no stage 'keyframe'",
         ),
         (["--config.keyframes.stepz=3", "--prompt", "x"], "stepz"),
+        (["--config=tiny:nope", "--prompt", "x"], "there is no part 'nope' to train"),
         (["words without a flag"], "is not a flag"),
         (["--seed", "-1", "--prompt", "x"], "seed"),
         (["--config.keyframes.steps=few", "--prompt", "x"], "few"),

@@ -95,7 +95,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         lacking = importlib.util.find_spec("libtpu") is None
-        hint = " (it takes libtpu: pip install 'show1-jax[tpu-aot]')" if lacking else ""
+        hint = " (it takes libtpu: install the extra tpu-aot)" if lacking else ""
         raise InputError(f"--aot {name}: {line}{hint}") from error
     return CHIPS[kind], found.devices
 

@@ -35,6 +35,9 @@ def find_pipelines(folder: Path) -> list[Path]:
     children = sorted(child for child in folder.iterdir() if child.is_dir())
     found = [child for child in children if (child / "model_index.json").is_file()]
     if not found:
+        trained = folder / "checkpoint"  # where training puts it
+        if any(trained.glob("*/model_index.json")):
+            raise InputError(f"{folder} is no checkpoint, but {trained} is: give that one")
         raise InputError(
             f"neither {folder} nor a folder in it has a model_index.json; give a released folder, "
             "or a folder of them"

@@ -117,7 +117,7 @@ def add_sampling(group: Any) -> None:
         type=of_stages(int),
         default=[],
         metavar="N",
-        help="solver steps of all stages (50), or of some (keyframes=75,translation=50)",
+        help="solver steps of all stages, such as 50, or of some (keyframes=75,translation=50)",
     )
     group.add_argument(
         "--guidance",
