@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,12 @@ def test_what_is_written_elsewhere_is_found(tmp_path):
     box.make()
     before = contents(box.folder)
     assert written(box, before, before, refused=True, whole=True) is None
+    # But a conversion may leave what it has finished.
+    (box.folder / "out" / "result.partial" / "unet").mkdir(parents=True)
+    kept = contents(box.folder)
+    assert written(box, before, kept, refused=True, whole=True) is None
+    assert "result.partial" in str(written(box, before, kept, refused=False, whole=True))
+    shutil.rmtree(box.folder / "out" / "result.partial")
     box.result.mkdir()
     (box.result / "half.json").write_text("{")
     after = contents(box.folder)
