@@ -26,15 +26,15 @@ from show1_jax.stages import Stage, inversion
 from show1_jax.stages.results import Results, checked
 from show1_jax.stages.sampling import Call, Progress, in_parts
 from show1_jax.text.prompts import Texts, check_text, encode_prompts
-from show1_jax.text.tokenizers import LENGTH
+from show1_jax.text.tokenizers import token_count
 from show1_jax.weights import Weights
 
 
 class StageProgress(Protocol):
-    """What is called to tell how far a run is; `progress.Progress.update` is one."""
+    """A callback that shows how far a run is, such as `progress.Progress.update`."""
 
     def __call__(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
-        """Told a stage or a text encoder, and what `Progress` is told of it."""
+        """Receives the name of a stage or an encoder, then what `sampling.Progress` receives."""
 
 
 class Made(NamedTuple):
@@ -118,7 +118,7 @@ class Engine:
 
         Args:
           prompts: the texts.
-          progress: told of the encoders' names.
+          progress: shows how far the encoders are.
 
         Raises:
           InputError: if the checkpoint lacks an encoder or its tokenizer, a prompt is no text,
@@ -127,7 +127,7 @@ class Engine:
         text = self.config.text
 
         def embed(name: str, texts: Sequence[str]) -> np.ndarray:
-            tokens = text.t5_tokens if name == "t5" else LENGTH
+            tokens = token_count(name, text.t5_tokens)
             encoder = self.weights.encoder(name, tokens, progress)
             warn_of_differences(name, text.get(name), encoder.module.config)
             own_progress = functools.partial(progress, name) if progress else None
@@ -151,7 +151,7 @@ class Engine:
           prompts: one for each item.
           seeds: one for each item, 0 to 2**32 - 1.
           results: holds the results of stages that are not run here, and receives the others.
-          progress: told what goes on: what is read, compiled and run.
+          progress: shows what is read, compiled and run.
           items: which of them to make; None for all.
 
         Raises:

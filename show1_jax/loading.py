@@ -79,8 +79,9 @@ def load_stages(
         are adapters for a stage that is not run.
     """
     checkpoints = local_paths(checkpoint)
-    if noise is None and config.from_noise:
-        noise = inversion.load_noise(local_path(config.from_noise))
+    noise_file = config.from_noise if noise is None else ""
+    if noise_file:
+        noise = inversion.load_noise(local_path(noise_file))
     loaded = Loaded(
         checkpoints,
         find_stages(*checkpoints),
@@ -90,7 +91,7 @@ def load_stages(
         {},
         {},
         noise,
-        config.from_noise,
+        noise_file,
     )
     for name in _choose(loaded, stages):
         loaded.stages[name] = _stage(loaded, name)

@@ -678,6 +678,11 @@ def test_noise_is_followed_unless_something_else_is_asked_for(tmp_path):
         engine = Engine(settings, tiny.CHECKPOINT)
         assert list(engine.stages) == names()[names().index(stage) :]
         assert not engine.loaded.inputs(stage)
+        assert engine.loaded.noise_file == settings.from_noise
+        # Noise that is given is of no file.
+        given = engine.loaded.noise._replace(steps=5)
+        other = Engine(settings, tiny.CHECKPOINT, noise=given).loaded
+        assert (other.noise.steps, other.noise_file) == (5, "")
     settings.keyframes.guidance = settings.interpolation.guidance = 2.0
     # No item, so that all but sampling is done.
     with pytest.raises(InputError, match="give a --prompt"):

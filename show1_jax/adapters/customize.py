@@ -35,7 +35,7 @@ from show1_jax.parallel.sharding import put_array, put_batch, shardings
 from show1_jax.paths import local_path
 from show1_jax.stages import STAGES
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
-from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.cleaning import cleaner
 from show1_jax.text.encoding import load_encoder
 from show1_jax.training.optimizer import averaged, make_optimizer
 from show1_jax.training.settings import check
@@ -88,7 +88,7 @@ def customize(config: ConfigDict) -> Path:
         encoder = load_encoder(
             encoder_folder(folders, str(stage.encoder)), dtype, config.text.t5_tokens
         )
-        clean = clean_caption if config.text.clean_captions else normalize
+        clean = cleaner(config.text.clean_captions)
         texts = np.asarray(encoder([clean(prompt) for prompt in (*prompts, "")]), np.float32)
         del encoder
         size = settings.batch_size

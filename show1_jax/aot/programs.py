@@ -24,7 +24,7 @@ from show1_jax.parallel.sharding import placed, shardings
 from show1_jax.stages import Stage, sampling
 from show1_jax.stages.sampling import Conditions, Sampler, Steering
 from show1_jax.text import encoding
-from show1_jax.text.tokenizers import LENGTH
+from show1_jax.text.tokenizers import token_count
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.settings import check
 from show1_jax.training.step import init_state, train_step
@@ -222,7 +222,7 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
         if name == "t5"
         else CLIPText(CLIPTextConfig(**config.text.clip), dtype)
     )
-    tokens = config.text.t5_tokens if name == "t5" else LENGTH
+    tokens = token_count(name, config.text.t5_tokens)
     ids, params = clips((batch, tokens), jnp.int32), placed(sampling_params(module, dtype))
     mask = ids if name == "t5" else None
     lower = functools.partial(encoding.encode.lower, module, params, ids, mask)
@@ -231,7 +231,7 @@ def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> P
 
 def text_size(config: ConfigDict, stage: Stage) -> tuple[int, int]:
     """Tokens and width of the text embeddings that a stage is given."""
-    return LENGTH if stage.encoder == "clip" else config.text.t5_tokens, stage.unet.text_dim
+    return token_count(stage.encoder, config.text.t5_tokens), stage.unet.text_dim
 
 
 def clips(shape: tuple[int, ...], dtype: Any, axis: int = 0) -> Any:

@@ -85,7 +85,7 @@ def _names(config: Any) -> Iterator[str]:
     yield from (encoder for encoder in ("t5", "clip") if encoder in config.text)
     yield from stages.names()
     for stage in stages.build(config).values():
-        yield from (f"{stage.name}.{extra}" for extra in stage.extra_names)
+        yield from (f"{stage.name}.{extra.name}" for extra in stage.extras(1, 1))
     yield from (f"train.{part}" for part in stages.parts())
 
 

@@ -24,10 +24,10 @@ from show1_jax.parallel.sharding import over_clips
 
 
 class Progress(Protocol):
-    """What is called to tell how far a piece of work is."""
+    """A callback that shows how far a piece of work is."""
 
     def __call__(self, done: int, steps: int, doing: str = "", /) -> None:
-        """Told the number of steps done and of all steps, and what is done now other than them."""
+        """Receives the number of steps done, the number of all steps, and what else is done now."""
 
 
 START, AUGMENTATION, POSTERIOR, STEPS = range(4)

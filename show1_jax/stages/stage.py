@@ -307,7 +307,6 @@ class Stage(abc.ABC):
 
     fallback_is: ClassVar[str] = ""  # what `fallback` does, for warnings
     filter_name: ClassVar[str] = "bicubic"
-    extra_names: ClassVar[tuple[str, ...]] = ()
 
     def extras(self, batch: int, frame_parts: int) -> Iterator[Extra]:
         """The programs that sampling compiles beside the denoising loop.

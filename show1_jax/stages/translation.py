@@ -109,7 +109,6 @@ class Translation(Stage):
     pipeline = "VideoToVideoSDPipeline"
     encoder = "clip"
     networks = ("unet", "vae")
-    extra_names = ("encode", "decode")
     needs = (SuperResolution.name,)
     depends = {SuperResolution.name: CLIP_SECTION}  # noqa: RUF012
 

@@ -3,7 +3,7 @@
 import html
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote_plus
 
 import ftfy
@@ -25,6 +25,11 @@ def clean_caption(prompt: str) -> str:
     as in its training. The published Show-1 script does not use it.
     """
     return _clean_once(_clean_once(prompt))
+
+
+def cleaner(clean_captions: bool) -> Callable[[str], str]:
+    """What the config's `text.clean_captions` chooses."""
+    return clean_caption if clean_captions else normalize
 
 
 def _rules(*rules: tuple[str, str]) -> list[Rule]:

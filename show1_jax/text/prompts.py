@@ -7,7 +7,7 @@ import numpy as np
 
 from show1_jax.errors import InputError
 from show1_jax.stages import Stage
-from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.cleaning import cleaner
 
 Embed = Callable[[str, Sequence[str]], np.ndarray]
 """Makes a text encoder's name and texts into embeddings `(texts, tokens, width)`."""
@@ -42,7 +42,7 @@ def encode_prompts(
     """
     for prompt in prompts:
         check_text(prompt)
-    clean = clean_caption if clean_captions else normalize
+    clean = cleaner(clean_captions)
     cleaned = {prompt: clean(prompt) for prompt in prompts}
     found: dict[str, dict[str, np.ndarray]] = {}
     negative: dict[str, np.ndarray] = {}

@@ -23,8 +23,18 @@ from absl import logging
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import InputError
 
-LENGTH = 77
+LENGTH = 77  # CLIP has a position for each of its tokens
 MAX_EXTRA = 10_000  # sentinels; T5 has 100 of them
+
+
+def token_count(encoder: str, t5_tokens: int) -> int:
+    """How many tokens of each prompt a text encoder reads.
+
+    Args:
+      encoder: "t5" or "clip".
+      t5_tokens: the config's number for T5.
+    """
+    return t5_tokens if encoder == "t5" else LENGTH
 
 
 class Tokens(NamedTuple):

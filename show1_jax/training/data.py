@@ -24,7 +24,7 @@ from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
 from show1_jax.paths import local_path
-from show1_jax.text.cleaning import clean_caption, normalize
+from show1_jax.text.cleaning import cleaner
 from show1_jax.text.encoding import TextEncoder, load_encoder
 from show1_jax.training.tasks import compute_dtype
 
@@ -80,7 +80,7 @@ def open_text(
     dtype = compute_dtype(train)
     name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{dtype.name}"
     cache = local_path(train.data_dir) / "text" / name
-    prepare = clean_caption if clean else normalize
+    prepare = cleaner(clean)
     encoder: list[TextEncoder] = []
 
     def encode(texts: list[str]) -> np.ndarray:

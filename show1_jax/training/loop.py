@@ -34,7 +34,7 @@ from show1_jax.parallel.sharding import (
 )
 from show1_jax.paths import local_path
 from show1_jax.stages import Part, Stage
-from show1_jax.text.tokenizers import LENGTH
+from show1_jax.text.tokenizers import token_count
 from show1_jax.training import data, sheet
 from show1_jax.training.initialise import new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
@@ -118,8 +118,7 @@ class Run:
             if own.encoder:
                 clean = config.text.clean_captions
                 folder = self.networks.encoder()
-                # CLIP has a position for each of its tokens.
-                tokens = config.text.t5_tokens if own.encoder == "t5" else LENGTH
+                tokens = token_count(own.encoder, config.text.t5_tokens)
                 text = data.open_text(settings, captions, folder, clean, tokens)
                 inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
             arguments = (settings, builder, read, self.task.spec, text)
