@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from show1_jax import stages as known_stages
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.engine import Engine
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, UsageError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
@@ -187,7 +187,7 @@ def _folder_for(
         (prompt, seed) for prompt, own in asked for seed in (seeds or [0] if own is None else [own])
     ]
     if not items:
-        raise InputError("give a --prompt or a file of --prompts")
+        raise UsageError("give a --prompt or a file of --prompts")
     for folder in [local_path(out)] if out else _default_folders():
         outputs = Outputs(folder, keeper=hosts.first())
         found = outputs.items()

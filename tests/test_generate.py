@@ -618,7 +618,7 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
 )
 def test_the_command_line_ends_in_a_clear_line(tmp_path, arguments, message):
     wrong = ("stepz", "is not a flag", "seed", "few", "--invert takes", "--json", "--steps")
-    wrong += ("there is no stage", "error: --stages")
+    wrong += ("there is no stage", "error: --stages", "give a --prompt")
     done = programs.run(ROOT / "sample.py", *arguments, "--out", tmp_path / "out")
     assert done.returncode == (2 if message.startswith(wrong) else 1)
     # On a busy machine checking may take long enough to be said.

@@ -1,7 +1,7 @@
 """The programs of each stage, to be compiled without parameters or devices."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,8 +116,14 @@ def training_program(config: ConfigDict, name: str) -> Program:
         constants["empty"] = whole((tokens, width), jnp.float32)
     constants |= {name: placed(abstract_params(module)) for name, module in frozen.items()}
 
-    given = (task.prepare, task.loss, optimizer)
-    lower = functools.partial(_lower_step, given, settings, state, constants, batch)
+    step = functools.partial(
+        train_step,
+        prepare=task.prepare,
+        loss=task.loss,
+        optimizer=optimizer,
+        accumulate=settings.accumulate,
+    )
+    lower = functools.partial(_lower_step, step, settings.seed, state, constants, batch)
     others = [constants[name] for name in frozen]
     return Program(
         name,
@@ -130,17 +136,16 @@ def training_program(config: ConfigDict, name: str) -> Program:
 
 
 def _lower_step(
-    given: tuple[Any, Any, Any], settings: ConfigDict, state: Any, constants: Any, batch: Any
+    step: Callable[..., Any], seed: int, state: Any, constants: Any, batch: Any
 ) -> jax.stages.Lowered:
-    """Traces `train_step`, given what prepares a batch, its loss and the optimizer."""
+    """Traces a training step, which is given all but its key and arrays."""
 
-    def step(*arguments: Any) -> Any:
+    def seeded(*arguments: Any) -> Any:
         # The key is made inside: there is no device for an array of its own.
-        key = jax.random.key(settings.seed)
-        return train_step(*given, settings.accumulate, key, *arguments)
+        return step(*arguments, key=jax.random.key(seed))
 
     placement = (shardings(state), None)
-    return jax.jit(step, donate_argnums=0, out_shardings=placement).lower(state, constants, batch)
+    return jax.jit(seeded, donate_argnums=0, out_shardings=placement).lower(state, constants, batch)
 
 
 def customization_program(config: ConfigDict) -> Program:

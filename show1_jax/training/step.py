@@ -32,14 +32,15 @@ def init_state(optimizer: optax.GradientTransformation, trained: Any, frozen: An
 
 
 def train_step(
-    prepare: Prepare,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    accumulate: int,
-    key: jax.Array,
     state: TrainState,
     constants: Any,
     batch: dict[str, jax.Array],
+    *,
+    key: jax.Array,
+    prepare: Prepare,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates the trained parameters once.
 
@@ -47,14 +48,14 @@ def train_step(
     depend on how the batch is split.
 
     Args:
+      state: before the step.
+      constants: parameters of networks that are not trained.
+      batch: arrays with the batch first.
+      key: of the whole run.
       prepare: makes all random draws for a batch.
       loss: the loss of a prepared batch.
       optimizer: what to do with the gradients.
       accumulate: into how many parts the batch is split, one after the other.
-      key: of the whole run.
-      state: before the step.
-      constants: parameters of networks that are not trained.
-      batch: arrays with the batch first.
 
     Returns:
       The state after it, and `loss` and `grad_norm`.
@@ -93,7 +94,14 @@ def compile_step(
 
     With `shardings`, the state that comes out lies as they say.
     """
-    step = functools.partial(train_step, prepare, loss, optimizer, accumulate, key)
+    step = functools.partial(
+        train_step,
+        key=key,
+        prepare=prepare,
+        loss=loss,
+        optimizer=optimizer,
+        accumulate=accumulate,
+    )
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 

@@ -42,6 +42,12 @@ def gradients(part, **train):
 SLOW = ("image", "interpolation", "super_resolution")
 
 
+def _step(prepare, loss, optimizer, accumulate):
+    return functools.partial(
+        train_step, prepare=prepare, loss=loss, optimizer=optimizer, accumulate=accumulate
+    )
+
+
 @pytest.mark.parametrize(
     "part", [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in parts()]
 )
@@ -72,9 +78,9 @@ def test_a_batch_in_parts_is_the_same_step(part, train):
     task, params, constants = small_task(part, **train)
     # Not Adam: it makes as much of a gradient of rounding errors as of any other.
     optimizer = optax.sgd(1.0)
-    step = jax.jit(functools.partial(train_step, task.prepare, task.loss, optimizer, 4, KEY))
+    step = jax.jit(_step(task.prepare, task.loss, optimizer, 4))
     state = init_state(optimizer, params, {})
-    state, metrics = step(state, constants, made_up_batch(task, 4))
+    state, metrics = step(state, constants, made_up_batch(task, 4), key=KEY)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-5)
     moved = jax.tree.map(jnp.subtract, params, state.trained)
@@ -130,20 +136,19 @@ def test_every_step_draws_anew_and_the_same_again():
         draws = (prepared.noise.mean((1, 2, 3, 4)), prepared.timesteps / 1000)
         return params["scale"] * jnp.stack(draws).sum(0)
 
-    step = jax.jit(
-        functools.partial(train_step, task.prepare, loss, optimizer, 1), static_argnames=()
-    )
+    step = jax.jit(_step(task.prepare, loss, optimizer, 1))
     state = init_state(optimizer, {"scale": jnp.ones(())}, {})
     batch = made_up_batch(task, 4)
 
     def value(key, number):
-        return float(step(key, state._replace(step=jnp.int32(number)), constants, batch)[1]["loss"])
+        numbered = state._replace(step=jnp.int32(number))
+        return float(step(numbered, constants, batch, key=key)[1]["loss"])
 
     values = [value(KEY, number) for number in range(5)]
     assert len(set(values)) == 5
     assert value(KEY, 2) == values[2]
     assert value(jax.random.key(4), 2) != values[2]
-    after, _ = step(KEY, state._replace(step=jnp.int32(7)), constants, batch)
+    after, _ = step(state._replace(step=jnp.int32(7)), constants, batch, key=KEY)
     assert after.step == 8
 
 
@@ -163,9 +168,9 @@ def test_computing_in_bfloat16_keeps_parameters_and_losses_in_fp32(part):
     task, params, constants = small_task(part, dtype="bfloat16", accumulate=2)
     assert task.module.dtype == jnp.bfloat16
     optimizer = make_optimizer(small_config(part).train[part])
-    step = functools.partial(train_step, task.prepare, task.loss, optimizer, 2, KEY)
+    step = _step(task.prepare, task.loss, optimizer, 2)
     state = init_state(optimizer, params, {})
-    after, metrics = jax.eval_shape(step, state, constants, made_up_batch(task, 4))
+    after, metrics = jax.eval_shape(step, state, constants, made_up_batch(task, 4), key=KEY)
     types = {leaf.dtype.name for leaf in jax.tree.leaves((after, metrics))}
     assert types == {"float32", "int32"}
     shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (state, after)]
