@@ -122,7 +122,7 @@ def written(
     inside = "out/result"
     # Where a conversion that fails leaves the networks that it has finished, and says so.
     kept = f"{inside}.partial"
-    if refused and whole:
+    if refused:
         after = {path: made for path, made in after.items() if not path.startswith(kept)}
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path) or ELSEWHERE.match(path):
