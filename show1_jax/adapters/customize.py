@@ -10,13 +10,12 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -39,17 +38,9 @@ from show1_jax.text.cleaning import cleaner
 from show1_jax.text.encoding import load_encoder
 from show1_jax.training.optimizer import averaged, make_optimizer
 from show1_jax.training.settings import check
-from show1_jax.training.step import Loss, Prepare, compile_step, init_state
+from show1_jax.training.step import Recipe, compile_step, init_state
 from show1_jax.training.tasks import compute_dtype
 from show1_jax.training.trainable import merge, split
-
-
-class Tuning(NamedTuple):
-    """What a step of fine-tuning computes; see `training/step.py`."""
-
-    prepare: Prepare
-    loss: Loss
-    optimizer: optax.GradientTransformation
 
 
 def customize(config: ConfigDict) -> Path:
@@ -102,8 +93,8 @@ def customize(config: ConfigDict) -> Path:
         before = {} if settings.rank else split(params, settings.trainable)[0]
         before = jax.tree.map(np.asarray, before)
         solver = folder.solver()
-        tuning = make_tuning(settings, unet, solver)
-        trained = _train(settings, tuning, params, batches, {"empty": put_array(texts[-1])})
+        recipe = make_recipe(settings, unet, solver)
+        trained = _train(settings, recipe, params, batches, {"empty": put_array(texts[-1])})
     about = {
         "stage": stage.name,
         "trainable": settings.trainable,
@@ -137,7 +128,7 @@ def _check_out(path: Path) -> None:
         raise InputError(f"--config.out={path} cannot be written: {error.strerror}") from None
 
 
-def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tuning:
+def make_recipe(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Recipe:
     """What a step computes.
 
     Args:
@@ -162,7 +153,7 @@ def make_tuning(settings: ConfigDict, unet: UNet, solver: SolverConfig) -> Tunin
         with nn.intercept_methods(apply_lora):
             return denoising_loss(unet, objective, False, params, prepared)
 
-    return Tuning(prepare, loss, make_optimizer(settings))
+    return Recipe(prepare, loss, make_optimizer(settings), settings.accumulate)
 
 
 # Every way to put three channels into another order and to turn some of them to their negative.
@@ -221,14 +212,14 @@ def _several(value: str) -> list[str]:
 
 
 def _train(
-    settings: ConfigDict, tuning: Tuning, params: Any, batches: list[Any], constants: Any
+    settings: ConfigDict, recipe: Recipe, params: Any, batches: list[Any], constants: Any
 ) -> Any:
     """The trained tree after all steps, averaged."""
-    state = init_state(tuning.optimizer, *first_trained(params, settings))
+    state = init_state(recipe.optimizer, *first_trained(params, settings))
     state = jax.device_put(state, shardings(state))
     key = jax.random.key(settings.seed)
     # Each step takes over the memory of the state, and so that of `params`.
-    step_function = compile_step(*tuning, settings.accumulate, key, shardings(state))
+    step_function = compile_step(recipe, key, shardings(state))
     losses: list[jax.Array] = []
     begin = time.perf_counter()
     for step in range(1, settings.steps + 1):

@@ -1,7 +1,7 @@
 """The programs of each stage, to be compiled without parameters or devices."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from show1_jax.text import encoding
 from show1_jax.text.tokenizers import token_count
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.settings import check
-from show1_jax.training.step import init_state, train_step
+from show1_jax.training.step import Recipe, init_state, train_step
 from show1_jax.training.tasks import compute_dtype, make_task
 from show1_jax.training.trainable import split
 
@@ -116,14 +116,8 @@ def training_program(config: ConfigDict, name: str) -> Program:
         constants["empty"] = whole((tokens, width), jnp.float32)
     constants |= {name: placed(abstract_params(module)) for name, module in frozen.items()}
 
-    step = functools.partial(
-        train_step,
-        prepare=task.prepare,
-        loss=task.loss,
-        optimizer=optimizer,
-        accumulate=settings.accumulate,
-    )
-    lower = functools.partial(_lower_step, step, settings.seed, state, constants, batch)
+    recipe = Recipe(task.prepare, task.loss, optimizer, settings.accumulate)
+    lower = functools.partial(_lower_step, recipe, settings.seed, state, constants, batch)
     others = [constants[name] for name in frozen]
     return Program(
         name,
@@ -136,26 +130,26 @@ def training_program(config: ConfigDict, name: str) -> Program:
 
 
 def _lower_step(
-    step: Callable[..., Any], seed: int, state: Any, constants: Any, batch: Any
+    recipe: Recipe, seed: int, state: Any, constants: Any, batch: Any
 ) -> jax.stages.Lowered:
-    """Traces a training step, which is given all but its key and arrays."""
+    """Traces `train_step`."""
 
-    def seeded(*arguments: Any) -> Any:
+    def step(*arguments: Any) -> Any:
         # The key is made inside: there is no device for an array of its own.
-        return step(*arguments, key=jax.random.key(seed))
+        return train_step(recipe, jax.random.key(seed), *arguments)
 
     placement = (shardings(state), None)
-    return jax.jit(seeded, donate_argnums=0, out_shardings=placement).lower(state, constants, batch)
+    return jax.jit(step, donate_argnums=0, out_shardings=placement).lower(state, constants, batch)
 
 
 def customization_program(config: ConfigDict) -> Program:
     """One step of fine-tuning the keyframes on a clip; under a mesh."""
     settings, stage = config.customize, stages.STAGES[0].from_config(config)
     unet = stage.module(compute_dtype(settings))
-    tuning = customize.make_tuning(settings, unet, stage.solver)
+    recipe = customize.make_recipe(settings, unet, stage.solver)
 
     def start(params: Any) -> Any:
-        return init_state(tuning.optimizer, *customize.first_trained(params, settings))
+        return init_state(recipe.optimizer, *customize.first_trained(params, settings))
 
     state = placed(jax.eval_shape(start, customize.kept_params(unet, settings)))
     tokens, width = text_size(config, stage)
@@ -165,7 +159,7 @@ def customization_program(config: ConfigDict) -> Program:
         "text": clips((settings.batch_size, tokens, width), jnp.float32),
     }
     constants = {"empty": whole((tokens, width), jnp.float32)}
-    lower = functools.partial(_lower_step, tuning, settings, state, constants, batch)
+    lower = functools.partial(_lower_step, recipe, settings.seed, state, constants, batch)
     parameters = (state.trained, state.frozen)
     repeats = settings.accumulate
     return Program("customize", "step", lower, parameters, state.optimizer, repeats)

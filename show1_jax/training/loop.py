@@ -42,7 +42,7 @@ from show1_jax.training.networks import Networks, check_kinship
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
 from show1_jax.training.settings import check
-from show1_jax.training.step import TrainState, compile_step, init_state
+from show1_jax.training.step import Recipe, TrainState, compile_step, init_state
 from show1_jax.training.tasks import Task, compute_dtype, make_task, pixels
 from show1_jax.training.trainable import merge, split
 
@@ -167,10 +167,8 @@ class Run:
         self, state: TrainState, metrics: Metrics, preemption: hosts.Preemption
     ) -> TrainState:
         settings, watch = self.settings, Stopwatch()
-        step_function = compile_step(
-            self.task.prepare, self.task.loss, self.optimizer, settings.accumulate, self.key,
-            shardings(state),
-        )  # fmt: skip
+        recipe = Recipe(self.task.prepare, self.task.loss, self.optimizer, settings.accumulate)
+        step_function = compile_step(recipe, self.key, shardings(state))
         rate = learning_rate(settings)
         losses: list[float] = []
         pending, begun = None, int(state.step)

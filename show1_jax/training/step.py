@@ -17,6 +17,22 @@ Prepare = Callable[[jax.Array, Any, dict[str, jax.Array]], Any]
 """Random key, frozen networks' parameters and batch to what a `Loss` takes."""
 
 
+class Recipe(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+      prepare: makes all random draws for a batch.
+      loss: the loss of a prepared batch.
+      optimizer: what to do with the gradients.
+      accumulate: into how many parts the batch is split, one after the other.
+    """
+
+    prepare: Prepare
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    accumulate: int = 1
+
+
 class TrainState(NamedTuple):
     """All that training changes, and the parameters that it leaves alone."""
 
@@ -32,15 +48,11 @@ def init_state(optimizer: optax.GradientTransformation, trained: Any, frozen: An
 
 
 def train_step(
+    recipe: Recipe,
+    key: jax.Array,
     state: TrainState,
     constants: Any,
     batch: dict[str, jax.Array],
-    *,
-    key: jax.Array,
-    prepare: Prepare,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates the trained parameters once.
 
@@ -48,18 +60,16 @@ def train_step(
     depend on how the batch is split.
 
     Args:
+      recipe: what to compute.
+      key: of the whole run.
       state: before the step.
       constants: parameters of networks that are not trained.
       batch: arrays with the batch first.
-      key: of the whole run.
-      prepare: makes all random draws for a batch.
-      loss: the loss of a prepared batch.
-      optimizer: what to do with the gradients.
-      accumulate: into how many parts the batch is split, one after the other.
 
     Returns:
       The state after it, and `loss` and `grad_norm`.
     """
+    prepare, loss, optimizer, accumulate = recipe
     prepared = prepare(jax.random.fold_in(key, state.step), constants, batch)
 
     def total(trained: Any, part: Any) -> jax.Array:
@@ -83,25 +93,13 @@ def train_step(
 
 
 def compile_step(
-    prepare: Prepare,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    accumulate: int,
-    key: jax.Array,
-    shardings: TrainState | None = None,
+    recipe: Recipe, key: jax.Array, shardings: TrainState | None = None
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step` of a run, jitted; it takes over the memory of the state it is given.
 
     With `shardings`, the state that comes out lies as they say.
     """
-    step = functools.partial(
-        train_step,
-        key=key,
-        prepare=prepare,
-        loss=loss,
-        optimizer=optimizer,
-        accumulate=accumulate,
-    )
+    step = functools.partial(train_step, recipe, key)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 

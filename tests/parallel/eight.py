@@ -40,7 +40,7 @@ from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.run import RunFolder
-from show1_jax.training.step import compile_step, init_state
+from show1_jax.training.step import Recipe, compile_step, init_state
 from show1_jax.training.tasks import pixels
 from tests.training.small import by_path, made_up_batch, small_config, small_task
 
@@ -68,7 +68,7 @@ def outcome(sizes, devices, part, levels):
         state = init_state(optimizer, params, {})
         split = {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec if axis}
         where = sharding.shardings(state)
-        step = compile_step(task.prepare, task.loss, optimizer, 1, KEY, where)
+        step = compile_step(Recipe(task.prepare, task.loss, optimizer), KEY, where)
         state, metrics = step(state, constants, batch)
         assert jax.tree.leaves(where) == [leaf.sharding for leaf in jax.tree.leaves(state)]
     return {"clip": clip, **metrics, **by_path(state.trained)}, split

@@ -9,7 +9,7 @@ import pytest
 from show1_jax.errors import InputError
 from show1_jax.stages import parts
 from show1_jax.training.optimizer import averaged, make_optimizer
-from show1_jax.training.step import compile_step, init_state, train_step
+from show1_jax.training.step import Recipe, compile_step, init_state, train_step
 from show1_jax.training.trainable import merge, split
 from tests.training.small import (
     assert_same,
@@ -42,10 +42,8 @@ def gradients(part, **train):
 SLOW = ("image", "interpolation", "super_resolution")
 
 
-def _step(prepare, loss, optimizer, accumulate):
-    return functools.partial(
-        train_step, prepare=prepare, loss=loss, optimizer=optimizer, accumulate=accumulate
-    )
+def _step(*recipe):
+    return functools.partial(train_step, Recipe(*recipe))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,7 @@ def test_a_batch_in_parts_is_the_same_step(part, train):
     optimizer = optax.sgd(1.0)
     step = jax.jit(_step(task.prepare, task.loss, optimizer, 4))
     state = init_state(optimizer, params, {})
-    state, metrics = step(state, constants, made_up_batch(task, 4), key=KEY)
+    state, metrics = step(KEY, state, constants, made_up_batch(task, 4))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-5)
     moved = jax.tree.map(jnp.subtract, params, state.trained)
@@ -99,12 +97,13 @@ def test_frozen_parameters_stay_as_they_are(choice):
     assert parts & (attention | convolutions) == expected
 
     optimizer = make_optimizer(small_config("translation", steps=10).train.translation)
-    step = compile_step(
+    recipe = Recipe(
         lambda key, constants, batch: batch["weight"],
         # A loss that pulls at every parameter.
         lambda params, weight: weight * sum(jnp.square(x).sum() for x in jax.tree.leaves(params)),
-        optimizer, 1, KEY,
-    )  # fmt: skip
+        optimizer,
+    )
+    step = compile_step(recipe, KEY)
     state = init_state(optimizer, trained, frozen)
     before = jax.tree.map(np.array, state)
     for _ in range(3):
@@ -142,21 +141,20 @@ def test_every_step_draws_anew_and_the_same_again():
 
     def value(key, number):
         numbered = state._replace(step=jnp.int32(number))
-        return float(step(numbered, constants, batch, key=key)[1]["loss"])
+        return float(step(key, numbered, constants, batch)[1]["loss"])
 
     values = [value(KEY, number) for number in range(5)]
     assert len(set(values)) == 5
     assert value(KEY, 2) == values[2]
     assert value(jax.random.key(4), 2) != values[2]
-    after, _ = step(state._replace(step=jnp.int32(7)), constants, batch, key=KEY)
+    after, _ = step(KEY, state._replace(step=jnp.int32(7)), constants, batch)
     assert after.step == 8
 
 
 def test_a_step_takes_over_the_memory_of_its_state():
     optimizer = optax.sgd(0.1)
-    step = compile_step(
-        lambda key, constants, batch: batch["x"], lambda p, x: p["a"] * x, optimizer, 1, KEY
-    )
+    recipe = Recipe(lambda key, constants, batch: batch["x"], lambda p, x: p["a"] * x, optimizer)
+    step = compile_step(recipe, KEY)
     state = init_state(optimizer, {"a": jnp.ones(())}, {"b": jnp.ones(())})
     step(state, {}, {"x": jnp.ones(2)})
     assert state.trained["a"].is_deleted()
@@ -170,7 +168,7 @@ def test_computing_in_bfloat16_keeps_parameters_and_losses_in_fp32(part):
     optimizer = make_optimizer(small_config(part).train[part])
     step = _step(task.prepare, task.loss, optimizer, 2)
     state = init_state(optimizer, params, {})
-    after, metrics = jax.eval_shape(step, state, constants, made_up_batch(task, 4), key=KEY)
+    after, metrics = jax.eval_shape(step, KEY, state, constants, made_up_batch(task, 4))
     types = {leaf.dtype.name for leaf in jax.tree.leaves((after, metrics))}
     assert types == {"float32", "int32"}
     shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (state, after)]
