@@ -17,8 +17,9 @@ from show1_jax.data.decoding import read_clip
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
 from show1_jax.media import read_mp4, to_uint8, write_mp4
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import measure
-from show1_jax.shapes.moving_shapes import Combination, random_scene, render
+from show1_jax.shapes.scenes import Combination, Scene
 from show1_jax.stages.sampling import advance
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +216,7 @@ def test_a_later_checkpoint_overrides_the_stages_of_an_earlier_one(tmp_path):
 
 def test_the_noise_of_a_clip_is_made_into_it_and_into_another_look(door, tmp_path):
     cascade, path = door["cascade"], tmp_path / "clip.mp4"
-    write_mp4(path, render(random_scene(SHAPE, np.random.default_rng(0)), 30, 40, 64), 7.5)
+    write_mp4(path, render(Scene(SHAPE, 0.41, -0.09, 0.92), 30, 40, 64), 7.5)
     noise = cascade.invert(path, PROMPT, steps=10)
     assert noise.noise.shape == (1, 8, 10, 16, 3)
     (again,) = cascade(PROMPT, noise=noise, stop_after="keyframes")

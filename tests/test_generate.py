@@ -23,7 +23,8 @@ from show1_jax.generate import free_folder, generate, parse_seeds
 from show1_jax.invert import invert_clip
 from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
-from show1_jax.shapes.moving_shapes import Combination, random_scene, render
+from show1_jax.shapes.drawing import render
+from show1_jax.shapes.scenes import Combination, random_scene
 from show1_jax.stages import names
 from show1_jax.stages.inversion import Noise, save_noise
 from tests import programs

@@ -114,6 +114,8 @@ def make_pipeline(
 ) -> grain.IterDataset:
     """Makes batches of clips: shuffled and repeated forever in training, else once and in order.
 
+    Training draws one of a clip's captions each time; validation uses the first.
+
     Records that cannot be used are logged and skipped. In training, another record replaces them.
     An incomplete last batch is dropped.
 
@@ -214,7 +216,9 @@ class _ToExample(grain.transforms.RandomMap):
             self._skip(record["name"].decode(), error)
             return None
         self._found = True
-        caption = record["caption"].decode()
+        captions = record["captions"]
+        chosen = int(rng.integers(len(captions))) if self._training else 0
+        caption = captions[chosen].decode()
         example = {"video": video, "caption": caption}
         return example | {"text": self._text(caption)} if self._text else example
 

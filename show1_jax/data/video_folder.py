@@ -128,16 +128,17 @@ class VideoFolderConfig(tfds.core.BuilderConfig):
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
     """The video files and captions of one folder; see `split` for the splits."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "All in `train`.",
         "2.0.0": "Split by file.",
+        "3.0.0": "One record for each file, with all of its captions.",
     }
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "name": tfds.features.Text(doc="path of the file, from the folder"),
-            "caption": tfds.features.Text(),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
             "video": tfds.features.Tensor(shape=(), dtype=np.object_, doc="the file's bytes"),
         }
         return tfds.core.DatasetInfo(
@@ -151,13 +152,16 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(clips) for name, clips in sides.items()}
 
     def _generate_examples(self, clips: list[Clip]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, clip in enumerate(clips):
-            name = os.path.relpath(clip.path, self.builder_config.folder)
+        words: dict[Path, list[str]] = {}
+        for clip in clips:
+            words.setdefault(clip.path, []).append(clip.caption)
+        for index, (path, own) in enumerate(words.items()):
+            name = os.path.relpath(path, self.builder_config.folder)
             try:
-                content = clip.path.read_bytes()
+                content = path.read_bytes()
             except OSError as error:
-                raise InputError(f"{clip.path} cannot be read: {error.strerror}") from None
-            yield index, {"name": name, "caption": clip.caption, "video": content}
+                raise InputError(f"{path} cannot be read: {error.strerror}") from None
+            yield index, {"name": name, "captions": own, "video": content}
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:

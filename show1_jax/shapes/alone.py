@@ -23,10 +23,11 @@ from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.paths import Checkpoint
 from show1_jax.progress import Progress
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import measure
-from show1_jax.shapes.moving_shapes import Combination, Scene, random_scene, render
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
+from show1_jax.shapes.scenes import Combination, Scene, difference, random_scene
 from show1_jax.shapes.tables import table
 from show1_jax.stages import STAGES, Stage, build
 
@@ -169,7 +170,7 @@ def _score(
     scores = {"PSNR (dB)": psnr(video, true)}
     if name == STAGES[-1].name:
         stretch = video.shape[2] / video.shape[1] / (first.width / first.height)
-        right = measure(video, stretch).combination == combination
+        right = not difference(measure(video, stretch).combination, combination)
         scores |= {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
     if stage.frames > stages[stage.needs[0]].frames:
         path, true_path = (centroids(each, combination) for each in (video, true))

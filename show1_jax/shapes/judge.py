@@ -1,6 +1,6 @@
 """Measures what a video of moving shapes shows, from its pixels.
 
-    measure(video).combination     # size, color, shape, direction, background
+    measure(video).combination     # size, color, shape, direction, background, motion, speed
 
 Each step uses the results of the steps before it:
 
@@ -9,8 +9,9 @@ Each step uses the results of the steps before it:
 3. coverage: the share of each pixel that the shape covers, from its place on the line between
    background and color. The sum around the shape is the area, which gives the size. The mean place
    is the centroid.
-4. direction: the slope of the centroids over time.
-5. shape: the one whose drawing fits the coverage best.
+4. shape: the one whose drawing fits the coverage best.
+5. direction and motion: those of the path that fits the centroids best. The length of that path,
+   as a share of the longest that the field has room for, gives the speed.
 
 A value is reported only if the measurement is near enough to it (see the constants). This limits
 how often a video of something else is right by chance.
@@ -22,14 +23,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from show1_jax.shapes.moving_shapes import (
+from show1_jax.shapes.courses import recognise
+from show1_jax.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
-    DIRECTIONS,
     SIDES,
     SIZES,
+    SPEEDS,
     Combination,
     area,
+    max_length,
 )
 from show1_jax.shapes.templates import best_shape
 
@@ -43,8 +46,9 @@ MIN_FADED = 0.6  # share of a color's contrast that a blurred small shape may ha
 # Square root of the area of the smallest shape, in heights.
 MIN_SHAPE_SIDE = SIZES["small"] * math.sqrt(min(area(shape) for shape in SIDES))
 MIN_SIDE = 0.6 * MIN_SHAPE_SIDE  # heights; smaller specks are not shapes
-MIN_TRAVEL = 0.06  # heights per clip; less counts as no motion. Shapes move at least 0.22
+MIN_TRAVEL = 0.06  # heights per clip; less counts as no motion
 MIN_SEEN = 0.5  # share of the frames that must show the shape
+MIDDLE = (SPEEDS["slowly"][1] + SPEEDS["quickly"][0]) / 2  # between their shares of a path
 MAX_MISFIT = 0.5  # of the best shape in a frame; above it the frame shows none
 
 
@@ -72,21 +76,61 @@ def measure(video: np.ndarray, stretch: float = 1.0) -> Measurement:
     Returns:
       The best guess for each attribute, and the path.
     """
+    seen = _see(video)
+    found = {"background": _nearest(seen.background, BACKGROUNDS)}
+    path = np.full((len(video), 2), np.nan)
+    if seen.coverage is not None:
+        form, path = _trace(seen.coverage, seen.size, stretch)
+        if form:
+            found |= form | {"color": _color(seen.background, seen.contrast)}
+            found |= _motion(path, form)
+    names = (found.get(name, UNKNOWN) for name in Combination._fields)
+    return Measurement(Combination(*names), path)
+
+
+class Tracked(NamedTuple):
+    """The shape in each frame.
+
+    Attributes:
+      crops: coverage in squares around the shape, `(frames, window, window)`.
+      areas: of the shape in pixels, `(frames,)`.
+      offsets: of its centroid from the square's middle pixel, `(frames, 2)`: x and y in pixels.
+      middles: that pixel, likewise.
+    """
+
+    crops: np.ndarray
+    areas: np.ndarray
+    offsets: np.ndarray
+    middles: np.ndarray
+
+
+def track(video: np.ndarray, stretch: float = 1.0) -> Tracked | None:
+    """Finds the shape in each frame; None if there is none. Arguments as in `measure`.
+
+    Frames of more than `MAX_ROWS` rows are averaged down first.
+    """
+    seen = _see(video)
+    return None if seen.coverage is None else _follow(seen.coverage, seen.size[1], stretch)
+
+
+class _Seen(NamedTuple):
+    size: np.ndarray  # of the frames after averaging: width and height
+    background: np.ndarray  # RGB
+    contrast: np.ndarray  # of the shape's color to the background's
+    coverage: np.ndarray | None  # `(frames, height, width)`; None without contrast
+
+
+def _see(video: np.ndarray) -> _Seen:
+    """Tells a shape from its background."""
     small, factor = _shrink(video)
     size = np.array(video.shape[2:0:-1]) / factor
     backgrounds = np.median(small, axis=(1, 2))
-    background = np.median(backgrounds, axis=0)
-    found = {"background": _nearest(background, BACKGROUNDS)}
     deviation = small - backgrounds[:, None, None]
     contrast = _contrast(deviation, size[1])
-    path = np.full((len(video), 2), np.nan)
+    coverage = None
     if np.linalg.norm(contrast) >= MIN_CONTRAST:
         coverage = np.clip(deviation @ (contrast / (contrast @ contrast)), -0.5, 1.5)
-        form, path = _trace(coverage, size, stretch)
-        if form:
-            found |= form | {"color": _color(background, contrast), "direction": _direction(path)}
-    names = (found.get(name, UNKNOWN) for name in Combination._fields)
-    return Measurement(Combination(*names), path)
+    return _Seen(size, np.median(backgrounds, axis=0), contrast, coverage)
 
 
 def _trace(
@@ -141,16 +185,8 @@ def _contrast(deviation: np.ndarray, rows: float) -> np.ndarray:
     return np.median(np.take_along_axis(flat, core[..., None], axis=1), axis=(0, 1))
 
 
-def _follow(
-    coverage: np.ndarray, rows: float, stretch: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Finds the shape in each frame.
-
-    Returns:
-      Coverage in squares around the shape, `(frames, window, window)`; the shape's area in pixels,
-      `(frames,)`; its centroid relative to the square's middle pixel, and that pixel, both
-      `(frames, 2)`: x and y in pixels.
-    """
+def _follow(coverage: np.ndarray, rows: float, stretch: float) -> Tracked:
+    """Finds the shape in each frame."""
     reach = math.ceil(MAX_REACH * rows * max(stretch, 1)) + 1
     last = np.array(coverage.shape[:0:-1]) - 1
     middles = _locate(coverage, rows)
@@ -160,7 +196,7 @@ def _follow(
         middles = np.clip(middles + np.rint(offsets).astype(int), 0, last)
     crops = _crop(coverage, middles, reach)
     areas, offsets = _moments(crops)
-    return crops, areas, offsets, middles
+    return Tracked(crops, areas, offsets, middles)
 
 
 def _locate(coverage: np.ndarray, rows: float) -> np.ndarray:
@@ -222,17 +258,14 @@ def _color(background: np.ndarray, contrast: np.ndarray) -> str:
     return _nearest(background + contrast, nearest)
 
 
-def _direction(path: np.ndarray) -> str:
-    """Returns the direction nearest to the median slope between frames (Theil-Sen)."""
-    seen = np.flatnonzero(np.isfinite(path[:, 0]))
-    if len(seen) < 2:
-        return UNKNOWN
-    early, late = (seen[index] for index in np.triu_indices(len(seen), 1))
-    slopes = (path[late] - path[early]) / (late - early)[:, None]
-    travel = np.median(slopes, axis=0) * (len(path) - 1)
-    if np.linalg.norm(travel) < MIN_TRAVEL:
-        return UNKNOWN
-    along = {
-        name: travel @ heading / np.linalg.norm(heading) for name, heading in DIRECTIONS.items()
-    }
-    return max(along, key=lambda name: along[name])
+def _motion(path: np.ndarray, form: Mapping[str, str]) -> dict[str, str]:
+    """Measures direction, motion and speed of a shape of this size and shape."""
+    course = recognise(path)
+    if course is None or course.length < MIN_TRAVEL:
+        return {}
+    own = Combination(form["size"], "", form["shape"], course.direction, "", course.motion)
+    found = {"direction": course.direction}
+    if course.motion:
+        share = course.length / max_length(own, course.turn)
+        found |= {"motion": course.motion, "speed": "quickly" if share > MIDDLE else "slowly"}
+    return found

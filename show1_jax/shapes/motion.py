@@ -33,23 +33,17 @@ from show1_jax.errors import InputError
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
 from show1_jax.paths import Checkpoint
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.evaluation import aspect, judge, sampled
-from show1_jax.shapes.moving_shapes import (
-    DURATION,
-    TEMPLATES,
-    Combination,
-    caption,
-    combinations,
-    render,
-)
 from show1_jax.shapes.paths import likeness
+from show1_jax.shapes.scenes import COLORS, DURATION, TEMPLATES, Combination, caption, combinations
 from show1_jax.shapes.sheet import Row, contact_sheet
-from show1_jax.shapes.tables import NAMES, accuracy, table
+from show1_jax.shapes.tables import IN_TIME, NAMES, accuracy, table
 from show1_jax.stages import STAGES
 
 TAUGHT = Combination("small", "red", "circle", "right", "black")
 CLIP = (29, 80, 128)  # frames, height and width
-LOOKS = [name for name in NAMES if name != "direction"]  # a taught motion must not change them
+LOOKS = [name for name in NAMES if name not in IN_TIME]  # a taught motion must not change them
 MAX_SHOWN = 12  # clips on the contact sheet
 
 
@@ -93,14 +87,20 @@ class Taught:
     combination: Combination
     motion: str
 
+    @property
+    def color(self) -> np.ndarray:
+        """RGB of the shape, which is that of the palette."""
+        return np.array(COLORS[self.combination.color], np.float32)
+
     def centroid(self, times: ArrayLike) -> np.ndarray:
         """Returns the centroid at times in seconds: `(..., 2)`, x and y in frame heights."""
         return MOTIONS[self.motion][1](np.asarray(times) / DURATION)
 
 
 def words(combination: Combination, motion: str, template: int = 0) -> str:
-    """Returns the caption of a motion, which replaces the combination's direction."""
-    return caption(combination._replace(direction=MOTIONS[motion][0]), template)
+    """Returns the caption of a motion, which replaces that of the combination."""
+    plain = combination._replace(direction=MOTIONS[motion][0], motion="straight", speed="")
+    return caption(plain, template)
 
 
 def draw(count: int, seed: int, backgrounds: bool = False) -> list[Combination]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from show1_jax.shapes.moving_shapes import BACKGROUNDS, COLORS, Combination
+from show1_jax.shapes.scenes import BACKGROUNDS, COLORS, Combination
 
 
 class Likeness(NamedTuple):

@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from show1_jax.shapes.moving_shapes import (
+from show1_jax.shapes.scenes import (
     ATTRIBUTES,
+    SPEEDS,
     TEMPLATES,
     Combination,
     caption,
     combinations,
+    motions,
     split_of,
 )
 
@@ -38,6 +40,8 @@ SPLITS = {
 def draw(count: int, seed: int, split: str = "validation") -> list[Item]:
     """Draws items of held-out combinations. Combinations repeat only after all have occurred.
 
+    Each has a random motion; a third of them name a speed.
+
     A larger `count` with the same seed starts with the same items.
 
     Args:
@@ -49,10 +53,15 @@ def draw(count: int, seed: int, split: str = "validation") -> list[Item]:
     allowed = [combination for combination in combinations() if split_of(combination) == split]
     order = np.random.default_rng((seed, 0)).permutation(len(allowed))
     templates = np.random.default_rng((seed, 1)).integers(len(TEMPLATES), size=count)
-    return [
-        Item(allowed[order[index % len(order)]], int(template), (seed + index) % 2**32)
-        for index, template in enumerate(templates)
-    ]
+    rng = np.random.default_rng((seed, 4))
+    items = []
+    for index, template in enumerate(templates):
+        one = allowed[order[index % len(order)]]
+        motion = str(rng.choice(motions(one.direction)))
+        speed = str(rng.choice(list(SPEEDS))) if rng.integers(2) else ""
+        own = one._replace(motion=motion, speed=speed)
+        items.append(Item(own, int(template), (seed + index) % 2**32))
+    return items
 
 
 def swap(items: list[Item], seed: int) -> list[Item]:
@@ -61,13 +70,13 @@ def swap(items: list[Item], seed: int) -> list[Item]:
     swapped = []
     for index, item in enumerate(items):
         attribute = Combination._fields[index % len(Combination._fields)]
-        old = getattr(item.combination, attribute)
-        others = [value for value in ATTRIBUTES[attribute] if value != old]
-        changed = item.combination._replace(**{attribute: others[rng.integers(len(others))]})
-        swapped.append(item._replace(combination=changed))
+        others = [
+            item.combination._replace(**{attribute: value})
+            for value in ATTRIBUTES[attribute]
+            if value != getattr(item.combination, attribute)
+        ]
+        others = [one for one in others if one.motion in motions(one.direction)]
+        # A speed that is not named would make no difference.
+        others = [one for one in others if attribute != "speed" or one.speed]
+        swapped.append(item._replace(combination=others[rng.integers(len(others))]))
     return swapped
-
-
-def difference(one: Combination, other: Combination) -> list[str]:
-    """Returns the names of the attributes that differ."""
-    return [name for name, a, b in zip(Combination._fields, one, other, strict=True) if a != b]

@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from show1_jax.media import resize_uint8
-from show1_jax.shapes.moving_shapes import Combination
-from show1_jax.shapes.prompts import difference
+from show1_jax.shapes.scenes import Combination, difference
 
 FRAMES = 6  # of each clip
 HEIGHT = 96  # of each frame, in pixels

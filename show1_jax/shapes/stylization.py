@@ -37,10 +37,11 @@ from show1_jax.generate import prepare
 from show1_jax.media import from_uint8, make_folder, to_uint8, write_png
 from show1_jax.paths import Checkpoint
 from show1_jax.shapes import motion
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import Measurement, measure
-from show1_jax.shapes.moving_shapes import ATTRIBUTES, Combination, caption, random_scene, render
 from show1_jax.shapes.paths import likeness
-from show1_jax.shapes.prompts import difference, draw
+from show1_jax.shapes.prompts import draw
+from show1_jax.shapes.scenes import ATTRIBUTES, Combination, caption, difference, random_scene
 from show1_jax.shapes.sheet import Row, contact_sheet
 from show1_jax.shapes.tables import table
 from show1_jax.stages import STAGES, inversion

@@ -5,37 +5,43 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from show1_jax.shapes.judge import UNKNOWN, Measurement
-from show1_jax.shapes.moving_shapes import ATTRIBUTES, Combination
-from show1_jax.shapes.prompts import Item, difference
+from show1_jax.shapes.prompts import Item
+from show1_jax.shapes.scenes import ATTRIBUTES, Combination, difference
 from show1_jax.stages import by_name
 
 NAMES = Combination._fields
+IN_TIME = ("direction", "motion", "speed")  # what no single frame shows
 
 
 def attributes_of(stage: str) -> list[str]:
     """The attributes that a stage's result can show."""
-    return [name for name in NAMES if name != "direction" or not by_name(stage).image]
+    return [name for name in NAMES if name not in IN_TIME or not by_name(stage).image]
 
 
 def accuracy(
     stage: str, measured: Sequence[Measurement], wanted: Sequence[Combination]
 ) -> dict[str, float]:
-    """Computes the share of right clips, for each attribute and for "all" attributes together."""
+    """Computes the share of right clips, for each attribute and for "all" attributes together.
+
+    That of the speed is of the clips whose caption names one.
+    """
     names = attributes_of(stage)
-    right = np.array(
-        [
-            [getattr(seen.combination, name) == getattr(asked, name) for name in names]
-            for seen, asked in zip(measured, wanted, strict=True)
-        ]
-    )
-    return dict(zip(names, right.mean(axis=0).tolist(), strict=True)) | {
-        "all": float(right.all(axis=1).mean())
-    }
+    wrong = [
+        difference(seen.combination, asked) for seen, asked in zip(measured, wanted, strict=True)
+    ]
+    shares = {name: float(np.mean([name not in each for each in wrong])) for name in names}
+    if "speed" in names:
+        named = [each for each, asked in zip(wrong, wanted, strict=True) if asked.speed]
+        del shares["speed"]
+        if named:
+            shares["speed"] = float(np.mean(["speed" not in each for each in named]))
+    return shares | {"all": float(np.mean([not set(names) & set(each) for each in wrong]))}
 
 
 def chance() -> dict[str, float]:
     """Computes the accuracy of guessing."""
     shares = {name: 1 / len(values) for name, values in ATTRIBUTES.items()}
+    shares["speed"] = 1 / 2
     return shares | {"all": float(np.prod(list(shares.values())))}
 
 
@@ -66,6 +72,8 @@ def swap_accuracy(
         (changed,) = difference(item.combination, new.combination)
         for name in attributes_of(stage):
             seen = getattr(other.combination, name)
+            if name == "speed" and not item.combination.speed:
+                continue
             if name == changed:
                 followed.setdefault(name, []).append(seen == getattr(new.combination, name))
             else:

@@ -27,7 +27,7 @@ from show1_jax.checkpoints.export import export_text_encoder
 from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Config, T5Encoder
-from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
 from show1_jax.stages import STAGES
 
 SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}

@@ -41,11 +41,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     if train.dataset == SHAPES:
         from show1_jax.shapes import moving_shapes  # a data set like others: nothing here needs it
 
-        captions = (
-            moving_shapes.caption(combination, template)
-            for combination in moving_shapes.combinations()
-            for template in range(len(moving_shapes.TEMPLATES))
-        )
+        captions = moving_shapes.captions()
         shapes = moving_shapes.MovingShapesConfig(train=train.clips)
         builder = _builder(moving_shapes.MovingShapes, shapes, data_dir)
         return builder, moving_shapes.read, captions

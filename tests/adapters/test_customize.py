@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from show1_jax.adapters.customize import customize, first_trained, make_tuning, recolored
+from show1_jax.adapters.customize import customize, first_trained, make_recipe, recolored
 from show1_jax.adapters.files import apply_adapters, load_adapter
 from show1_jax.checkpoints.export import export_copy, export_network, export_scheduler
 from show1_jax.checkpoints.released import find_stages
@@ -24,9 +24,10 @@ from show1_jax.merge import merge
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.shapes import motion
 from show1_jax.shapes.arrays import Arrays
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import Measurement
 from show1_jax.shapes.motion import TAUGHT, Taught, follow
-from show1_jax.shapes.moving_shapes import DURATION, render
+from show1_jax.shapes.scenes import DURATION
 from show1_jax.stages.sampling import advance
 from show1_jax.stages.stage import solver_config
 from show1_jax.training.optimizer import make_optimizer
@@ -117,7 +118,7 @@ def test_it_learns_the_clip(config, checkpoint, clip, motion, rank):
     folder = find_stages(checkpoint)["keyframes"]
     unet = folder.module("unet", jnp.float32)
     settings.update(rank=0)  # a loss of whole networks, which `after` is
-    tuning = make_tuning(settings, unet, folder.solver())
+    tuning = make_recipe(settings, unet, folder.solver())
     video = jnp.asarray(read_clip(clip, ClipSpec(3, 4, 6)))[None].repeat(16, axis=0)
     text = jnp.zeros((16, 24, unet.config.text_dim))
     prepared = tuning.prepare(jax.random.key(7), {"empty": text[0]}, {"video": video, "text": text})
@@ -133,7 +134,7 @@ def test_a_recolored_clip_has_no_caption(config, checkpoint):
     shares = []
     for share in (0.0, 0.5, 1.0):
         config.customize.update(recolor=share, caption_dropout=0.0)
-        tuning = make_tuning(config.customize, unet, folder.solver())
+        tuning = make_recipe(config.customize, unet, folder.solver())
         prepared = tuning.prepare(
             jax.random.key(0), {"empty": 0 * text[0]}, {"video": video, "text": text}
         )

@@ -48,7 +48,7 @@ def test_webvid_layout(tmp_path, caplog):
     write_clip(folder / "12.mp4", 6, 5)
 
     records = build(folder, tmp_path / "tfds")
-    found = {r["name"].decode(): (r["caption"].decode(), r["video"]) for r in records}
+    found = {r["name"].decode(): (r["captions"][0].decode(), r["video"]) for r in records}
     assert found == {
         "videos/000001_000050/11.mp4": (
             "Two cats, playing",
@@ -118,7 +118,8 @@ def test_all_captions_of_a_file_are_on_one_side(tmp_path):
     builder = VideoFolder(config=VideoFolderConfig(moved), data_dir=tmp_path / "tfds")
     for name, clips in sides.items():
         records = open_split(builder, name)
-        assert sorted(record["caption"].decode() for record in records) == sorted(
+        assert len(records) == len({clip.path for clip in clips})
+        assert sorted(text.decode() for record in records for text in record["captions"]) == sorted(
             clip.caption for clip in clips
         )
 

@@ -8,8 +8,8 @@ import pytest
 from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8
-from show1_jax.shapes import alone
-from show1_jax.shapes import moving_shapes as shapes
+from show1_jax.shapes import alone, drawing
+from show1_jax.shapes import scenes as shapes
 from show1_jax.shapes.alone import Truth, compare, evaluate_alone
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
@@ -61,7 +61,7 @@ def test_translation_is_compared_with_what_it_starts_from():
     truth = Truth(STAGES, SCENES, ["translation"])
     for item, scene in enumerate(SCENES):
         # Drawn at this size they are sharper, and less wide by the cascade's stretch.
-        wide = alone.resize_uint8(shapes.render(scene, 29, 80, 128), 80, 144)
+        wide = alone.resize_uint8(drawing.render(scene, 29, 80, 128), 80, 144)
         truth.save(item, "translation", from_uint8(wide), {})
     text = compare(STAGES, "translation", truth, COMBINATIONS)
     near, sharp, right = numbers(text, "translation")
@@ -75,9 +75,9 @@ def test_translation_is_compared_with_what_it_starts_from():
 def test_two_ghosts_are_in_neither_place():
     combination = shapes.Combination("large", "red", "circle", "right", "black")
     one, other = (shapes.Scene(combination, x, 0, 0) for x in (-0.1, 0.1))
-    video = [shapes.render(scene, 1, 80, 128) for scene in (one, other)]
+    video = [drawing.render(scene, 1, 80, 128) for scene in (one, other)]
     blended = (0.75 * video[0] + 0.25 * video[1]).astype(np.uint8)
-    middle = shapes.render(shapes.Scene(combination, -0.05, 0, 0), 1, 80, 128)
+    middle = drawing.render(shapes.Scene(combination, -0.05, 0, 0), 1, 80, 128)
     true = centroids(middle, combination)
     np.testing.assert_allclose(true, [[63.5 - 4, 39.5]], atol=0.1)
     assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.3)

@@ -6,23 +6,22 @@ import pytest
 from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8
-from show1_jax.shapes import evaluation
-from show1_jax.shapes import moving_shapes as shapes
+from show1_jax.shapes import drawing, evaluation
+from show1_jax.shapes import scenes as shapes
 from show1_jax.shapes.arrays import Arrays
 from show1_jax.shapes.evaluation import evaluate, judge, report
-from show1_jax.shapes.moving_shapes import Combination
 from show1_jax.shapes.prompts import draw, swap
+from show1_jax.shapes.scenes import Combination
 from show1_jax.shapes.sheet import Row, contact_sheet, verdict
 from show1_jax.shapes.tables import table
 from show1_jax.stages import names
-
-MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
+from tests.shapes.clips import meanings
 
 
 def drawn(combination, seed, stage):
     """What a perfect model makes: fp32 pixels in [-1, 1]."""
     scene = shapes.random_scene(combination, np.random.default_rng(seed))
-    video = shapes.render(scene, 8, 20, 32)
+    video = drawing.render(scene, 8, 20, 32)
     if stage == "translation":
         video = resize_uint8(video, 40, 72)
     return from_uint8(video[0] if stage == "first_frame" else video)
@@ -54,7 +53,9 @@ class Painter:
         for stage in self.stages:
             progress(stage, 1, 1)
             for item, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-                combination = MEANING.get(prompt.replace("blue", "red"), shapes.combinations()[0])
+                combination = meanings().get(
+                    prompt.replace("blue", "red"), shapes.combinations()[0]
+                )
                 results.save(item, stage, drawn(combination, seed, stage), {})
 
 
@@ -99,9 +100,10 @@ def test_a_perfect_model_is_always_right():
     for one, other in zip(measured["keyframes"], measured["translation"], strict=True):
         np.testing.assert_allclose(one.path, other.path, atol=0.01)
     text = report(measured, items, [])
-    assert numbers(text, "keyframes") == numbers(text, "translation") == ["100.0"] * 6
-    assert numbers(text, "first_frame") == ["100.0"] * 3 + ["-"] + ["100.0"] * 2
-    assert numbers(text, "chance") == ["50.0", "16.7", "33.3", "12.5", "33.3", "0.1"]
+    assert numbers(text, "keyframes") == numbers(text, "translation") == ["100.0"] * 8
+    assert numbers(text, "first_frame") == [*["100.0"] * 3, "-", "100.0", "-", "-", "100.0"]
+    chance = ["50.0", "16.7", "33.3", "12.5", "33.3", "20.0", "50.0", "0.0"]
+    assert numbers(text, "chance") == chance
     assert judge(Drawn(items, stages), len(items) + 1, 1.6) == {}
 
 
@@ -119,11 +121,12 @@ def test_swapping_a_word_changes_only_that():
     stages = ["keyframes", "first_frame"]
     obeying = judge(Drawn(items + swapped, stages), 40, 1.6)
     text = report(obeying, items, swapped)
-    assert numbers(text, "keyframes", 1) == ["100.0"] * 7
-    assert numbers(text, "first_frame", 1) == ["100.0"] * 3 + ["-"] + ["100.0"] * 3
+    assert numbers(text, "keyframes", 1) == ["100.0"] * 9
+    still = [*["100.0"] * 3, "-", "100.0", "-", "-", "100.0", "100.0"]
+    assert numbers(text, "first_frame", 1) == still
     deaf = judge(Drawn(items + items, stages), 40, 1.6)
     text = report(deaf, items, swapped)
-    assert numbers(text, "keyframes", 1) == ["0.0"] * 6 + ["100.0"]
+    assert numbers(text, "keyframes", 1) == ["0.0"] * 8 + ["100.0"]
 
 
 def test_a_table_is_aligned():
@@ -140,7 +143,7 @@ def test_the_command_finds_what_a_model_gets_wrong(run, tmp_path):
     blue = np.mean([item.combination.color == "blue" for item in draw(20, seed=0)])
     assert 0 < blue < 1
     right = f"{100 * (1 - blue):.1f}"
-    assert numbers(text, "keyframes") == ["100.0", right, *["100.0"] * 3, right]
+    assert numbers(text, "keyframes") == ["100.0", right, *["100.0"] * 5, right]
     assert numbers(text, "translation") == numbers(text, "keyframes")
     assert "12 clips of translation" in text
     # The last stage is kept in bytes, and all can be judged again.
@@ -155,7 +158,7 @@ def test_the_command_with_empty_and_with_swapped_prompts(run):
     assert numbers(text, "keyframes")[0] != "100.0"
     text = run(swapped=True, out=None)
     assert numbers(text, "keyframes", 1)[0] == "100.0"
-    assert len(numbers(text, "keyframes", 1)) == 7
+    assert len(numbers(text, "keyframes", 1)) == 9
 
 
 def test_bad_input_is_refused(run, tmp_path):

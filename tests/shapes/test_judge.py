@@ -2,17 +2,18 @@ import numpy as np
 import pytest
 
 from show1_jax.media import resize_uint8
-from show1_jax.shapes import moving_shapes as shapes
+from show1_jax.shapes import drawing
+from show1_jax.shapes import scenes as shapes
 from show1_jax.shapes.judge import UNKNOWN, measure
-from show1_jax.shapes.moving_shapes import Combination, Scene
 from show1_jax.shapes.paths import centroid_error
-from tests.shapes.clips import accuracy, blur, noisy, scenes, true_path
+from show1_jax.shapes.scenes import Combination, Scene
+from tests.shapes.clips import accuracy, blur, noisy, scenes, true_path, wrong
 
-NOTHING = Combination(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, "")
+NOTHING = Combination(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, "", UNKNOWN, UNKNOWN)
 
 
 def rendered(count, frames, height, width):
-    return [(scene, shapes.render(scene, frames, height, width)) for scene in scenes(count)]
+    return [(scene, drawing.render(scene, frames, height, width)) for scene in scenes(count)]
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,9 @@ def test_rendered_clips_are_measured_right(count, frames, height, width):
     right = 0
     for scene, video in rendered(count, frames, height, width):
         seen = measure(video)
-        right += seen.combination == scene.combination
+        right += not shapes.difference(seen.combination, scene.combination)
         assert seen.path.shape == (frames, 2)
-        assert centroid_error(seen.path, true_path(scene, frames)) < 0.05 / height
+        assert centroid_error(seen.path, true_path(scene, frames)) < 0.06 / height
     assert right >= 0.99 * count
 
 
@@ -45,7 +46,7 @@ def test_rendered_clips_are_measured_right(count, frames, height, width):
 @pytest.mark.parametrize(("height", "width"), [(10, 16), (40, 64)])
 def test_every_combination_is_measured_right(height, width):
     for scene, video in rendered(864, 8, height, width):
-        assert measure(video).combination == scene.combination
+        assert not wrong(scene, video)
 
 
 def test_noise_wrong_colours_and_uneven_backgrounds_do_no_harm():
@@ -53,8 +54,8 @@ def test_noise_wrong_colours_and_uneven_backgrounds_do_no_harm():
     clips = []
     for scene, video in rendered(150, 8, 20, 32):
         shade = rng.uniform(-12, 12) * np.linspace(-1, 1, 32)[:, None]
-        wrong = video * rng.uniform(0.9, 1, 3) + rng.uniform(-15, 15, 3) + shade
-        clips.append((scene, noisy(wrong, rng)))
+        tinted = video * rng.uniform(0.9, 1, 3) + rng.uniform(-15, 15, 3) + shade
+        clips.append((scene, noisy(tinted, rng)))
     assert accuracy(clips) >= 0.99
 
 
@@ -88,14 +89,13 @@ def test_stretched_clips_keep_their_path(height, width):
     clips = [(scene, resize_uint8(video, height, width)) for scene, video in clips]
     assert accuracy(clips, stretch=1.125) == 1
     for scene, video in clips:
-        right, wrong = (
+        right, untold = (
             centroid_error(measure(video, stretch).path, true_path(scene, 8))
             for stretch in (1.125, 1)
         )
         assert right < 2e-3
-        # Untold, x is an eighth too large; the attributes are the same.
-        assert wrong > right
-        assert measure(video).combination == scene.combination
+        # Untold, x is an eighth too large.
+        assert untold > right
 
 
 @pytest.mark.parametrize(("direction", "step"), shapes.DIRECTIONS.items())
@@ -105,17 +105,19 @@ def test_directions_are_those_of_the_frame(direction, step):
     for frame in range(8):
         x, y = 29 + (frame - 4) * step[0], 17 + (frame - 4) * step[1]
         video[frame, y : y + 11, x : x + 11] = shapes.COLORS["red"]
-    assert measure(video).combination == Combination("small", "red", "square", direction, "black")
+    seen = Combination("small", "red", "square", direction, "black")
+    assert not shapes.difference(measure(video).combination, seen)
 
 
 @pytest.mark.parametrize("attribute", Combination._fields)
 def test_a_clip_of_something_else_is_not_right(attribute):
-    asked = Combination("small", "purple", "square", "right", "gray")
-    other = Combination("large", "blue", "circle", "up", "black")
+    asked = Combination("small", "purple", "square", "right", "gray", "arc", "slowly")
+    other = Combination("large", "blue", "circle", "up", "black", "straight", "quickly")
     made = asked._replace(**{attribute: getattr(other, attribute)})
-    seen = measure(shapes.render(Scene(made, -0.2, 0.1, 0.1), 8, 20, 32)).combination
+    scene = shapes.random_scene(made, np.random.default_rng(0))
+    seen = measure(drawing.render(scene, 8, 20, 32)).combination
     assert seen == made
-    assert seen != asked
+    assert shapes.difference(seen, asked) == [attribute]
 
 
 @pytest.mark.parametrize(("name", "color"), shapes.BACKGROUNDS.items())
@@ -131,10 +133,10 @@ def test_an_empty_clip_shows_only_its_background(name, color):
 def test_what_is_no_shape_of_the_palette_has_no_name():
     noise = np.random.default_rng(0).integers(0, 256, (8, 20, 32, 3), dtype=np.uint8)
     assert measure(noise).combination == NOTHING._replace(background="gray")
-    still = shapes.render(
+    still = drawing.render(
         Scene(Combination("large", "red", "circle", "up", "white"), 0, 0, 0), 8, 40, 64
     )
-    assert measure(still).combination == ("large", "red", "circle", UNKNOWN, "white")
+    assert measure(still).combination[:5] == ("large", "red", "circle", UNKNOWN, "white")
     assert measure(still[:1]).combination == measure(still).combination
     still[(still != 255).any(axis=-1)] = 0
     assert measure(still).combination.color == UNKNOWN
@@ -143,7 +145,7 @@ def test_what_is_no_shape_of_the_palette_has_no_name():
 
 
 def test_measuring_leaves_the_video_alone():
-    video = shapes.render(next(scenes(1)), 8, 20, 32)
+    video = drawing.render(next(scenes(1)), 8, 20, 32)
     before = video.copy()
     assert measure(video).combination == measure(video).combination
     np.testing.assert_array_equal(video, before)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from show1_jax.evaluation.metrics import edge_sharpness, psnr
-from show1_jax.shapes import moving_shapes as shapes
+from show1_jax.shapes import drawing
 from show1_jax.shapes.paths import centroid_error
 from tests.shapes.clips import blur, noisy, scenes
 
@@ -49,7 +49,7 @@ def test_edge_sharpness_by_hand():
 
 def test_edge_sharpness_falls_with_blur_and_hardly_heeds_noise():
     for scene in scenes(5):
-        video = shapes.render(scene, 3, 80, 128)
+        video = drawing.render(scene, 3, 80, 128)
         sharp, soft, softer = (edge_sharpness(v) for v in (video, blur(video, 1), blur(video, 2)))
         assert sharp > 1.5 * soft > 2 * softer
         spoilt = edge_sharpness(noisy(video, np.random.default_rng(0), 2))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from show1_jax.errors import InputError
+from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.motion import MOTIONS, TAUGHT, Taught, draw, make, words
-from show1_jax.shapes.moving_shapes import DURATION, Combination, render
 from show1_jax.shapes.paths import likeness
+from show1_jax.shapes.scenes import DURATION, Combination
 from tests.data.videos import read_video
 
 TIMES = np.linspace(0, DURATION, 8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from show1_jax.shapes.motion import MOTIONS, TAUGHT, Taught
-from show1_jax.shapes.moving_shapes import DURATION
 from show1_jax.shapes.paths import likeness
+from show1_jax.shapes.scenes import DURATION
 
 TIMES = np.linspace(0, DURATION, 8)
 PATH = Taught(TAUGHT, "circle").centroid(TIMES)

@@ -8,13 +8,13 @@ from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig, make_solver
 from show1_jax.errors import InputError
 from show1_jax.media import check_figure, from_uint8
-from show1_jax.shapes import moving_shapes as shapes
-from show1_jax.shapes import sweep
+from show1_jax.shapes import drawing, sweep
+from show1_jax.shapes import scenes as shapes
 from show1_jax.shapes.prompts import draw
 from show1_jax.stages.sampling import Sampler
 from tests import programs
 
-MEANING = {shapes.caption(c, t): c for c in shapes.combinations() for t in range(5)}
+MEANING = {item.prompt: item.combination for item in draw(6, 3)}
 
 
 def of(solvers, steps, guidance):
@@ -50,7 +50,7 @@ class Painter:
             if not obeys:
                 combination = combination._replace(color="red")
             scene = shapes.random_scene(combination, np.random.default_rng(seed))
-            results.save(item, "keyframes", from_uint8(shapes.render(scene, 8, 20, 32)), {})
+            results.save(item, "keyframes", from_uint8(drawing.render(scene, 8, 20, 32)), {})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from show1_jax.configs.tiny import CHECKPOINT
 
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.shapes import text_encoder as tiny
-from show1_jax.shapes.moving_shapes import TEMPLATES, caption, combinations
+from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
 from show1_jax.text import tokenizers
 from show1_jax.text.encoding import load_encoder
 

@@ -11,7 +11,8 @@ from show1_jax.diffusion.losses import Objective
 from show1_jax.media import from_uint8
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE, VAEConfig
-from show1_jax.shapes.moving_shapes import Combination, Scene, render
+from show1_jax.shapes.drawing import render
+from show1_jax.shapes.scenes import Combination, Scene
 from show1_jax.stages import autoencoder, interpolation, upscaling
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
 from tests.stages import made

@@ -18,8 +18,10 @@ def checkpoint(tmp_path_factory):
 def data_dir(tmp_path_factory, checkpoint):
     """Where datasets are built and captions encoded, once.
 
-    The captions are one for each combination: encoding all takes seconds.
+    The captions are one for each combination: encoding all takes half a minute.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving_shapes, "TEMPLATES", moving_shapes.TEMPLATES[:1])
+        patch.setattr(moving_shapes, "SPEEDS", {"": (0, 1)})
+        patch.setattr(moving_shapes, "motions", lambda direction: ["straight"])
         yield tmp_path_factory.mktemp("data")
