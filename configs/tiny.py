@@ -100,6 +100,7 @@ def get_config(stage: str = "") -> ConfigDict:
     del config.text.t5, config.text.clip
     # Captions have 19 at most. Among 77 a word would be lost to networks that attend to padding.
     config.text.t5_tokens = 24
+    config.text.random = True
 
     sections: dict[str, dict[str, Any]] = {
         "keyframes": {

@@ -10,13 +10,14 @@ from typing import Any
 
 from show1_jax import stages
 from show1_jax.checkpoints.layout import PARAMS, REFERENCE, params_folder
-from show1_jax.checkpoints.network_config import t5_json, vae_json
+from show1_jax.checkpoints.network_config import clip_json, t5_json, vae_json
 from show1_jax.checkpoints.scheduler_config import scheduler_json
 from show1_jax.checkpoints.store import discard, save_params
 from show1_jax.checkpoints.unet_config import unet_json
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
-from show1_jax.models.t5 import T5Encoder
+from show1_jax.models.clip import CLIPText
+from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 
@@ -63,12 +64,18 @@ def export_network(checkpoint: Path, stage: str, module: UNet | VAE, params: Any
 
 
 def export_text_encoder(
-    checkpoint: Path, stage: str, module: T5Encoder, params: Any, tokenizer: Mapping[str, bytes]
+    checkpoint: Path,
+    stage: str,
+    module: T5Encoder | CLIPText,
+    params: Any,
+    tokenizer: Mapping[str, bytes],
 ) -> None:
-    """Writes a T5 encoder and its tokenizer's files into a stage's folder of a checkpoint."""
+    """Writes a text encoder and its tokenizer's files into a stage's folder of a checkpoint."""
+    own = module.config
+    config = t5_json(own) if isinstance(own, T5Config) else clip_json(own)
 
     def write(folder: Path) -> None:
-        _write_json(folder / "config.json", t5_json(module.config))
+        _write_json(folder / "config.json", config)
         save_params(folder / PARAMS, params)
 
     def write_tokenizer(folder: Path) -> None:

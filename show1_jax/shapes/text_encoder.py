@@ -1,24 +1,26 @@
-"""Makes the tiny cascade's T5: a tokenizer for captions of moving shapes, and a random encoder.
+"""Makes the tiny cascade's text encoders: tokenizers for captions of moving shapes, and networks.
 
     python -m show1_jax.shapes.text_encoder CHECKPOINT
 
-writes CHECKPOINT/show-1-base/tokenizer and text_encoder.
+writes text_encoder and tokenizer of CHECKPOINT/show-1-base (T5) and CHECKPOINT/show-1-sr2 (CLIP).
+Training the tiny cascade from nothing does the same first.
 
-The encoder is never trained. Its vocabulary is a few dozen words, which random embeddings in 64
-dimensions distinguish as well as learned ones; the denoisers learn what they mean. Because it is
-frozen, embeddings are computed once, like those of T5-XXL.
+The encoders are random and never trained. Their vocabulary is a few dozen words, which random
+embeddings in 64 dimensions distinguish as well as learned ones; the denoisers learn what they
+mean. Because they are frozen, embeddings are computed once, like those of T5-XXL.
 
-All unknown words have the embedding of an article, so that they do not change the meaning of the
-words around them. (Of "bluebird", the tokenizer knows "blue", and the rest counts as an article.)
-
-The embedded checkpoint has the rows of an earlier, larger vocabulary, so a new encoder has another
-embedding for the comma.
+All words that T5's tokenizer does not know have the embedding of an article, so that they do not
+change the meaning of the words around them. (Of "bluebird", it knows "blue", and the rest counts
+as an article.) CLIP's tokenizer splits them into letters.
 """
 
+import dataclasses
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import sentencepiece
@@ -26,25 +28,39 @@ import sentencepiece
 from show1_jax.checkpoints.export import export_text_encoder
 from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
+from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
+from show1_jax.shapes.moving_shapes import captions
 from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
 from show1_jax.stages import STAGES
 
-SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+T5 = T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+CLIP = CLIPTextConfig(width=32, ff_width=64, num_layers=2, num_heads=4)
+MIXING = 0.5  # of the usual scale of what attention adds
+END_OF_WORD = "</w>"
 
 
-def tokenizer_files() -> dict[str, bytes]:
-    """Trains a SentencePiece model on all captions; returns the files of the tokenizer by name."""
-    captions = [caption(c, i) for c in combinations() for i in range(len(TEMPLATES))]
-    words = sorted({word.strip(",") for text in captions for word in text.split()})
+def sentences() -> list[str]:
+    """Returns captions that have every word, and all looks in straight motion."""
+    straight = (caption(c, i) for c in combinations() for i in range(len(TEMPLATES)))
+    return [*straight, *(text for _, text in zip(range(2_000), captions(), strict=False))]
+
+
+def words() -> list[str]:
+    """Returns all words of captions, sorted."""
+    return sorted({word.strip(",") for text in sentences() for word in text.split()})
+
+
+def t5_files() -> dict[str, bytes]:
+    """Trains a SentencePiece model on captions; returns the files of the tokenizer by name."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions),
+        sentence_iterator=iter(sentences()),
         model_writer=model,
         model_type="unigram",
         vocab_size=256,
         hard_vocab_limit=False,
-        user_defined_symbols=[f"\u2581{word}" for word in words],  # one token each
+        user_defined_symbols=[f"\u2581{word}" for word in words()],  # one token each
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -61,26 +77,78 @@ def tokenizer_files() -> dict[str, bytes]:
         "tokenizer_class": "T5Tokenizer",
         "unk_token": "<unk>",
     }
+    return {"spiece.model": model.getvalue(), "tokenizer_config.json": _json(settings)}
+
+
+def clip_files() -> dict[str, bytes]:
+    """Makes byte pairs of which each word becomes one token; returns the tokenizer's files."""
+    merges: list[tuple[str, str]] = []
+    for word in words():
+        parts = _merged([*word[:-1], word[-1] + END_OF_WORD], merges)
+        for place in range(1, len(parts)):
+            merges.append(("".join(parts[:place]), parts[place]))
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [*map(chr, printable), *(chr(256 + place) for place in range(len(others)))]
+    tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges)]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = {token: place for place, token in enumerate([*tokens, start, end])}
+    settings = {
+        "bos_token": start,
+        "eos_token": end,
+        "model_max_length": 77,
+        "pad_token": "!",
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": end,
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {
-        "spiece.model": model.getvalue(),
-        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
+        "merges.txt": "\n".join(lines).encode() + b"\n",
+        "tokenizer_config.json": _json(settings),
+        "vocab.json": _json(vocabulary),
     }
 
 
+def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Merges neighbours as the tokenizer does: the first pair of the list comes first."""
+    while found := [pair for pair in merges if pair in itertools.pairwise(parts)]:
+        place = list(itertools.pairwise(parts)).index(found[0])
+        parts = [*parts[:place], "".join(found[0]), *parts[place + 2 :]]
+    return parts
+
+
 def make(checkpoint: Path) -> None:
-    """Writes the tokenizer and the encoder into a checkpoint, and replaces older ones.
+    """Writes the tokenizers and encoders into a checkpoint, and replaces older ones.
 
     Raises:
       InputError: if they cannot be written.
     """
-    files = tokenizer_files()
+    files = t5_files()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
-    module = T5Encoder(T5Config(vocab_size=pieces.get_piece_size(), **SIZES))
-    params = fresh_params(module, jax.random.key(0))
+    t5 = T5Encoder(dataclasses.replace(T5, vocab_size=pieces.get_piece_size()))
+    params = fresh_params(t5, jax.random.key(0))
+    for number in range(T5.num_layers):
+        # So that a word's embedding depends little on the words around it.
+        output = params[f"block_{number}"]["attention"]["to_out"]
+        output["kernel"] = output["kernel"] * MIXING
     rows = params["token_embedding"]["embedding"]
     article = rows[pieces.piece_to_id("\u2581the")]
     params["token_embedding"]["embedding"] = rows.at[pieces.unk_id()].set(article)
-    export_text_encoder(checkpoint, STAGES[0].name, module, params, files)
+    export_text_encoder(checkpoint, _first("t5"), t5, params, files)
+    files = clip_files()
+    size = len(json.loads(files["vocab.json"]))
+    clip = CLIPText(dataclasses.replace(CLIP, vocab_size=size))
+    params = fresh_params(clip, jax.random.key(1))
+    export_text_encoder(checkpoint, _first("clip"), clip, params, files)
+
+
+def _first(encoder: str) -> str:
+    """The first stage with a text encoder of this kind, whose folder has it."""
+    return next(stage.name for stage in STAGES if stage.encoder == encoder)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"
 
 
 if __name__ == "__main__":

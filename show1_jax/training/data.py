@@ -51,6 +51,18 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     return builder, video_folder.read, video_folder.captions(folder)
 
 
+def make_text_encoders(checkpoint: Path) -> None:
+    """Writes random text encoders for captions of moving shapes, unless there are some.
+
+    Raises:
+      InputError: if they cannot be written.
+    """
+    from show1_jax.shapes import text_encoder
+
+    if not any(checkpoint.glob("*/text_encoder")):
+        text_encoder.make(checkpoint)
+
+
 def _builder(
     kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: Path
 ) -> tfds.core.DatasetBuilder:

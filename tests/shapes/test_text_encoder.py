@@ -7,25 +7,29 @@ from show1_jax.configs.tiny import CHECKPOINT
 
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.shapes import text_encoder as tiny
-from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
+from show1_jax.shapes.moving_shapes import captions
+from show1_jax.shapes.scenes import caption, combinations
 from show1_jax.text import tokenizers
 from show1_jax.text.encoding import load_encoder
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def encoders(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("tiny") / "checkpoint"
     tiny.make(checkpoint)
-    return load_encoder(find_stages(checkpoint)["keyframes"], "float32")
+    return find_stages(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def encoder(encoders):
+    return load_encoder(encoders["keyframes"], "float32")
 
 
 def test_every_word_of_a_caption_is_one_token(encoder):
-    for template in range(len(TEMPLATES)):
-        texts = [caption(combination, template) for combination in combinations()[::37]]
-        tokens = encoder.tokenize(texts)
-        words = [len(text.replace(",", " ,").split()) for text in texts]
-        # And one for the end.
-        np.testing.assert_array_equal(tokens.attention_mask.sum(1), np.add(words, 1))
+    texts = list(captions())[::97]
+    words = [len(text.replace(",", " ,").split()) for text in texts]
+    # And one for the end.
+    np.testing.assert_array_equal(encoder.tokenize(texts).attention_mask.sum(1), np.add(words, 1))
 
 
 def test_captions_that_differ_in_a_word_differ_in_their_embeddings(encoder):
@@ -53,12 +57,26 @@ def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
     messages = []
     tokenizers._WARNED.clear()
     monkeypatch.setattr(logging, "warning", lambda text, *args: messages.append(text % args))
-    encoder.tokenize(['a green owl on a panda, left. ! "red"', "an owl moving up"])
-    assert [text.partition(": ")[2] for text in messages] == ["'owl', 'panda', '\"red\"'.", "'an'."]
+    encoder.tokenize(['a green owl on a panda, left. ! "red"', "every owl moving up"])
+    assert [text.partition(": ")[2] for text in messages] == [
+        "'owl', 'panda', '\"red\"'.",
+        "'every'.",
+    ]
 
 
 def test_it_is_the_same_whenever_it_is_made():
-    assert tiny.tokenizer_files() == tiny.tokenizer_files()
+    assert tiny.t5_files() == tiny.t5_files()
+    assert tiny.clip_files() == tiny.clip_files()
+
+
+def test_clip_too_has_a_token_for_every_word(encoders):
+    clip = load_encoder(encoders["translation"], "float32")
+    texts = list(captions())[::997]
+    words = [len(text.replace(",", " ,").split()) for text in texts]
+    # And one for each end.
+    np.testing.assert_array_equal(clip.tokenize(texts).attention_mask.sum(1), np.add(words, 2))
+    one, other = np.asarray(clip(["a red circle", "a blue circle"]))
+    assert np.abs(one - other).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from show1_jax import stages
 from show1_jax.configs import tiny
-from show1_jax.shapes.text_encoder import SIZES
+from show1_jax.shapes.text_encoder import T5
 from show1_jax.training.tasks import Task, make_task
 from tests.stages.test_stages import random_params
 
-T5_WIDTH = SIZES["d_model"]
+T5_WIDTH = T5.d_model
 CLIP_WIDTH = 32  # of tests/release
 TOKENS = 5
 
