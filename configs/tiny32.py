@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from show1_jax.configs import show1, tiny
+from show1_jax.configs import tiny
 
 PIXEL = {
     "channels": (32, 32, 96),
@@ -44,7 +44,7 @@ def get_config(stage: str = "") -> ConfigDict:
         config[name] = ConfigDict(config[name].to_dict() | section)
     parts: dict[str, dict[str, Any]] = {
         "vae": {"height": 160, "width": 288, "batch_size": 4},
-        "image": {"steps": 12_000, "objective": show1.objective(shift=3.0)},
+        "image": {"steps": 12_000},
         "keyframes": {"steps": 8_000, "batch_size": 8},
         "first_frame": {"batch_size": 4},
         "super_resolution": {"batch_size": 1},
@@ -52,4 +52,5 @@ def get_config(stage: str = "") -> ConfigDict:
     }
     for name, section in parts.items():
         config.train[name].update(section)
+    config.train.image.objective.update(timesteps=(0, 1000), shift=3.0)
     return config
