@@ -8,8 +8,8 @@ from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import UsageError
+from show1_jax.shapes.motions import MOTIONS
 
-MOTIONS = ("circle", "zigzag", "bounce", "spiral")  # of `shapes.motion`
 DESCRIPTION = """\
 Measure whether clips follow a motion that was taught from one clip.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
-from show1_jax.cli.motion import MOTIONS
 from show1_jax.cli.program import Parser, run
+from show1_jax.shapes.motions import MOTIONS
 
 DESCRIPTION = """\
 Measure whether a clip that is given another look keeps its path: by the noise that makes it.

@@ -3,7 +3,8 @@
 Inputs are drawn clips of held-out combinations, so that the true results are known:
 
 - interpolation is compared with linear blending of keyframes: PSNR, and the distance of the
-  shape's centroid from its true place, in pixels, over the frames that show one
+  shape's centroid from its true place, in pixels, over the frames that show one; the same over the
+  frames between the two keyframes between which the shape turns
 - first_frame and super_resolution are compared with bicubic upscaling: PSNR
 - translation is compared with bicubic upscaling, which it starts from: PSNR, sharpness of edges,
   and the share of clips that are right in every attribute
@@ -27,7 +28,7 @@ from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
-from show1_jax.shapes.scenes import Combination, Scene, difference, random_scene
+from show1_jax.shapes.scenes import Scene, difference, random_scene, turns
 from show1_jax.shapes.tables import table
 from show1_jax.stages import STAGES, Stage, build
 
@@ -139,21 +140,21 @@ def evaluate_alone(
         with contextlib.closing(Progress()) as bars:
             Engine(config, folder, group).run(prompts, seeds, truth, bars.update)
         for name in group:
-            print("\n" + compare(known, name, truth, [item.combination for item in items]))
+            print("\n" + compare(known, name, truth, scenes))
 
 
-def compare(
-    stages: Mapping[str, Stage], name: str, truth: Truth, combinations: Sequence[Combination]
-) -> str:
-    """Makes the table of one stage and its filter: means over all clips."""
+def compare(stages: Mapping[str, Stage], name: str, truth: Truth, scenes: Sequence[Scene]) -> str:
+    """Makes the table of one stage and its filter: means over all clips that have a value."""
     rows = {}
     for row, clip in ((name, truth.made), (stages[name].filter_name, truth.filtered)):
         scores = [
-            _score(stages, name, clip(item, name), truth.true(item, name), combination)
-            for item, combination in enumerate(combinations)
+            _score(stages, name, clip(item, name), truth.true(item, name), scene)
+            for item, scene in enumerate(scenes)
         ]
         rows[row] = {
-            column: float(np.nanmean([score[column] for score in scores])) for column in scores[0]
+            column: float(np.mean(known))
+            for column in scores[0]
+            if (known := [s[column] for s in scores if not np.isnan(s[column])])
         }
     return table(rows, list(rows[name]), "{:.2f}".format)
 
@@ -163,9 +164,10 @@ def _score(
     name: str,
     video: np.ndarray,
     true: np.ndarray,
-    combination: Combination,
+    scene: Scene,
 ) -> dict[str, float]:
-    """How good one clip is."""
+    """How good one clip is; NaN where it has no such value."""
+    combination = scene.combination
     stage, first = stages[name], stages[STAGES[0].name]
     scores = {"PSNR (dB)": psnr(video, true)}
     if name == STAGES[-1].name:
@@ -175,5 +177,16 @@ def _score(
     if stage.frames > stages[stage.needs[0]].frames:
         path, true_path = (centroids(each, combination) for each in (video, true))
         scores["centroid error (pixels)"] = centroid_error(path, true_path)
+        between = _turning(scene, stage.frames, stages[stage.needs[0]].frames)
+        scores["at turns (pixels)"] = centroid_error(path[between], true_path[between])
         scores["with a shape (%)"] = 100.0 * float(np.isfinite(path).all(-1).mean())
     return scores
+
+
+def _turning(scene: Scene, frames: int, keyframes: int) -> slice:
+    """The frames between the two keyframes between which a scene turns; none if it does not."""
+    if not turns(scene.combination.motion):
+        return slice(0)
+    step = (frames - 1) // (keyframes - 1)
+    gap = min(int(scene.turn * (keyframes - 1)), keyframes - 2)
+    return slice(gap * step + 1, (gap + 1) * step)

@@ -16,6 +16,7 @@ from show1_jax.paths import Checkpoint
 from show1_jax.progress import Progress
 from show1_jax.shapes.arrays import Arrays
 from show1_jax.shapes.judge import Measurement, measure
+from show1_jax.shapes.outlines import flicker, roundness
 from show1_jax.shapes.prompts import SPLITS, Item, draw, swap
 from show1_jax.shapes.sheet import Row, contact_sheet, verdict
 from show1_jax.shapes.tables import (
@@ -29,6 +30,7 @@ from show1_jax.stages import STAGES, by_name, names
 from show1_jax.stages.results import Results
 
 MAX_ROWS = 12  # clips on the contact sheet
+MIN_ROUNDNESS = 0.9  # of a circle
 
 
 def evaluate(
@@ -74,6 +76,7 @@ def evaluate(
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
         print(report(measured, items, everything[count:], split))
+        print(outlines(results, items, aspect(config)))
         _write_sheet(sheet, results, measured, everything, count)
 
 
@@ -126,6 +129,39 @@ def judge(results: Results, items: int, aspect: float) -> dict[str, list[Measure
                 measure(video, video.shape[2] / video.shape[1] / aspect) for video in videos
             ]
     return measured
+
+
+def outlines(results: Results, items: Sequence[Item], aspect: float) -> str:
+    """Makes a table of how round circles are, and how much outlines change, as text.
+
+    Args:
+      results: of the cascade.
+      items: the prompts.
+      aspect: see `judge`.
+    """
+    rows = {}
+    for stage in names():
+        if not all(results.has(place, stage) for place in range(len(items))):
+            continue
+        round_frames: list[bool] = []
+        changes = []
+        for place, item in enumerate(items):
+            video = _video(results, place, stage)
+            stretch = video.shape[2] / video.shape[1] / aspect
+            if item.combination.shape == "circle":
+                round_frames += (roundness(video, stretch) >= MIN_ROUNDNESS).tolist()
+            changes.append(flicker(video, stretch))
+        known = [change for change in changes if not np.isnan(change)]
+        rows[stage] = {
+            name: 100 * float(np.mean(values))
+            for name, values in (("round", round_frames), ("change", known))
+            if values
+        }
+    text = (
+        f"Outlines, in %: frames of circles that fill {MIN_ROUNDNESS:.0%} of the smallest circle "
+    )
+    text += "around them,\nand change of coverage from frame to frame, over the shape's area.\n\n"
+    return text + table(rows, ["round", "change"], "{:.1f}".format) + "\n"
 
 
 def _video(results: Results, item: int, stage: str) -> np.ndarray:

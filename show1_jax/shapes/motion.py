@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write
 from show1_jax.paths import Checkpoint
 from show1_jax.shapes.drawing import render
 from show1_jax.shapes.evaluation import aspect, judge, sampled
+from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.scenes import COLORS, DURATION, TEMPLATES, Combination, caption, combinations
 from show1_jax.shapes.sheet import Row, contact_sheet
@@ -45,39 +46,6 @@ TAUGHT = Combination("small", "red", "circle", "right", "black")
 CLIP = (29, 80, 128)  # frames, height and width
 LOOKS = [name for name in NAMES if name not in IN_TIME]  # a taught motion must not change them
 MAX_SHOWN = 12  # clips on the contact sheet
-
-
-def _circle(time: np.ndarray) -> np.ndarray:
-    angle = 2 * np.pi * time
-    return 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-
-
-def _zigzag(time: np.ndarray) -> np.ndarray:
-    return np.stack([0.7 * (time - 0.5), 0.2 * _triangle(1.5 * time)], axis=-1)
-
-
-def _bounce(time: np.ndarray) -> np.ndarray:
-    fall = (2 * time) % 1 - 0.5  # two arcs
-    return np.stack([0.6 * (time - 0.5), 0.2 - 0.4 * (1 - 4 * fall**2)], axis=-1)
-
-
-def _spiral(time: np.ndarray) -> np.ndarray:
-    angle, radius = 2.5 * np.pi * time, 0.25 * (1 - 0.8 * time)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-
-
-def _triangle(phase: np.ndarray) -> np.ndarray:
-    """Returns a triangle wave of period 1 between -1 and 1."""
-    return 4 * np.abs(phase % 1 - 0.5) - 1
-
-
-# Its words in captions, and the centroid at times 0 to 1 of the clip, in frame heights.
-MOTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "circle": ("in a loop", _circle),
-    "zigzag": ("in a zigzag", _zigzag),
-    "bounce": ("in a bounce", _bounce),
-    "spiral": ("in a spiral", _spiral),
-}
 
 
 @dataclasses.dataclass(frozen=True)

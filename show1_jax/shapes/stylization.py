@@ -39,6 +39,7 @@ from show1_jax.paths import Checkpoint
 from show1_jax.shapes import motion
 from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import Measurement, measure
+from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.scenes import ATTRIBUTES, Combination, caption, difference, random_scene
@@ -55,6 +56,7 @@ TOGETHER = 10  # pairs
 SHOWN = 6  # pairs on the contact sheet
 CONTROL = "other noise"
 STRAIGHT = "straight"
+UNTOLD = ("circle", "zigzag", "bounce", "spiral")  # motions that no prompt can describe
 
 
 class Pair(NamedTuple):
@@ -83,7 +85,7 @@ class Pair(NamedTuple):
         return difference(self.old, self.new)[0]
 
 
-def pairs(count: int, seed: int, motions: Sequence[str] = tuple(motion.MOTIONS)) -> list[Pair]:
+def pairs(count: int, seed: int, motions: Sequence[str] = UNTOLD) -> list[Pair]:
     """Draws combinations, and changes color, shape or background in turn, with motions in turn."""
     rng = np.random.default_rng((seed, 4))
     found = []
@@ -119,11 +121,9 @@ def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list
       InputError: if there is an adapter, but no motion, or a number of pairs.
     """
     if not adapter:
-        return pairs(count or PAIRS, seed, [name] if name else list(motion.MOTIONS))
-    if name not in motion.MOTIONS:
-        raise InputError(
-            f"--adapter needs the --motion that it learned: {', '.join(motion.MOTIONS)}"
-        )
+        return pairs(count or PAIRS, seed, [name] if name else UNTOLD)
+    if name not in MOTIONS:
+        raise InputError(f"--adapter needs the --motion that it learned: {', '.join(MOTIONS)}")
     found = taught_pairs(name)
     if count is not None:
         raise InputError(

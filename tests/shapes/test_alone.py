@@ -1,5 +1,6 @@
 """Stages on true inputs, with a cascade that draws instead of sampling."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -15,7 +16,10 @@ from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
 from show1_jax.stages import build
 
-COMBINATIONS = [item.combination for item in draw(3, 0)]
+BOUNCE = shapes.Combination(
+    "small", "red", "circle", "up and to the left", "black", "bouncing", "quickly"
+)
+COMBINATIONS = [*(item.combination for item in draw(2, 0)), BOUNCE]
 SCENES = [shapes.random_scene(c, np.random.default_rng(i)) for i, c in enumerate(COMBINATIONS)]
 
 STAGES = build(tiny.get_config())
@@ -46,7 +50,7 @@ def test_a_perfect_stage_beats_its_filter(stage):
     for item in range(3):
         # Half a grey level up, for the cascade truncates when it makes bytes.
         truth.save(item, stage, from_uint8(truth.true(item, stage)) + 0.5 / 127.5, {})
-    text = compare(STAGES, stage, truth, COMBINATIONS)
+    text = compare(STAGES, stage, truth, SCENES)
     other = "blending" if stage == "interpolation" else "bicubic"
     best, worse = numbers(text, stage), numbers(text, other)
     assert best[0] == np.inf
@@ -54,7 +58,10 @@ def test_a_perfect_stage_beats_its_filter(stage):
     if stage == "interpolation":
         assert best[1] == 0
         assert 0.01 < worse[1] < 1
-        assert best[2] == worse[2] == 100
+        # Where the shape turns, a blend of the keyframes around it cuts the corner.
+        assert best[2] == 0
+        assert worse[2] > 2 * worse[1]
+        assert best[3] == worse[3] == 100
 
 
 def test_translation_is_compared_with_what_it_starts_from():
@@ -63,7 +70,7 @@ def test_translation_is_compared_with_what_it_starts_from():
         # Drawn at this size they are sharper, and less wide by the cascade's stretch.
         wide = alone.resize_uint8(drawing.render(scene, 29, 80, 128), 80, 144)
         truth.save(item, "translation", from_uint8(wide), {})
-    text = compare(STAGES, "translation", truth, COMBINATIONS)
+    text = compare(STAGES, "translation", truth, SCENES)
     near, sharp, right = numbers(text, "translation")
     far, blurred, also = numbers(text, "bicubic")
     assert near > far + 2
@@ -82,6 +89,15 @@ def test_two_ghosts_are_in_neither_place():
     np.testing.assert_allclose(true, [[63.5 - 4, 39.5]], atol=0.1)
     assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.3)
     assert np.isnan(centroids(np.zeros_like(middle), combination)).all()
+
+
+def test_the_frames_at_a_turn_are_those_between_the_keyframes_around_it():
+    scene = shapes.Scene(BOUNCE, 0, 0, 0.5, turn=0.5)
+    assert alone._turning(scene, 29, 8) == slice(13, 16)
+    assert alone._turning(dataclasses.replace(scene, turn=0.99), 29, 8) == slice(25, 28)
+    assert alone._turning(dataclasses.replace(scene, turn=0.0), 29, 8) == slice(1, 4)
+    straight = dataclasses.replace(scene, combination=BOUNCE._replace(motion="straight"))
+    assert alone._turning(straight, 29, 8) == slice(0)
 
 
 def test_the_command(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from show1_jax.media import from_uint8, resize_uint8
 from show1_jax.shapes import drawing, evaluation
 from show1_jax.shapes import scenes as shapes
 from show1_jax.shapes.arrays import Arrays
-from show1_jax.shapes.evaluation import evaluate, judge, report
+from show1_jax.shapes.evaluation import evaluate, judge, outlines, report
 from show1_jax.shapes.prompts import draw, swap
 from show1_jax.shapes.scenes import Combination
 from show1_jax.shapes.sheet import Row, contact_sheet, verdict
@@ -105,6 +105,18 @@ def test_a_perfect_model_is_always_right():
     chance = ["50.0", "16.7", "33.3", "12.5", "33.3", "20.0", "50.0", "0.0"]
     assert numbers(text, "chance") == chance
     assert judge(Drawn(items, stages), len(items) + 1, 1.6) == {}
+
+
+def test_round_circles_are_told_from_others():
+    items, stages = draw(20, seed=0), ["keyframes", "translation"]
+    text = outlines(Drawn(items, stages), items, 1.6)
+    assert numbers(text, "keyframes")[0] == numbers(text, "translation")[0] == "100.0"
+    assert 0 < float(numbers(text, "translation")[1]) < 20
+    squares = [
+        item._replace(combination=item.combination._replace(shape="square")) for item in items
+    ]
+    # What is asked for are circles, and what is shown are squares.
+    assert numbers(outlines(Drawn(squares, stages), items, 1.6), "keyframes")[0] == "0.0"
 
 
 def test_a_report_says_which_prompts_they_were(run):

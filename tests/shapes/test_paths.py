@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from show1_jax.shapes.motion import MOTIONS, TAUGHT, Taught
+from show1_jax.shapes.motion import TAUGHT, Taught
+from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.scenes import DURATION
 

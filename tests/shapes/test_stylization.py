@@ -6,7 +6,8 @@ import pytest
 from show1_jax.configs import tiny
 from show1_jax.errors import InputError
 from show1_jax.shapes.judge import measure
-from show1_jax.shapes.motion import MOTIONS, TAUGHT
+from show1_jax.shapes.motion import TAUGHT
+from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.scenes import caption, difference, split_of
 from show1_jax.shapes.stylization import (
     CONTROL,
