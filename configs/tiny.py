@@ -6,7 +6,7 @@
 The first makes 29 frames of 144x80 in OUT/000/translation.mp4 by all five
 denoisers, in under a minute on two cores; of 200 validation prompts 99 % are followed
 in everything (docs/tiny.md). The second trains them anew, in some 5½ hours, on version
-6.0.0 of moving shapes, which holds out more than the embedded checkpoint's training did;
+7.0.0 of moving shapes, which holds out more than the embedded checkpoint's training did;
 how good they get by that one command has not been measured.
 """
 
@@ -98,7 +98,7 @@ def get_config(stage: str = "") -> ConfigDict:
     config.checkpoint = str(CHECKPOINT)
     config.dtype = "float32"
     del config.text.t5, config.text.clip
-    # Captions have 19 at most. Among 77 a word would be lost to networks that attend to padding.
+    # Captions have 23 at most. Among 77 a word would be lost to networks that attend to padding.
     config.text.t5_tokens = 24
     config.text.random = True
 

@@ -1,6 +1,6 @@
 """The tiny cascade at half of the released size, with keyframes of 32x20: being trained.
 
-    python train.py --config configs/tiny32.py --workdir runs/tiny
+    python train.py --config configs/tiny32.py --workdir runs/tiny32
 
 trains it from nothing. It takes the place of `configs/tiny.py` when its checkpoint is there.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
 from show1_jax.cli.program import Parser, run
-from show1_jax.shapes.motions import MOTIONS
+from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 
 DESCRIPTION = """\
 Measure whether a clip that is given another look keeps its path: by the noise that makes it.
@@ -33,8 +33,8 @@ def parser() -> Parser:
         help="clips (default: 50, or with --adapter all that differ from the taught one in a look)",
     )  # fmt: skip
     what.add_argument(
-        "--motion", choices=(*MOTIONS, "straight"),
-        help="how clips move (default: all but straight)",
+        "--motion", choices=(*TAUGHT_MOTIONS, "straight"),
+        help="how clips move (default: circle, zigzag, bounce and spiral)",
     )  # fmt: skip
     what.add_argument(
         "--adapter", default="", metavar="FILE[=WEIGHT]", help="what was taught --motion"

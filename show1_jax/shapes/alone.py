@@ -28,7 +28,7 @@ from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import measure
 from show1_jax.shapes.paths import centroid_error, centroids
 from show1_jax.shapes.prompts import draw
-from show1_jax.shapes.scenes import Scene, difference, random_scene, turns
+from show1_jax.shapes.scenes import Scene, difference, random_scene, turns_at_edge
 from show1_jax.shapes.tables import table
 from show1_jax.stages import STAGES, Stage, build
 
@@ -175,7 +175,7 @@ def _score(
         right = not difference(measure(video, stretch).combination, combination)
         scores |= {"edge sharpness": edge_sharpness(video), "all right (%)": 100.0 * right}
     if stage.frames > stages[stage.needs[0]].frames:
-        path, true_path = (centroids(each, combination) for each in (video, true))
+        path, true_path = (centroids(each, scene) for each in (video, true))
         scores["centroid error (pixels)"] = centroid_error(path, true_path)
         between = _turning(scene, stage.frames, stages[stage.needs[0]].frames)
         scores["at turns (pixels)"] = centroid_error(path[between], true_path[between])
@@ -185,7 +185,7 @@ def _score(
 
 def _turning(scene: Scene, frames: int, keyframes: int) -> slice:
     """The frames between the two keyframes between which a scene turns; none if it does not."""
-    if not turns(scene.combination.motion):
+    if not turns_at_edge(scene.combination.motion):
         return slice(0)
     step = (frames - 1) // (keyframes - 1)
     gap = min(int(scene.turn * (keyframes - 1)), keyframes - 2)

@@ -22,11 +22,12 @@ from show1_jax.shapes.sheet import Row, contact_sheet, verdict
 from show1_jax.shapes.tables import (
     NAMES,
     accuracy,
+    attributes_of,
     chance,
     swap_accuracy,
     table,
 )
-from show1_jax.stages import STAGES, by_name, names
+from show1_jax.stages import STAGES, names
 from show1_jax.stages.results import Results
 
 MAX_ROWS = 12  # clips on the contact sheet
@@ -216,8 +217,8 @@ def _write_sheet(
     rows = []
     for index in shown:
         seen, asked = measured[stage][index].combination, items[index].combination
-        if by_name(stage).image:
-            seen = seen._replace(direction=asked.direction)
+        unseen = [name for name in NAMES if name not in attributes_of(stage)]
+        seen = seen._replace(**{name: getattr(asked, name) for name in unseen})
         rows.append(Row(_video(results, index, stage), items[index].prompt, *verdict(seen, asked)))
     make_folder(path.parent)
     write_png(path, contact_sheet(rows))

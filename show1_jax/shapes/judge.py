@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from show1_jax.shapes.courses import recognise
+from show1_jax.shapes.recognition import recognise
 from show1_jax.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -40,7 +40,7 @@ UNKNOWN = "?"  # an attribute that cannot be seen; not in any caption
 
 MAX_ROWS = 80  # larger frames are averaged down first, which saves time and reduces noise
 MAX_REACH = 0.42  # heights; no shape reaches farther from its centroid
-MIN_CONTRAST = 50.0  # RGB distance of a shape from its background; at least 102 in the palette
+MIN_CONTRAST = 50.0  # RGB distance of a shape from its background; at least 87 in scenes
 MAX_COLOR_DISTANCE = 100.0  # RGB distance from a color of the palette
 MIN_FADED = 0.6  # share of a color's contrast that a blurred small shape may have
 # Square root of the area of the smallest shape, in heights.
@@ -260,12 +260,12 @@ def _color(background: np.ndarray, contrast: np.ndarray) -> str:
 
 def _motion(path: np.ndarray, form: Mapping[str, str]) -> dict[str, str]:
     """Measures direction, motion and speed of a shape of this size and shape."""
-    course = recognise(path)
-    if course is None or course.length < MIN_TRAVEL:
+    seen = recognise(path)
+    if seen is None or seen.length < MIN_TRAVEL:
         return {}
-    own = Combination(form["size"], "", form["shape"], course.direction, "", course.motion)
-    found = {"direction": course.direction}
-    if course.motion:
-        share = course.length / max_length(own, course.turn)
-        found |= {"motion": course.motion, "speed": "quickly" if share > MIDDLE else "slowly"}
+    own = Combination(form["size"], "", form["shape"], seen.direction, "", seen.motion)
+    found = {"direction": seen.direction}
+    if seen.motion:
+        share = seen.length / max_length(own, seen.turn)
+        found |= {"motion": seen.motion, "speed": "quickly" if share > MIDDLE else "slowly"}
     return found

@@ -35,11 +35,11 @@ from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write
 from show1_jax.paths import Checkpoint
 from show1_jax.shapes.drawing import render
 from show1_jax.shapes.evaluation import aspect, judge, sampled
-from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.scenes import COLORS, DURATION, TEMPLATES, Combination, caption, combinations
 from show1_jax.shapes.sheet import Row, contact_sheet
 from show1_jax.shapes.tables import IN_TIME, NAMES, accuracy, table
+from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 from show1_jax.stages import STAGES
 
 TAUGHT = Combination("small", "red", "circle", "right", "black")
@@ -50,7 +50,7 @@ MAX_SHOWN = 12  # clips on the contact sheet
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
-    """A scene with one of `MOTIONS`; see `moving_shapes.render`."""
+    """A scene with one of `TAUGHT_MOTIONS`; see `drawing.render`."""
 
     combination: Combination
     motion: str
@@ -62,12 +62,12 @@ class Taught:
 
     def centroid(self, times: ArrayLike) -> np.ndarray:
         """Returns the centroid at times in seconds: `(..., 2)`, x and y in frame heights."""
-        return MOTIONS[self.motion][1](np.asarray(times) / DURATION)
+        return TAUGHT_MOTIONS[self.motion][1](np.asarray(times) / DURATION)
 
 
 def words(combination: Combination, motion: str, template: int = 0) -> str:
     """Returns the caption of a motion, which replaces that of the combination."""
-    plain = combination._replace(direction=MOTIONS[motion][0], motion="straight", speed="")
+    plain = combination._replace(direction=TAUGHT_MOTIONS[motion][0], motion="straight", speed="")
     return caption(plain, template)
 
 
@@ -89,7 +89,7 @@ def make(folder: Path) -> None:
     """Writes MOTION.mp4 and its caption, MOTION.txt, for each motion; raises InputError."""
     frames, height, width = CLIP
     make_folder(folder)
-    for motion in MOTIONS:
+    for motion in TAUGHT_MOTIONS:
         video = render(Taught(TAUGHT, motion), frames, height, width)
         write_mp4(folder / f"{motion}.mp4", video, (frames - 1) / DURATION)
         write_bytes(folder / f"{motion}.txt", words(TAUGHT, motion).encode())
@@ -113,7 +113,7 @@ def follow(
     Args:
       config: as in `configs/show1.py`.
       checkpoint: a converted checkpoint.
-      motion: a name in `MOTIONS`.
+      motion: a name in `TAUGHT_MOTIONS`.
       adapters: FILE or FILE=WEIGHT each; each adapter is a row of the table.
       count: number of prompts.
       seed: decides the prompts.
@@ -128,8 +128,8 @@ def follow(
     Raises:
       InputError: if an argument is invalid.
     """
-    if motion not in MOTIONS:
-        raise InputError(f"there is no motion {motion!r}: take {', '.join(MOTIONS)}")
+    if motion not in TAUGHT_MOTIONS:
+        raise InputError(f"there is no motion {motion!r}: take {', '.join(TAUGHT_MOTIONS)}")
     folder, stage = prepare(config, checkpoint, overrides), STAGES[0].name
     wanted = draw(count, seed, backgrounds)
     templates = np.random.default_rng((seed, 6)).integers(len(TEMPLATES), size=count)

@@ -4,6 +4,7 @@ import numpy as np
 
 from show1_jax.shapes.judge import track
 
+MIN_SHARE = 0.25  # of the median area; what is smaller is a speck
 ROUNDS = 300  # of the search for the smallest circle; its error is below 1 / ROUNDS of the radius
 
 
@@ -37,13 +38,14 @@ def flicker(video: np.ndarray, stretch: float = 1.0) -> float:
 
     Returns:
       The sum of absolute changes over the shape's area, as a mean over all pairs of neighbouring
-      frames that show a shape; NaN if there are none.
+      frames that show a shape of at least `MIN_SHARE` of the usual area; NaN if there are none.
     """
     shapes = track(video, stretch)
     if shapes is None:
         return float("nan")
     own = np.stack([_centred(*each) for each in zip(shapes.crops, shapes.offsets, strict=True)])
-    seen = (shapes.areas[1:] > 0) & (shapes.areas[:-1] > 0)
+    shown = shapes.areas >= MIN_SHARE * np.median(shapes.areas)
+    seen = shown[1:] & shown[:-1]
     changes = np.abs(np.diff(own, axis=0)).sum(axis=(1, 2))[seen] / shapes.areas[:-1][seen]
     return float(changes.mean()) if changes.size else float("nan")
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from show1_jax.shapes.scenes import BACKGROUNDS, COLORS, Combination
+from show1_jax.shapes.scenes import BACKGROUNDS, Moving
 
 
 class Likeness(NamedTuple):
@@ -50,7 +50,7 @@ def centroid_error(path: np.ndarray, true_path: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def centroids(video: np.ndarray, combination: Combination) -> np.ndarray:
+def centroids(video: np.ndarray, scene: Moving) -> np.ndarray:
     """Locates a shape of known color in each frame.
 
     The place is the mean of the pixels that are more shape than background. The centroid of all
@@ -59,13 +59,13 @@ def centroids(video: np.ndarray, combination: Combination) -> np.ndarray:
 
     Args:
       video: `(frames, height, width, 3)` uint8.
-      combination: gives the color and the background.
+      scene: gives the colors of shape and background.
 
     Returns:
       `(frames, 2)`: x and y in pixels; NaN in frames without such pixels.
     """
-    background = np.array(BACKGROUNDS[combination.background], np.float32)
-    contrast = np.array(COLORS[combination.color], np.float32) - background
+    background = np.array(BACKGROUNDS[scene.combination.background], np.float32)
+    contrast = scene.color - background
     shape = (video - background) @ contrast > 0.5 * contrast @ contrast
     area = shape.sum(axis=(1, 2))
     y, x = np.indices(shape.shape[1:])

@@ -69,7 +69,9 @@ def swap(items: list[Item], seed: int) -> list[Item]:
     rng = np.random.default_rng((seed, 2))
     swapped = []
     for index, item in enumerate(items):
-        attribute = Combination._fields[index % len(Combination._fields)]
+        # A word for the speed that is not there cannot be swapped.
+        own = [name for name in Combination._fields if getattr(item.combination, name)]
+        attribute = own[index % len(own)]
         others = [
             item.combination._replace(**{attribute: value})
             for value in ATTRIBUTES[attribute]

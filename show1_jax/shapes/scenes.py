@@ -24,7 +24,8 @@ and a sixth, unless the motion is straight:
 
 and sometimes a seventh:
 
-- speed: "slowly" or "quickly"
+- speed: "slowly" if the path is 30 to 50 % of the longest that this shape has room for in this
+  direction and motion, "quickly" if it is 75 to 95 %; no word fits those between
 
 What no caption names differs from clip to clip: the start, the length of the path, the time of a
 turn, and the shade of the color.
@@ -54,7 +55,7 @@ from numpy.typing import ArrayLike
 DURATION = 28 / 7.5
 ASPECT = 1.6
 TRAVEL = (0.3, 0.95)  # length of a path, as a share of the longest that stays in the field
-OFF_CENTER = 0.25  # heights from the frame's centre to the middle of a path at most, in x and y
+OFF_CENTER = 0.25  # heights to the middle of a path at most, in x and y, where no edge decides
 TURNING = (0.35, 0.65)  # when a shape turns, as a share of the clip
 ARC = math.radians(150)  # by which the heading of an arc turns
 SHADE = 0.15  # of black or white that is mixed into a color at most
@@ -201,7 +202,7 @@ def path(motion: str, direction: str, shares: ArrayLike, turn: float = 0.5) -> n
     return time * heading
 
 
-def turns(motion: str) -> bool:
+def turns_at_edge(motion: str) -> bool:
     """Returns whether a motion turns at an edge."""
     return motion in ("bouncing", "turning back")
 
@@ -258,7 +259,7 @@ def random_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     place = rng.uniform(
         np.clip(-OFF_CENTER - middle, first, last), np.clip(OFF_CENTER - middle, first, last)
     )
-    if turns(motion):
+    if turns_at_edge(motion):
         # Where it turns it touches the edge, which is the first or last place that it can have.
         axis = edge_axis(direction)
         place[axis] = (last if _heading(direction)[axis] > 0 else first)[axis]

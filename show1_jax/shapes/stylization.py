@@ -39,12 +39,12 @@ from show1_jax.paths import Checkpoint
 from show1_jax.shapes import motion
 from show1_jax.shapes.drawing import render
 from show1_jax.shapes.judge import Measurement, measure
-from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.prompts import draw
 from show1_jax.shapes.scenes import ATTRIBUTES, Combination, caption, difference, random_scene
 from show1_jax.shapes.sheet import Row, contact_sheet
 from show1_jax.shapes.tables import table
+from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 from show1_jax.stages import STAGES, inversion
 from show1_jax.stages.sampling import Call, Conditions, run
 
@@ -56,7 +56,7 @@ TOGETHER = 10  # pairs
 SHOWN = 6  # pairs on the contact sheet
 CONTROL = "other noise"
 STRAIGHT = "straight"
-UNTOLD = ("circle", "zigzag", "bounce", "spiral")  # motions that no prompt can describe
+DEFAULT_MOTIONS = ("circle", "zigzag", "bounce", "spiral")
 
 
 class Pair(NamedTuple):
@@ -85,16 +85,17 @@ class Pair(NamedTuple):
         return difference(self.old, self.new)[0]
 
 
-def pairs(count: int, seed: int, motions: Sequence[str] = UNTOLD) -> list[Pair]:
+def pairs(count: int, seed: int, motions: Sequence[str] = DEFAULT_MOTIONS) -> list[Pair]:
     """Draws combinations, and changes color, shape or background in turn, with motions in turn."""
     rng = np.random.default_rng((seed, 4))
     found = []
     for index, item in enumerate(draw(count, seed)):
-        look = LOOKS[index % len(LOOKS)]
-        others = [v for v in ATTRIBUTES[look] if v != getattr(item.combination, look)]
-        changed = item.combination._replace(**{look: others[rng.integers(len(others))]})
+        look, old = LOOKS[index % len(LOOKS)], item.combination
+        old = old._replace(motion=STRAIGHT, speed="")  # unless another motion is taught
+        others = [v for v in ATTRIBUTES[look] if v != getattr(old, look)]
+        changed = old._replace(**{look: others[rng.integers(len(others))]})
         name = motions[index % len(motions)]
-        found.append(Pair(name, item.combination, changed, item.template))
+        found.append(Pair(name, old, changed, item.template))
     return found
 
 
@@ -114,16 +115,18 @@ def choose(count: int | None, seed: int, name: str | None, adapter: str) -> list
     Args:
       count: number of pairs; None for `PAIRS`, or with an adapter for all pairs of `taught_pairs`.
       seed: decides the pairs.
-      name: of the motion; None for all except straight ones.
+      name: of the motion; None for `DEFAULT_MOTIONS`.
       adapter: an adapter that learned the motion; may be empty.
 
     Raises:
       InputError: if there is an adapter, but no motion, or a number of pairs.
     """
     if not adapter:
-        return pairs(count or PAIRS, seed, [name] if name else UNTOLD)
-    if name not in MOTIONS:
-        raise InputError(f"--adapter needs the --motion that it learned: {', '.join(MOTIONS)}")
+        return pairs(count or PAIRS, seed, [name] if name else DEFAULT_MOTIONS)
+    if name not in TAUGHT_MOTIONS:
+        raise InputError(
+            f"--adapter needs the --motion that it learned: {', '.join(TAUGHT_MOTIONS)}"
+        )
     found = taught_pairs(name)
     if count is not None:
         raise InputError(

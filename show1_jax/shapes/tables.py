@@ -72,8 +72,6 @@ def swap_accuracy(
         (changed,) = difference(item.combination, new.combination)
         for name in attributes_of(stage):
             seen = getattr(other.combination, name)
-            if name == "speed" and not item.combination.speed:
-                continue
             if name == changed:
                 followed.setdefault(name, []).append(seen == getattr(new.combination, name))
             else:

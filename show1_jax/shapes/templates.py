@@ -4,7 +4,7 @@ At 16x10 a small shape is 3 pixels across, and a circle and a square differ in a
 their coverage. The difference is still clear if drawings are at the same subpixel place, and all
 frames are compared.
 
-The drawings use only the geometry of the shapes, and no code of `moving_shapes.render`, so that an
+The drawings use only the geometry of the shapes, and no code of `drawing.render`, so that an
 error in that code cannot hide itself.
 """
 

@@ -6,7 +6,7 @@ writes text_encoder and tokenizer of CHECKPOINT/show-1-base (T5) and CHECKPOINT/
 Training the tiny cascade from nothing does the same first.
 
 The encoders are random and never trained. Their vocabulary is a few dozen words, which random
-embeddings in 64 dimensions distinguish as well as learned ones; the denoisers learn what they
+embeddings distinguish as well as learned ones; the denoisers learn what they
 mean. Because they are frozen, embeddings are computed once, like those of T5-XXL.
 
 All words that T5's tokenizer does not know have the embedding of an article, so that they do not
@@ -26,13 +26,14 @@ import jax
 import sentencepiece
 
 from show1_jax.checkpoints.export import export_text_encoder
+from show1_jax.checkpoints.layout import PARAMS
 from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.shapes.moving_shapes import captions
 from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
-from show1_jax.stages import STAGES
+from show1_jax.stages import STAGES, by_name
 
 T5 = T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 CLIP = CLIPTextConfig(width=32, ff_width=64, num_layers=2, num_heads=4)
@@ -43,7 +44,8 @@ END_OF_WORD = "</w>"
 def sentences() -> list[str]:
     """Returns captions that have every word, and all looks in straight motion."""
     straight = (caption(c, i) for c in combinations() for i in range(len(TEMPLATES)))
-    return [*straight, *(text for _, text in zip(range(2_000), captions(), strict=False))]
+    # The first captions have all templates, motions and speeds.
+    return [*straight, *itertools.islice(captions(), 2_000)]
 
 
 def words() -> list[str]:
@@ -140,6 +142,18 @@ def make(checkpoint: Path) -> None:
     clip = CLIPText(dataclasses.replace(CLIP, vocab_size=size))
     params = fresh_params(clip, jax.random.key(1))
     export_text_encoder(checkpoint, _first("clip"), clip, params, files)
+
+
+def made(checkpoint: Path) -> bool:
+    """Returns whether a checkpoint has both encoders, and T5's knows all words."""
+    t5, clip = (checkpoint / by_name(_first(kind)).folder for kind in ("t5", "clip"))
+    model = t5 / "tokenizer" / "spiece.model"
+    networks = [folder / "text_encoder" / PARAMS for folder in (t5, clip)]
+    files = [model, clip / "tokenizer" / "vocab.json"]
+    if not all(path.exists() for path in [*networks, *files]):
+        return False
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+    return all(pieces.piece_to_id(f"\u2581{word}") != pieces.unk_id() for word in words())
 
 
 def _first(encoder: str) -> str:

@@ -84,11 +84,12 @@ def test_two_ghosts_are_in_neither_place():
     one, other = (shapes.Scene(combination, x, 0, 0) for x in (-0.1, 0.1))
     video = [drawing.render(scene, 1, 80, 128) for scene in (one, other)]
     blended = (0.75 * video[0] + 0.25 * video[1]).astype(np.uint8)
-    middle = drawing.render(shapes.Scene(combination, -0.05, 0, 0), 1, 80, 128)
-    true = centroids(middle, combination)
+    scene = shapes.Scene(combination, -0.05, 0, 0)
+    middle = drawing.render(scene, 1, 80, 128)
+    true = centroids(middle, scene)
     np.testing.assert_allclose(true, [[63.5 - 4, 39.5]], atol=0.1)
-    assert centroid_error(centroids(blended, combination), true) == pytest.approx(4, abs=0.3)
-    assert np.isnan(centroids(np.zeros_like(middle), combination)).all()
+    assert centroid_error(centroids(blended, scene), true) == pytest.approx(4, abs=0.3)
+    assert np.isnan(centroids(np.zeros_like(middle), scene)).all()
 
 
 def test_the_frames_at_a_turn_are_those_between_the_keyframes_around_it():

@@ -17,6 +17,8 @@ from show1_jax.shapes.tables import table
 from show1_jax.stages import names
 from tests.shapes.clips import meanings
 
+NOTHING = np.zeros((2, 2, 3), np.uint8)
+
 
 def drawn(combination, seed, stage):
     """What a perfect model makes: fp32 pixels in [-1, 1]."""
@@ -199,6 +201,15 @@ def test_doing_a_stage_again_removes_what_came_of_the_old_one(tmp_path):
     (tmp_path / "000-keyframes.npy").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be read"):
         arrays.load(0, "keyframes")
+
+
+def test_a_perfect_image_is_right_on_the_contact_sheet(tmp_path, monkeypatch):
+    items, shown = draw(3, 0), []
+    results = Drawn(items, ["first_frame"])
+    measured = judge(results, 3, 1.6)
+    monkeypatch.setattr(evaluation, "contact_sheet", lambda rows: shown.extend(rows) or NOTHING)
+    evaluation._write_sheet(tmp_path / "a.png", results, measured, items, 3)
+    assert [row.verdict for row in shown] == ["right"] * 3
 
 
 def test_the_contact_sheet_shows_every_clip_and_verdict():

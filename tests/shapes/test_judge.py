@@ -144,6 +144,13 @@ def test_what_is_no_shape_of_the_palette_has_no_name():
     assert measure(orange).combination.background == UNKNOWN
 
 
+def test_two_frames_are_too_few_to_tell_a_motion():
+    own = Combination("small", "red", "circle", "right", "black", "turning back")
+    scene = shapes.random_scene(own, np.random.default_rng(0))
+    seen = measure(drawing.render(scene, 2, 40, 64)).combination
+    assert (seen.color, seen.direction, seen.motion) == ("red", UNKNOWN, UNKNOWN)
+
+
 def test_measuring_leaves_the_video_alone():
     video = drawing.render(next(scenes(1)), 8, 20, 32)
     before = video.copy()

@@ -50,3 +50,8 @@ def test_an_outline_that_changes_flickers_and_one_that_moves_does_not():
         frame[y - 3 : y + 4, x - 3 : x + 4] = 128
     assert flicker(steady) < 0.04
     assert flicker(changing) > 2 * flicker(steady)
+    # A frame with but a speck counts as one without the shape.
+    speck = steady.copy()
+    speck[5] = 128
+    speck[5, 40:42, 60:62] = shapes.COLORS["red"]
+    assert flicker(speck) < 0.04

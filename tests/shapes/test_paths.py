@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from show1_jax.shapes.motion import TAUGHT, Taught
-from show1_jax.shapes.motions import MOTIONS
 from show1_jax.shapes.paths import likeness
 from show1_jax.shapes.scenes import DURATION
+from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 
 TIMES = np.linspace(0, DURATION, 8)
 PATH = Taught(TAUGHT, "circle").centroid(TIMES)
@@ -23,7 +23,7 @@ def test_paths_that_share_one_axis_are_alike_in_that_alone():
     assert -0.5 < found.joint < 0.5
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("motion", TAUGHT_MOTIONS)
 def test_no_straight_line_is_like_a_motion_in_both_axes(motion):
     taught = Taught(TAUGHT, motion).centroid(TIMES)
     for angle in np.linspace(0, np.pi, 13):

@@ -57,4 +57,4 @@ def test_a_swap_changes_exactly_one_attribute():
         assert other.combination.motion in motions(other.combination.direction)
         changed[name] += 1
     assert set(changed) == set(ATTRIBUTES)
-    assert set(changed.values()) == {28, 29}
+    assert min(changed.values()) >= 10

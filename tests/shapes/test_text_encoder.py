@@ -1,5 +1,7 @@
 """The encoder that the tiny cascade is trained with tells every word of its captions apart."""
 
+import shutil
+
 import numpy as np
 import pytest
 from absl import logging
@@ -67,6 +69,18 @@ def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
 def test_it_is_the_same_whenever_it_is_made():
     assert tiny.t5_files() == tiny.t5_files()
     assert tiny.clip_files() == tiny.clip_files()
+
+
+def test_what_is_not_whole_is_made_again(encoders, tmp_path):
+    (checkpoint,) = {stage.folder.parent for stage in encoders.values()}
+    assert tiny.made(checkpoint)
+    for missing in ("show-1-base/tokenizer/spiece.model", "show-1-sr2/text_encoder/params"):
+        copy = tmp_path / missing.replace("/", "-")
+        shutil.copytree(checkpoint, copy)
+        (copy / missing).rename(copy / "elsewhere")
+        assert not tiny.made(copy)
+    # It knows fewer words.
+    assert not tiny.made(CHECKPOINT)
 
 
 def test_clip_too_has_a_token_for_every_word(encoders):

@@ -8,7 +8,7 @@ from show1_jax.shapes import text_encoder as tiny
 
 @pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory):
-    """A checkpoint that has a T5 encoder and its tokenizer alone."""
+    """A checkpoint that has text encoders and their tokenizers alone."""
     folder = tmp_path_factory.mktemp("encoder") / "checkpoint"
     tiny.make(folder)
     return folder

@@ -1,9 +1,9 @@
 """Motions that no caption of moving shapes describes, to be taught from one clip.
 
-Settings of customization are chosen on `TUNED`; what is reported is of `REPORTED`.
+Settings of customization are to be chosen on the first eight alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _swing(time: np.ndarray) -> np.ndarray:
 
 
 # What captions say of each, and its course. Words that captions of shapes have would mislead.
-MOTIONS: dict[str, tuple[str, Course]] = {
+TAUGHT_MOTIONS: dict[str, tuple[str, Course]] = {
     "circle": ("in a loop", _turning(1, 0.2, 0.2)),
     "zigzag": ("in a zigzag", _zigzag),
     "bounce": ("in a bounce", _bounce),
@@ -102,5 +102,3 @@ MOTIONS: dict[str, tuple[str, Course]] = {
     "squiggle": ("in a squiggle", _random(5)),
     "ramble": ("in a ramble", _random(4)),
 }
-TUNED: Sequence[str] = list(MOTIONS)[:8]
-REPORTED: Sequence[str] = list(MOTIONS)[8:]
