@@ -13,40 +13,21 @@ counted from their shapes.
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
-from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING, InputError
+from show1_jax.aot.chips import Chip, topology
+from show1_jax.aot.counting import Module, collectives, kernel_flops
+from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import fsdp_hint
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Of one chip: bytes of memory for programs, and bytes or FLOPs (bf16) a second at the peak."""
-
-    memory: float
-    flops: float
-    bandwidth: float
-    network: float
-
-
-# cloud.google.com/tpu/docs, "System architecture"; the network's of all links of a chip. Of the
-# memory, what the compiler says is available.
-CHIPS = {
-    "v5e": Chip(15.75 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.73 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.24 * 2**30, 918e12, 1640e9, 448e9),
-}
-SIDES = {"v5e": 2, "v5p": 3, "v6e": 2}  # of a topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,34 +51,6 @@ class Program:
     optimizer: Any = None
     repeats: float = 1
     beside: Any = None
-
-
-def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """The chips of a topology such as "v5e:16x16", "v5p:4x4x4" or "v5e:1".
-
-    Raises:
-      InputError: if there is no such topology, or libtpu is not installed.
-    """
-    kind, _, layout = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", layout):
-        raise InputError(f"--aot {name}: give a topology such as v5e:4x4 of {', '.join(CHIPS)}")
-    sides = [int(side) for side in layout.split("x")]
-    sides += [1] * (SIDES[kind] - len(sides))
-    # A host has 2x2 chips, or all if there are fewer.
-    bounds = [min(2, side) for side in sides[:2]] + [1] * (3 - len(sides[:2]))
-    options = {} if bounds == [2, 2, 1] else {"chips_per_host_bounds": bounds}
-    try:
-        from jax.experimental import topologies
-
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{'x'.join(map(str, sides))}", **options
-        )
-    except (RuntimeError, ValueError) as error:
-        line = str(error).splitlines()[0]
-        lacking = importlib.util.find_spec("libtpu") is None
-        hint = " (it takes libtpu: install the extra tpu-aot)" if lacking else ""
-        raise InputError(f"--aot {name}: {line}{hint}") from error
-    return CHIPS[kind], found.devices
 
 
 def predict(
@@ -210,14 +163,17 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
     # Not compiled for an hour where these alone are too many.
     if own + beside <= chip.memory:
         try:
-            compiled = program.lower().compile()
+            compiled = program.lower().compile(chip.options)
         except jax.errors.JaxRuntimeError as error:
             found = refused(str(error), own)
             if found is None:
                 raise
             own = found
     if compiled is None:
-        none = ("flops", "bytes_accessed", "bound_by", "roofline_seconds", "predicted_mfu")
+        none = (
+            "flops", "bytes_accessed", "operand_bytes", "bound_by", "roofline_seconds",
+            "predicted_mfu",
+        )  # fmt: skip
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:
         memory: Any = compiled.memory_analysis()
@@ -228,14 +184,16 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             + memory.temp_size_in_bytes
             + memory.generated_code_size_in_bytes
         )
-        cost = compiled.cost_analysis() or {}
         text = compiled.as_text() or ""
-        collected = collectives(text, chips)
+        collected, module = collectives(text, chips), Module(text)
         for entry in collected.values():
             entry |= {key: round(program.repeats * value) for key, value in entry.items()}
-        counted = cost.get("flops", 0.0) + kernel_flops(text)
-        flops = program.repeats * counted
-        traffic = program.repeats * cost.get("bytes accessed", 0.0)
+        if cost := compiled.cost_analysis():
+            flops = program.repeats * (cost.get("flops", 0.0) + kernel_flops(text))
+            traffic = program.repeats * cost.get("bytes accessed", 0.0)
+        else:  # GPUs' compiler does not say
+            flops = program.repeats * module.flops()
+            traffic = program.repeats * module.traffic()
         times = {
             "arithmetic": flops / chip.flops,
             "memory": traffic / chip.bandwidth,
@@ -246,6 +204,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             "fits": own + beside <= chip.memory,
             "flops": flops,
             "bytes_accessed": traffic,
+            "operand_bytes": program.repeats * module.traffic(),
             "collectives": collected,
             "bound_by": max(times, key=times.__getitem__),
             "roofline_seconds": seconds,
@@ -264,105 +223,6 @@ def bytes_per_chip(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-
-
-# Of the bytes of the result, how many each of `n` chips sends, around a ring.
-_SENT: dict[str, Callable[[int], float]] = {
-    "all-gather": lambda n: (n - 1) / n,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
-
-
-def collectives(hlo: str, chips: int) -> dict[str, dict[str, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes a chip sends.
-
-    One whose start and end are apart, or that is done piece by piece in the
-    computations that hide it, counts once.
-
-    Args:
-      hlo: the program's text.
-      chips: how many run it.
-    """
-    found: dict[str, dict[str, int]] = {}
-    pattern = re.compile(rf"= (\(?[^=]*?\)?) ({'|'.join(_SENT)})(-start)?\((.*)")
-    seen: set[tuple[str, ...]] = set()
-    computation = ""
-    for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
-        if line[:1] in "%E":  # ENTRY
-            computation = line
-        match = pattern.search(line)
-        if match is None:
-            continue
-        shapes, kind, start, rest = match.groups()
-        if chain := _CHAIN.search(rest):
-            if chain.groups() in seen:
-                continue
-            seen.add(chain.groups())
-        sizes = [
-            _ITEM_BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
-            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        ]
-        # What the start of some gives holds their operands too, before the results.
-        if start and kind == "all-gather":
-            sizes = sizes[len(sizes) // 2 :]
-        elif start and kind == "collective-permute":
-            sizes = sizes[1:2]
-        together = _together(rest, chips)
-        sent = sum(sizes) * _SENT[kind](together)
-        # TPUs' compiler fuses an all-reduce with what takes a share of it, and then sends that.
-        if computation.startswith("%all-reduce-scatter"):
-            kind, sent = "reduce-scatter", sum(sizes) * (together - 1) / together
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += round(sent)
-    return found
-
-
-# What all pieces of one collective have in common.
-_CHAIN = re.compile(r"channel_id=(\d+).*chain_id=\"(\d+)\"")
-
-
-def _together(attributes: str, chips: int) -> int:
-    """How many chips a collective is between, by its groups.
-
-    They are written {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'a'}.
-    """
-    if match := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{('\w+'(?:, ?'\w+')*)\}", attributes):
-        sides = dict(re.findall(r"('\w+')=(\d+)", match[1]))
-        return math.prod(int(sides.get(axis.strip(), 1)) for axis in match[2].split(","))
-    match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
-    if match is None:
-        return chips
-    return len(match[1].split(",")) if match[1] else int(match[2])
-
-
-# Matrix products over queries and keys in each kernel of JAX's splash attention.
-_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
-_KERNEL = re.compile(
-    rf"%splash_mha_({'|'.join(_PRODUCTS)})\S* = .*? custom-call\(.*?"
-    r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}"
-)
-_REALS = r"(?:bf16|f32)\[(\d+(?:,\d+){2,})\]"
-
-
-def kernel_flops(hlo: str) -> float:
-    """FLOPs of attention kernels, which the compiler takes for none; padding included.
-
-    Their first two operands of real numbers are the queries and the keys,
-    `(batch, …, heads, length, width)`: mapped over clips and frames, they have five sides.
-    """
-    total = 0.0
-    for kind, operands in _KERNEL.findall(hlo):
-        shapes = re.findall(_REALS, operands)[:2]
-        queries, keys = ([int(side) for side in shape.split(",")] for shape in shapes)
-        total += 2 * _PRODUCTS[kind] * math.prod(queries) * keys[-2]
-    return total
 
 
 _TEMPORARIES = r"HLO temporaries \(([\d.]+)([KMG])\)"

@@ -8,7 +8,30 @@ from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import UsageError
-from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
+
+# Of `shapes.taught_motions`, which would take NumPy.
+MOTIONS = (
+    "circle",
+    "zigzag",
+    "bounce",
+    "spiral",
+    "eight",
+    "box",
+    "wave",
+    "scribble",
+    "whirl",
+    "tall_eight",
+    "wedge",
+    "unwinding",
+    "diamond",
+    "knot",
+    "bow",
+    "cup",
+    "swing",
+    "doodle",
+    "squiggle",
+    "ramble",
+)
 
 DESCRIPTION = """\
 Measure whether clips follow a motion that was taught from one clip.
@@ -37,7 +60,7 @@ def parser() -> Parser:
     what.add_argument(
         "--make", action=LocalPath, metavar="DIR", help="only draw the clips to be taught, there"
     )
-    what.add_argument("--motion", choices=TAUGHT_MOTIONS, help="which motion was taught")
+    what.add_argument("--motion", choices=MOTIONS, help="which motion was taught")
     what.add_argument(
         "--adapter", action="append", default=[], metavar="FILE[=WEIGHT]",
         help="an adapter that was taught it; may be given several times, each a row",
@@ -71,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(args: argparse.Namespace) -> None:
     if not (args.make or args.motion):
-        raise UsageError(f"give --motion, one of {', '.join(TAUGHT_MOTIONS)}, or --make DIR")
+        raise UsageError(f"give --motion, one of {', '.join(MOTIONS)}, or --make DIR")
     from show1_jax.shapes.motion import follow, make
 
     if args.make:

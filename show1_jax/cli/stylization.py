@@ -6,8 +6,8 @@ from pathlib import Path
 
 from show1_jax.cli import flags
 from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.motion import MOTIONS
 from show1_jax.cli.program import Parser, run
-from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 
 DESCRIPTION = """\
 Measure whether a clip that is given another look keeps its path: by the noise that makes it.
@@ -33,7 +33,7 @@ def parser() -> Parser:
         help="clips (default: 50, or with --adapter all that differ from the taught one in a look)",
     )  # fmt: skip
     what.add_argument(
-        "--motion", choices=(*TAUGHT_MOTIONS, "straight"),
+        "--motion", choices=(*MOTIONS, "straight"),
         help="how clips move (default: circle, zigzag, bounce and spiral)",
     )  # fmt: skip
     what.add_argument(

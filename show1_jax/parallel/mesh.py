@@ -111,7 +111,10 @@ def current_platform() -> tuple[str, float]:
     platform = jax.default_backend() if device is None else device.platform
     if platform not in ("gpu", "cuda"):
         return platform, 0.0
-    # The local GPU decides: nothing here compiles for a GPU that is absent.
+    # A GPU that is absent says it in its name; see `aot.chips`.
+    named = re.search(r"compute capability ([\d.]+)", "" if device is None else device.device_kind)
+    if named:
+        return "gpu", float(named[1])
     capability = str(getattr(jax.local_devices()[0], "compute_capability", 0))
     return "gpu", float(capability) if re.fullmatch(r"[\d.]+", capability) else 0.0  # AMD: gfx942
 

@@ -12,17 +12,14 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from show1_jax.aot import prediction
+from show1_jax.aot.chips import TPUS
 from show1_jax.aot.prediction import (
-    CHIPS,
     Program,
     by_stage,
     bytes_per_chip,
-    collectives,
     compile_report,
-    kernel_flops,
     line,
     refused,
-    topology,
 )
 from show1_jax.aot.programs import predict_sampling, training_program
 from show1_jax.configs import show1
@@ -32,43 +29,6 @@ from show1_jax.stages import parts
 from tests.parallel.test_sharding import ROOT
 from tests.stages import made
 from tests.training.small import small_config
-
-HLO = """
-  %all-reduce.1 = f32[3,64]{1,0} all-reduce(%dot), channel_id=1, replica_groups={{0,1}}
-  %ag-start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p), channel_id=2, dimensions={0}
-  %ag-done = bf16[32,4]{1,0} all-gather-done(%ag-start)
-  %rs = f32[8,4]{1,0} reduce-scatter(%p), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
-  %all-to-all.2 = (s32[2]{0}, s32[2]{0}) all-to-all(%a, %b), replica_groups={{0,1}}
-  %ar = (f32[1]{0}, f32[2]{0}, f32[3]{0}, f32[4]{0}, f32[5]{0}, /*index=5*/f32[6]{0}) all-reduce(%a)
-  ROOT %fusion = f32[3,64]{1,0} fusion(%all-reduce.1), kind=kLoop, calls=%all-gather_computation
-"""
-
-
-def test_collectives_are_counted_once_with_the_bytes_that_a_chip_sends():
-    """Of a result, around a ring: of those without groups, between all eight."""
-    assert collectives(HLO, 8) == {
-        "all-reduce": {"count": 2, "bytes": 2 * 3 * 64 * 4 // 2 + 2 * 21 * 4 * 7 // 8},
-        "all-gather": {"count": 1, "bytes": 32 * 4 * 2 * 7 // 8},
-        "reduce-scatter": {"count": 1, "bytes": 3 * 8 * 4 * 4},
-        "all-to-all": {"count": 1, "bytes": 2 * 2 * 4 // 2},
-    }
-
-
-def test_a_collective_in_pieces_counts_once_and_a_fused_one_as_what_it_is():
-    """As TPUs' compiler writes them."""
-    groups = "replica_groups=mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'a','b'}"
-    hlo = "".join(
-        f"%fused_{i} (p: f32[4]) -> f32[8] {{\n  %ag.{i} = f32[8]{{0}} all-gather(%p), "
-        f'channel_id={channel}, {groups}, frontend_attributes={{chain_id="{chain}"}}\n}}\n'
-        for i, (channel, chain) in enumerate([(1, 1), (1, 1), (1, 2), (2, 1), (1, 1)])
-    )
-    hlo += "%all-reduce-scatter.1 (p: f32[8]) -> f32[1] {\n  %ar.1 = f32[8]{0} all-reduce(%p)\n}\n"
-    hlo += "ENTRY %main (p: f32[8]) -> f32[8] {\n  %ar.2 = f32[8]{0} all-reduce(%p)\n}\n"
-    assert collectives(hlo, 8) == {
-        "all-gather": {"count": 3, "bytes": 3 * 8 * 4 // 2},
-        "reduce-scatter": {"count": 1, "bytes": 8 * 4 * 7 // 8},
-        "all-reduce": {"count": 1, "bytes": 2 * 8 * 4 * 7 // 8},
-    }
 
 
 def test_bytes_per_chip_are_those_of_its_share():
@@ -97,34 +57,6 @@ def test_the_autoencoders_chunks_are_all_counted(frames, at_once, counted):
     assert repeats * cost(frames, at_once) == pytest.approx(frames * 2 * 8**3, rel=0.1)
 
 
-def test_attention_kernels_are_counted():
-    operands = "s8[1,2,2]{2,1,0}, bf16[6,10,768,64]{3,2,1,0}, bf16[6,10,896,64]{3,2,1,0}"
-    hlo = "".join(
-        f"  %splash_mha_{kind}.1 = (f32[6,384,128]{{2,1,0}}) custom-call(%a, %b, /*index=5*/%c), "
-        f'custom_call_target="x", operand_layout_constraints={{{operands}}}, frontend={{1}}\n'
-        for kind in ("fwd_segmented_residuals", "dq_no_residuals", "dkv_no_residuals")
-    )
-    hlo += "  %use = f32[1] get-tuple-element(%splash_mha_fwd_segmented_residuals.1), index=0\n"
-    assert kernel_flops(hlo) == (2 + 3 + 4) * 2 * 6 * 10 * 768 * 896 * 64
-    assert kernel_flops(HLO) == 0
-
-
-def test_attention_kernels_of_mapped_clips_are_counted():
-    """As the compiler writes them in a training of 12 clips for v5e:16x16."""
-    real = (
-        "  %splash_mha_fwd_segmented_residuals.14 = (bf16[12,8,10,640,64]{4,3,2,1,0:T(8,128)(2,1)},"
-        " f32[12,8,10,640,128]{4,3,2,1,0:T(8,128)}) custom-call(%constant.10185.clone.data_next_ref"
-        ", %constant.10187.clone.block_mask_ref, %bitcast.180.q_ref, %fusion.2575.k_ref, "
-        "%fusion.2577.v_ref, /*index=5*/%broadcast_in_dim.6344.q_segment_ids_ref, "
-        '%broadcast_in_dim.6345.kv_segment_ids_ref), custom_call_target="tpu_custom_call", '
-        "operand_layout_constraints={s8[1,1,1]{2,1,0}, s8[1,1,1]{2,1,0}, "
-        "bf16[12,8,10,640,64]{4,3,2,1,0}, bf16[12,8,10,768,64]{4,3,2,1,0}, "
-        "bf16[12,8,10,768,64]{4,3,2,1,0}, s32[640,128]{1,0}, s32[8,768]{1,0}}, "
-        "frontend_attributes={}\n"
-    )
-    assert kernel_flops(real) == 2 * 2 * 12 * 8 * 10 * 640 * 768 * 64
-
-
 def unfit(lower):
     """A program whose parameters alone are more than a v5e's memory."""
     whole = NamedSharding(AbstractMesh((1, 1, 1, 1), AXES), PartitionSpec())
@@ -136,7 +68,7 @@ def test_parameters_that_do_not_fit_are_told_without_compiling():
     def lower():
         pytest.fail("it was compiled")
 
-    report = compile_report(unfit(lower), CHIPS["v5e"], "v5e:1", 1)
+    report = compile_report(unfit(lower), TPUS["v5e"], "v5e:1", 1)
     assert not report["fits"]
     assert report["peak_bytes_per_chip"] == 2**35
     assert "does not fit" in line(report)
@@ -156,17 +88,11 @@ def test_what_was_found_is_told_although_the_next_program_fails(monkeypatch, cap
         yield unfit(None)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction, "topology", lambda name: (CHIPS["v5e"], jax.devices()[:1]))
+    monkeypatch.setattr(prediction, "topology", lambda name: (TPUS["v5e"], jax.devices()[:1]))
     with pytest.raises(KeyboardInterrupt):
         prediction.predict(programs, {}, "v5e:1", as_json=True)
     (report,) = json.loads(capsys.readouterr().out)
     assert report["stage"] == "keyframes"
-
-
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100:8", "v5e:4x-4"])
-def test_what_is_no_topology_is_refused(name):
-    with pytest.raises(InputError, match="give a topology such as v5e:4x4 of v5e, v5p, v6e"):
-        topology(name)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +156,28 @@ def test_a_stage_is_compiled_for_a_chip_and_for_four():
     assert {"all-to-all", "all-reduce"} <= four["collectives"].keys()
     assert four["parameter_bytes_per_chip"] < one["parameter_bytes_per_chip"]
     assert one["flops"] / 4 < four["flops"] < one["flops"] / 2
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra gpu-aot"
+)
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+def test_a_stage_is_compiled_for_a_gpu_and_for_two_hosts():
+    (one,) = compiled("sample.py", "--stages=keyframes", "--aot=h100:1")
+    split = ("--config.mesh.data=1", "--config.mesh.frames=4")
+    (four,) = compiled("sample.py", "--stages=keyframes", "--aot=h100:2x2", *split)
+    assert (one["chips"], four["chips"]) == (1, 4)
+    for report in (one, four):
+        assert report["fits"]
+        assert report["peak_bytes_per_chip"] > report["parameter_bytes_per_chip"]
+        assert report["bytes_accessed"] == report["operand_bytes"] > 0
+        assert 0 < report["predicted_mfu"] <= 1
+    assert one["collectives"] == {}
+    assert "all-to-all" in four["collectives"]
+    assert one["flops"] / 5 < four["flops"] < one["flops"] / 2
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_configs_are_found_by_name_and_by_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert list(packaged()) == ["customize", "show1", "tiny"]
+    assert list(packaged()) == ["customize", "show1", "tiny", "tiny32"]
     by_name, changed = load_config("tiny:image")
     assert changed == {}
     assert by_name == tiny.get_config("image").lock()
