@@ -38,7 +38,7 @@ from show1_jax.text.tokenizers import token_count
 from show1_jax.training import data, sheet
 from show1_jax.training.initialise import new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
-from show1_jax.training.networks import CHECKPOINT, Networks, check_kinship
+from show1_jax.training.networks import Networks, check_kinship
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
 from show1_jax.training.settings import check
@@ -75,10 +75,6 @@ def train(
     mesh = make_mesh(config.mesh, devices)
     for part in parts:
         check(config.train[part.name], f"train.{part.name}", batch_parts(mesh))
-    if not config.stage and config.text.random:
-        with hosts.first_alone("text encoders"):
-            if hosts.first():
-                data.make_text_encoders(workdir / CHECKPOINT)
     for part in parts:
         with jax.set_mesh(mesh):
             run = Run(config, part, workdir)

@@ -22,7 +22,7 @@ from show1_jax.models.vae import VAE
 from show1_jax.parallel import hosts
 from show1_jax.paths import local_path
 from show1_jax.stages import Part, Stage
-from show1_jax.training.data import params_fingerprint
+from show1_jax.training.data import make_text_encoders, params_fingerprint
 
 CHECKPOINT = "checkpoint"
 
@@ -102,9 +102,14 @@ class Networks:
     def encoder(self) -> StageFolder:
         """The folder of a stage that has the text encoder of the part.
 
+        If all parts are trained, and `config.text.random` asks for it, text encoders are made in
+        WORKDIR/checkpoint first.
+
         Raises:
           InputError: if none has.
         """
+        if self._config.text.random and not self._config.stage:
+            make_text_encoders(self._workdir / CHECKPOINT)
         encoder = self._part.encoder
         assert encoder is not None
         for found in self._checkpoints():

@@ -111,8 +111,8 @@ def test_wrong_arguments_of_the_others(capsys, tmp_path):
 
 
 def test_motions_that_can_be_named_are_those_that_there_are():
-    from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
     from show1_jax.shapes.stylization import PAIRS
+    from show1_jax.shapes.taught_motions import TAUGHT_MOTIONS
 
     assert tuple(TAUGHT_MOTIONS) == motion.MOTIONS
     assert PAIRS == 50  # says --help
