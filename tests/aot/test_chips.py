@@ -3,10 +3,15 @@
 import importlib.util
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from show1_jax.aot.chips import GPUS, TPUS, target_config, topology
+from show1_jax.aot.programs import whole
 from show1_jax.errors import InputError
+from show1_jax.models.ops.attention import attention
+from show1_jax.parallel.mesh import current_platform, make_mesh
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100", "h800:8", "v5e:4x-4"])
@@ -27,6 +32,24 @@ def test_gpus_have_hosts_and_no_third_side(layout):
 def test_a_missing_compiler_is_told_with_the_extra_that_has_it():
     with pytest.raises(InputError, match="install the extra gpu-aot"):
         topology("h100:1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra gpu-aot"
+)
+def test_attention_of_odd_lengths_has_gradients_on_a_gpu():
+    """The keys of the released networks are 77 tokens and an even number of positions."""
+    chip, devices = topology("h100:1")
+    with jax.set_mesh(make_mesh({}, devices)):
+        assert current_platform() == ("gpu", 9.0)
+        inputs = [whole((2, length, 5, 64), jnp.bfloat16) for length in (640, 717, 717)]
+
+        def loss(*inputs):
+            return attention(*inputs).astype(jnp.float32).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile(chip.options)
+    assert "__cudnn$fmhaSoftmaxBackward" in compiled.as_text()
 
 
 def test_gpus_are_described_as_their_data_sheets_do():

@@ -92,6 +92,24 @@ def test_elementwise_is_the_same():
         assert_close(one, other, 1e-5)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(6, 8), (6, 9), (7, 9), (5, 8)])
+def test_rows_that_make_lengths_even_are_not_seen(queries, keys):
+    inputs, lengths = attention_inputs(3, queries, keys), set()
+
+    def attend(query, key, value, **masked):
+        lengths.update((query.shape[1], key.shape[1], value.shape[1]))
+        return jax.nn.dot_product_attention(query, key, value, implementation="xla", **masked)
+
+    def padded(*inputs):
+        return ops.of_even_lengths(attend, *inputs)
+
+    assert_close(padded(*inputs), attention(*inputs), 1e-6)
+    found = jax.grad(lambda *x: jnp.sin(padded(*x)).sum(), argnums=(0, 1, 2))(*inputs)
+    for one, other in zip(found, gradients(*inputs), strict=True):
+        assert_close(one, other, 1e-5)
+    assert all(length % 2 == 0 for length in lengths)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA GPUs only")
 @pytest.mark.parametrize(("queries", "keys"), [(640, 717), (2880, 2880), (2880, 77)])
 def test_cudnn_is_the_same(queries, keys):
@@ -101,6 +119,9 @@ def test_cudnn_is_the_same(queries, keys):
     assert_close(
         attention(*inputs, implementation="cudnn"), attention(*inputs, implementation="xla"), 2e-2
     )
+    pairs = (gradients(*inputs, implementation=name) for name in ("cudnn", "xla"))
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, 5e-2)
 
 
 @pytest.mark.parametrize(

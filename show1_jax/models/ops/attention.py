@@ -5,6 +5,7 @@ axes (`parallel.sharding.shard_map_heads`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -67,7 +68,8 @@ def attention(
         case "xla":
             return _xla(query, key, value)
         case "cudnn":
-            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+            kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+            return of_even_lengths(kernel, query, key, value)
         case "splash":
             return shard_map_heads(_splash, query, key, value)
         case "elementwise":
@@ -98,6 +100,33 @@ def best_implementation(
     if platform == "tpu" and width <= 2 * LANES:
         return "splash"
     return "xla"
+
+
+def of_even_lengths(
+    attend: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+    """Pads odd lengths by a row that is masked: cuDNN has gradients of even lengths alone.
+
+    Args:
+      attend: takes the arguments of `jax.nn.dot_product_attention`.
+      query: `(batch, queries, heads, width)`.
+      key: `(batch, keys, heads, width)`.
+      value: likewise.
+
+    Returns:
+      `(batch, queries, heads, width)`.
+    """
+    queries, keys = query.shape[1], key.shape[1]
+    if not queries % 2 and not keys % 2:
+        return attend(query, key, value)
+    padded = [
+        jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)
+    ]
+    lengths = {
+        "query_seq_lengths": jnp.full(len(query), queries, jnp.int32),
+        "key_value_seq_lengths": jnp.full(len(key), keys, jnp.int32),
+    }
+    return attend(*padded, **lengths)[:, :queries]
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
