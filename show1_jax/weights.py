@@ -79,7 +79,7 @@ class Weights:
         folder = encoder_folder(self._folders, name)
         if progress is not None:
             progress(name, 0, 1, f"reading {_size(folder.size('text_encoder'))}")
-        encoder = load_encoder(folder, self._dtype, tokens)
+        encoder = load_encoder(folder, self._dtype, tokens, whole=self.keep)
         if self.keep:
             self._encoders[name, tokens] = encoder
         return encoder

@@ -17,7 +17,7 @@ from show1_jax.checkpoints.released import sampling_params
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
-from show1_jax.models.t5 import T5Config, T5Encoder
+from show1_jax.models.t5 import Block, T5Config, T5Encoder
 from show1_jax.parallel import mesh
 from show1_jax.parallel.mesh import BATCH, rounded_up
 from show1_jax.parallel.sharding import placed, shardings
@@ -176,7 +176,7 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
     dtype = mesh.compute_dtype(config.dtype)
     batch = rounded_up(config.batch_size, parts)
     if name in ENCODERS:
-        yield _encoder_program(config, name, batch, dtype)
+        yield from _encoder_programs(config, name, batch, dtype)
         return
     stage = stages.by_name(name).from_config(config)
     others = stage.other_modules(dtype)
@@ -213,19 +213,31 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
         yield Program(name, extra.name, lower, own, repeats=extra.repeats, beside=params)
 
 
-def _encoder_program(config: ConfigDict, name: str, batch: int, dtype: Any) -> Program:
+def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> Iterator[Program]:
     if name not in config.text:
         raise InputError(f"the config does not say how large {name} is (config.text.{name})")
-    module = (
-        T5Encoder(T5Config(**config.text.t5), dtype)
-        if name == "t5"
-        else CLIPText(CLIPTextConfig(**config.text.clip), dtype)
-    )
     tokens = token_count(name, config.text.t5_tokens)
-    ids, params = clips((batch, tokens), jnp.int32), placed(sampling_params(module, dtype))
-    mask = ids if name == "t5" else None
-    lower = functools.partial(encoding.encode.lower, module, params, ids, mask)
-    return Program(name, "encode", lower, params)
+    ids = clips((batch, tokens), jnp.int32)
+    if name == "clip":
+        clip = CLIPText(CLIPTextConfig(**config.text.clip), dtype)
+        params = placed(sampling_params(clip, dtype))
+        lower = functools.partial(encoding.encode.lower, clip, params, ids, None)
+        yield Program(name, "encode", lower, params)
+        return
+    t5 = T5Encoder(T5Config(**config.text.t5), dtype)
+    params = placed(sampling_params(t5, dtype))
+    first, second = ({key: params[key] for key in [f"block_{i}"] if key in params} for i in (0, 1))
+    tables = {key: params[key] for key in ("token_embedding", "relative_bias")}
+    state = jax.eval_shape(functools.partial(encoding.embed_tokens, t5), tables, ids)
+    state = clips(state.shape, state.dtype)
+    bias = jax.eval_shape(lambda tables: encoding.position_bias(t5, tables, tokens), tables)
+    arguments = (first["block_0"], state, whole(bias.shape, bias.dtype), ids)
+    layer = functools.partial(encoding.run_layer.lower, Block(t5.config, t5.dtype), *arguments)
+    # The next layer is read meanwhile.
+    layers = t5.config.num_layers
+    yield Program(name, "layers", layer, first, repeats=layers, beside=second)
+    embed = functools.partial(encoding.embed_tokens.lower, t5, tables, ids)
+    yield Program(name, "embed", embed, tables, beside=first)
 
 
 def text_size(config: ConfigDict, stage: Stage) -> tuple[int, int]:

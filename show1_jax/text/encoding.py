@@ -1,8 +1,10 @@
 """Runs the text encoders: from prompts to the embeddings that denoisers attend to."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import Block, T5Encoder, attention_bias
-from show1_jax.parallel.mesh import current_platform
+from show1_jax.parallel.mesh import concrete_mesh, current_platform
 from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
 
 
@@ -69,11 +71,13 @@ class TextEncoder:
             return np.concatenate(rows)[: len(prompts)]
 
 
-def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) -> TextEncoder:
+def load_encoder(
+    folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH, whole: bool = False
+) -> TextEncoder:
     """Loads the text encoder of a stage's folder.
 
-    On CPUs, T5 is read layer by layer at each call, because the released one is as large as the
-    memory of many machines.
+    T5 is read layer by layer at each call, because the released one takes more memory than all
+    denoisers.
 
     Reads the platform of the mesh set by `jax.set_mesh`.
 
@@ -81,6 +85,7 @@ def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) ->
       folder: of the stage.
       dtype: compute dtype.
       tokens: number of tokens per prompt.
+      whole: whether T5 is kept in memory for many calls. On CPUs it never is.
 
     Raises:
       InputError: if the encoder or its tokenizer is missing or damaged, or memory is short.
@@ -91,8 +96,8 @@ def load_encoder(folder: StageFolder, dtype: DTypeLike, tokens: int = LENGTH) ->
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
         stored = folder.stored("text_encoder", module, dtype)
-        by_layer = isinstance(module, T5Encoder) and current_platform()[0] == "cpu"
-        return TextEncoder(module, stored if by_layer else stored.read(), tokenize)
+        keep = isinstance(module, CLIPText) or (whole and current_platform()[0] != "cpu")
+        return TextEncoder(module, stored.read() if keep else stored, tokenize)
 
 
 def encode_by_layer(
@@ -101,11 +106,12 @@ def encode_by_layer(
     batches: Sequence[Tokens],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Encodes tokens with T5, one layer in memory at a time.
+    """Encodes tokens with T5, while the next layer is read: two of them are in memory.
 
     Args:
       module: the encoder.
-      read: reads the parameters with the given names at the top level of the tree.
+      read: reads the parameters with the given names at the top level of the tree. It is called
+        in another thread, under the same mesh.
       batches: tokens of one shape. All batches pass a layer before the next layer is read.
       progress: called with the number of finished layers, and the number of all layers.
 
@@ -115,42 +121,80 @@ def encode_by_layer(
     Raises:
       InputError: if the module computes in float16, or parameters are damaged.
     """
-    names = ("token_embedding", "relative_bias")
-    params = read(names)
-    position = _position_bias(module, params, batches[0].input_ids.shape[1])
-    states = [np.asarray(_embed(module, params, tokens.input_ids)) for tokens in batches]
-    del params
     block, layers = Block(module.config, module.dtype), module.config.num_layers
-    for i in range(layers):
-        if progress is not None:
-            progress(i, layers)
-        (params,) = read((f"block_{i}",)).values()
-        states = [
-            np.asarray(_layer(block, params, state, position, tokens.attention_mask))
-            for state, tokens in zip(states, batches, strict=True)
-        ]
+    blocks = [(f"block_{i}",) for i in range(layers)]
+    names = [("token_embedding", "relative_bias"), *blocks, ("final_norm",)]
+    with contextlib.closing(_read_ahead(read, names)) as parts:
+        params = next(parts)
+        position = position_bias(module, params, batches[0].input_ids.shape[1])
+        states = [np.asarray(embed_tokens(module, params, tokens.input_ids)) for tokens in batches]
+        for i in range(layers):
+            if progress is not None:
+                progress(i, layers)
+            del params
+            params = next(parts)
+            (own,) = params.values()
+            states = [
+                np.asarray(run_layer(block, own, state, position, tokens.attention_mask))
+                for state, tokens in zip(states, batches, strict=True)
+            ]
+            del own
         del params
-    params = read(("final_norm",))
-    states = [np.asarray(_finish(module, params, state)) for state in states]
+        params = next(parts)
+        states = [np.asarray(_finish(module, params, state)) for state in states]
     if progress is not None:
         progress(layers, layers)
     return states
 
 
+def _read_ahead(
+    read: Callable[[Collection[str]], Any], names: Sequence[Collection[str]]
+) -> Generator[Any]:
+    """Yields what is read under each of the names, while the next is being read."""
+    mesh = concrete_mesh()
+
+    def under_mesh(wanted: Collection[str]) -> Any:
+        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+            return read(wanted)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(under_mesh, names[0])
+        for following in names[1:]:
+            found = reading.result()
+            reading = reader.submit(under_mesh, following)
+            yield found
+            del found
+        yield reading.result()
+
+
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _position_bias(module: T5Encoder, params: Any, length: int) -> jax.Array:
+def position_bias(module: T5Encoder, params: Any, length: int) -> jax.Array:
+    """Computes what relative positions add to the logits of all layers."""
     return jnp.asarray(module.apply({"params": params}, length, method="position_bias"))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(module: T5Encoder, params: Any, input_ids: np.ndarray) -> jax.Array:
+def embed_tokens(module: T5Encoder, params: Any, input_ids: np.ndarray) -> jax.Array:
+    """Looks up the embeddings of int tokens `(batch, length)`: `(batch, length, d_model)`."""
     return jnp.asarray(module.apply({"params": params}, input_ids, method="embed"))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _layer(
+def run_layer(
     block: Block, params: Any, state: np.ndarray, position: jax.Array, mask: np.ndarray
 ) -> jax.Array:
+    """Runs one layer of T5.
+
+    Args:
+      block: the layer.
+      params: its parameters.
+      state: `(batch, length, d_model)`.
+      position: of `position_bias`.
+      mask: `(batch, length)`; 0 at padding.
+
+    Returns:
+      Like `state`.
+    """
     bias = attention_bias(position, jnp.asarray(mask))
     return jnp.asarray(block.apply({"params": params}, state, bias))
 

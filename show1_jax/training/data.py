@@ -93,7 +93,7 @@ def open_text(
 
     def encode(texts: list[str]) -> np.ndarray:
         if not encoder:  # loaded only if a caption is new
-            encoder.append(load_encoder(folder, dtype, tokens))
+            encoder.append(load_encoder(folder, dtype, tokens, whole=True))
         # Of one size always, so that it is compiled once.
         rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
         return np.asarray(encoder[0](rows))[: len(texts)]

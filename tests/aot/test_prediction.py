@@ -195,7 +195,7 @@ def test_fine_tuning_takes_little_beside_the_parameters():
 @pytest.mark.parametrize(
     ("stage", "gibibytes"),
     [
-        ("t5", 10.5),
+        ("t5", 1.5),
         ("keyframes", 6),
         ("interpolation", 9),
         ("first_frame", 5),
