@@ -157,7 +157,7 @@ def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
     # As prompts are: in lower case, without space around.
     assert "a red circle" not in cache
 
-    def unexpected(*_):
+    def unexpected(*_, **__):
         raise AssertionError("loaded again")
 
     with monkeypatch.context() as patch:
