@@ -119,8 +119,8 @@ GPUS = {
         Chip(178.4 * GIB, 2250e12, 7672e9, 900e9),
     ),
 }  # fmt: skip
-# With a GPU, XLA tries Triton's kernels for matrix products beside cuBLAS, and leaves out those
-# that do not compile. Without one it cannot try, and stops at one that does not.
+# Without a GPU, XLA cannot try Triton's kernels for matrix products, and takes one that does not
+# always compile: JAX 0.10.2 refuses the keyframes with it. cuBLAS's do.
 GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 BETWEEN_HOSTS = 50e9  # bytes a second that a GPU sends to other hosts: 400 Gbit/s InfiniBand
 
