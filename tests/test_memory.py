@@ -18,6 +18,7 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.configs import show1, tiny
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError, out_of_memory_as_error
+from show1_jax.text import encoding
 from show1_jax.text.encoding import load_encoder
 from tests.conftest import RELEASE, assert_close
 from tests.text.test_encoding import PROMPTS
@@ -94,6 +95,13 @@ def test_t5_by_layers_is_the_whole_to_the_last_bit(converted_release):
     assert isinstance(by_layer.params, StoredParams)
     whole = dataclasses.replace(by_layer, params=load_whole(folder))
     np.testing.assert_array_equal(by_layer(PROMPTS[:3]), whole(PROMPTS[:3]))
+
+
+def test_a_small_t5_is_kept_for_many_calls_and_a_large_one_is_not(converted_release, monkeypatch):
+    folder = StageFolder(converted_release / "show-1-base")
+    assert not isinstance(load_encoder(folder, "float32", whole=True).params, StoredParams)
+    monkeypatch.setattr(encoding, "MAX_BYTES_ON_CPU", folder.size("text_encoder") - 1)
+    assert isinstance(load_encoder(folder, "float32", whole=True).params, StoredParams)
 
 
 def test_what_fails_while_a_layer_is_read_ahead_is_told(converted_release, monkeypatch):

@@ -20,6 +20,8 @@ from show1_jax.models.t5 import Block, T5Encoder, attention_bias
 from show1_jax.parallel.mesh import concrete_mesh, current_platform
 from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
 
+MAX_BYTES_ON_CPU = 2**30  # of a stored T5 that is kept whole
+
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
@@ -85,7 +87,8 @@ def load_encoder(
       folder: of the stage.
       dtype: compute dtype.
       tokens: number of tokens per prompt.
-      whole: whether T5 is kept in memory for many calls. On CPUs it never is.
+      whole: whether T5 is kept in memory for many calls. On CPUs it is only below
+        `MAX_BYTES_ON_CPU`: their memory is that of everything else.
 
     Raises:
       InputError: if the encoder or its tokenizer is missing or damaged, or memory is short.
@@ -96,7 +99,8 @@ def load_encoder(
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
         stored = folder.stored("text_encoder", module, dtype)
-        keep = isinstance(module, CLIPText) or (whole and current_platform()[0] != "cpu")
+        room = current_platform()[0] != "cpu" or folder.size("text_encoder") <= MAX_BYTES_ON_CPU
+        keep = isinstance(module, CLIPText) or (whole and room)
         return TextEncoder(module, stored.read() if keep else stored, tokenize)
 
 
