@@ -6,8 +6,8 @@ writes text_encoder and tokenizer of CHECKPOINT/show-1-base (T5) and CHECKPOINT/
 Training the tiny cascade from nothing does the same first.
 
 The encoders are random and never trained. Their vocabulary is a few dozen words, which random
-embeddings distinguish as well as learned ones; the denoisers learn what they
-mean. Because they are frozen, embeddings are computed once, like those of T5-XXL.
+embeddings distinguish as well as learned ones; the denoisers learn what they mean. Because they
+are frozen, embeddings are computed once, like those of T5-XXL.
 
 All words that T5's tokenizer does not know have the embedding of an article, so that they do not
 change the meaning of the words around them. (Of "bluebird", it knows "blue", and the rest counts
@@ -33,7 +33,7 @@ from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.shapes.moving_shapes import captions
 from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
-from show1_jax.stages import STAGES, by_name
+from show1_jax.stages import STAGES, Stage
 
 T5 = T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 CLIP = CLIPTextConfig(width=32, ff_width=64, num_layers=2, num_heads=4)
@@ -120,11 +120,38 @@ def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
 
 
 def make(checkpoint: Path) -> None:
-    """Writes the tokenizers and encoders into a checkpoint, and replaces older ones.
+    """Writes the encoders and tokenizers that a checkpoint lacks.
 
     Raises:
-      InputError: if they cannot be written.
+      InputError: if they cannot be written, or the checkpoint has a T5 that does not know all
+        words of the captions.
     """
+    if not _has(checkpoint, "t5", "spiece.model"):
+        _make_t5(checkpoint)
+    elif unknown := _unknown(checkpoint):
+        raise InputError(
+            f"{checkpoint} has a T5 encoder that does not know {unknown[0]!r} and other words of "
+            "the captions; give another --workdir"
+        )
+    if not _has(checkpoint, "clip", "vocab.json"):
+        _make_clip(checkpoint)
+
+
+def _has(checkpoint: Path, encoder: str, vocabulary: str) -> bool:
+    """Whether a checkpoint has an encoder and its tokenizer; both are written whole or not."""
+    folder = checkpoint / _stage(encoder).folder
+    parts = (folder / "text_encoder" / PARAMS, folder / "tokenizer" / vocabulary)
+    return all(part.exists() for part in parts)
+
+
+def _unknown(checkpoint: Path) -> list[str]:
+    """The words of captions that a checkpoint's T5 does not know."""
+    path = checkpoint / _stage("t5").folder / "tokenizer" / "spiece.model"
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    return [word for word in words() if pieces.piece_to_id(f"\u2581{word}") == pieces.unk_id()]
+
+
+def _make_t5(checkpoint: Path) -> None:
     files = t5_files()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
     t5 = T5Encoder(dataclasses.replace(T5, vocab_size=pieces.get_piece_size()))
@@ -136,29 +163,20 @@ def make(checkpoint: Path) -> None:
     rows = params["token_embedding"]["embedding"]
     article = rows[pieces.piece_to_id("\u2581the")]
     params["token_embedding"]["embedding"] = rows.at[pieces.unk_id()].set(article)
-    export_text_encoder(checkpoint, _first("t5"), t5, params, files)
+    export_text_encoder(checkpoint, _stage("t5").name, t5, params, files)
+
+
+def _make_clip(checkpoint: Path) -> None:
     files = clip_files()
     size = len(json.loads(files["vocab.json"]))
     clip = CLIPText(dataclasses.replace(CLIP, vocab_size=size))
     params = fresh_params(clip, jax.random.key(1))
-    export_text_encoder(checkpoint, _first("clip"), clip, params, files)
+    export_text_encoder(checkpoint, _stage("clip").name, clip, params, files)
 
 
-def made(checkpoint: Path) -> bool:
-    """Returns whether a checkpoint has both encoders, and T5's knows all words."""
-    t5, clip = (checkpoint / by_name(_first(kind)).folder for kind in ("t5", "clip"))
-    model = t5 / "tokenizer" / "spiece.model"
-    networks = [folder / "text_encoder" / PARAMS for folder in (t5, clip)]
-    files = [model, clip / "tokenizer" / "vocab.json"]
-    if not all(path.exists() for path in [*networks, *files]):
-        return False
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
-    return all(pieces.piece_to_id(f"\u2581{word}") != pieces.unk_id() for word in words())
-
-
-def _first(encoder: str) -> str:
+def _stage(encoder: str) -> type[Stage]:
     """The first stage with a text encoder of this kind, whose folder has it."""
-    return next(stage.name for stage in STAGES if stage.encoder == encoder)
+    return next(stage for stage in STAGES if stage.encoder == encoder)
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -52,15 +52,10 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
 
 
 def make_text_encoders(checkpoint: Path) -> None:
-    """Writes random text encoders for captions of moving shapes, unless they are there.
-
-    Raises:
-      InputError: if they cannot be written.
-    """
+    """Writes the random text encoders for captions of moving shapes; see `text_encoder.make`."""
     from show1_jax.shapes import text_encoder
 
-    if not text_encoder.made(checkpoint):
-        text_encoder.make(checkpoint)
+    text_encoder.make(checkpoint)
 
 
 def _builder(

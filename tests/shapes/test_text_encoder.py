@@ -8,6 +8,7 @@ from absl import logging
 from show1_jax.configs.tiny import CHECKPOINT
 
 from show1_jax.checkpoints.released import find_stages
+from show1_jax.errors import InputError
 from show1_jax.shapes import text_encoder as tiny
 from show1_jax.shapes.moving_shapes import captions
 from show1_jax.shapes.scenes import caption, combinations
@@ -71,16 +72,27 @@ def test_it_is_the_same_whenever_it_is_made():
     assert tiny.clip_files() == tiny.clip_files()
 
 
-def test_what_is_not_whole_is_made_again(encoders, tmp_path):
+def test_what_is_lacking_is_made_and_what_is_there_stays(encoders, tmp_path):
     (checkpoint,) = {stage.folder.parent for stage in encoders.values()}
-    assert tiny.made(checkpoint)
-    for missing in ("show-1-base/tokenizer/spiece.model", "show-1-sr2/text_encoder/params"):
-        copy = tmp_path / missing.replace("/", "-")
+    for lacking in ("show-1-base/tokenizer", "show-1-sr2/text_encoder"):
+        copy = tmp_path / lacking.replace("/", "-")
         shutil.copytree(checkpoint, copy)
-        (copy / missing).rename(copy / "elsewhere")
-        assert not tiny.made(copy)
-    # It knows fewer words.
-    assert not tiny.made(CHECKPOINT)
+        shutil.rmtree(copy / lacking)
+        kept = copy / ("show-1-sr2" if "base" in lacking else "show-1-base") / "text_encoder"
+        before = kept.stat().st_ino
+        tiny.make(copy)
+        assert kept.stat().st_ino == before
+        for kind in ("keyframes", "translation"):
+            made, same = (find_stages(each)[kind] for each in (copy, checkpoint))
+            one, other = (load_encoder(each, "float32")(["a red arc"]) for each in (made, same))
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_encoder_of_other_words_is_not_replaced(tmp_path):
+    shutil.copytree(CHECKPOINT / "show-1-base", tmp_path / "show-1-base")
+    with pytest.raises(InputError, match=r"does not know 'an'.* give another --workdir"):
+        tiny.make(tmp_path)
+    assert not (tmp_path / "show-1-sr2").exists()
 
 
 def test_clip_too_has_a_token_for_every_word(encoders):
