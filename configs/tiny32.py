@@ -19,14 +19,7 @@ PIXEL = {
     "attention_head_dim": (16, 16, 16),
 }
 SMALL = PIXEL | {"channels": (32, 32, 64), "attention_head_dim": (8, 8, 8)}
-UPSCALER = {
-    "in_channels": 6,  # the noisy frames and the upsampled ones
-    "channels": (32, 32, 32, 64),
-    "layers": (1, 1, 1, 1),
-    "attention": (False, False, False, True),
-    "attention_head_dim": (8, 8, 8, 8),
-    "noise_level": True,
-}
+UPSCALER = tiny.UPSCALER | {"channels": (32, 32, 32, 64), "attention_head_dim": (8, 8, 8, 8)}
 
 
 def get_config(stage: str = "") -> ConfigDict:

@@ -180,7 +180,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-_CONTROL = ("while", "call", "conditional", "async-start")
+_CONTROL = ("while", "call", "async-start")
 _FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "async-done",
     "partition-id", "replica-id", "copy-done", "optimization-barrier", "iota",
@@ -199,9 +199,9 @@ def _closed(text: str) -> tuple[str, str]:
 
 def _called(instruction: Instruction) -> Iterator[str]:
     """Names of the computations that an instruction runs; of a loop, its body."""
-    pattern = r"(?:calls|to_apply|body|called_computations=\{|branch_computations=\{)=?%?([\w.\-]+)"
+    # What a reduction or a sort applies to each pair has no matrix product.
     if instruction.kind not in ("reduce", "sort", "scatter", "all-reduce", "reduce-window"):
-        yield from re.findall(pattern, instruction.rest)
+        yield from re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", instruction.rest)
 
 
 def _sides(shape: str) -> list[list[int]]:
@@ -230,10 +230,8 @@ def _products(instruction: Instruction, own: dict[str, Instruction]) -> float:
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
         return _matrices(shapes[0], results[0], contracted[1] if contracted else "")
     if name.startswith("__cublas"):
-        contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', rest)
-        return _matrices(
-            shapes[0], results[0], (contracted[1] if contracted else "").replace('"', "")
-        )
+        contracted = re.search(r'"lhs_contracting_dimensions":\["([\d",]*)"\]', rest)
+        return _matrices(shapes[0], results[0], contracted[1] if contracted else "")
     if kind == "convolution" or name.startswith("__cudnn$conv"):
         labels = re.search(r"dim_labels=\w+_(\w+)->\w+", rest)
         if labels is None:
@@ -251,4 +249,4 @@ def _products(instruction: Instruction, own: dict[str, Instruction]) -> float:
 
 
 def _matrices(left: list[int], result: list[int], contracted: str) -> float:
-    return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in contracted.split(",") if n)
+    return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in re.findall(r"\d+", contracted))

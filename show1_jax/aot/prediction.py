@@ -1,14 +1,14 @@
-"""What a program would take on TPUs that are not here: compiled for them on this CPU.
+"""Predicts what a program takes of chips that are not here, by compiling for them on this CPU.
 
-libtpu (extra `tpu-aot`) holds XLA's TPU compiler. It compiles for a named
-topology without one, and refuses what does not fit. From the compiled program:
-bytes per chip, FLOPs and bytes of memory traffic, and the collectives. The
-time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
-memory and network takes longest, all at their peaks.
+The compiled program gives the bytes of memory per chip, FLOPs, bytes of memory traffic and
+collectives. The TPU compiler counts FLOPs and traffic itself; for GPUs they are counted from the
+program's text. The time is the roofline's (Williams et al. 2009): that of whichever of arithmetic,
+memory and network takes longest, all at their peaks. The TPU compiler refuses what does not fit;
+for GPUs the peak is compared with the card's memory.
 
-The compiler counts loops once: a training step is counted as one part of its batch,
-times the parts; the autoencoder as one chunk of frames, times the chunks (when sampling; in
-the training of translation, where it is one part of the step, once). Attention kernels are
+Loops are counted once: a training step is counted as one part of its batch, times the parts; the
+autoencoder as one chunk of frames, times the chunks (when sampling; in the training of translation,
+where it is one part of the step, once); T5 as one layer, times the layers. Attention kernels are
 counted from their shapes.
 """
 
@@ -186,6 +186,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         )
         text = compiled.as_text() or ""
         collected, module = collectives(text, chips), Module(text)
+        operands = program.repeats * module.traffic()
         for entry in collected.values():
             entry |= {key: round(program.repeats * value) for key, value in entry.items()}
         if cost := compiled.cost_analysis():
@@ -193,7 +194,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             traffic = program.repeats * cost.get("bytes accessed", 0.0)
         else:  # GPUs' compiler does not say
             flops = program.repeats * module.flops()
-            traffic = program.repeats * module.traffic()
+            traffic = operands
         times = {
             "arithmetic": flops / chip.flops,
             "memory": traffic / chip.bandwidth,
@@ -204,7 +205,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             "fits": own + beside <= chip.memory,
             "flops": flops,
             "bytes_accessed": traffic,
-            "operand_bytes": program.repeats * module.traffic(),
+            "operand_bytes": operands,
             "collectives": collected,
             "bound_by": max(times, key=times.__getitem__),
             "roofline_seconds": seconds,

@@ -77,7 +77,8 @@ def evaluate(
         if not measured:
             raise InputError("no stage has a result of every prompt; name --stages or --out")
         print(report(measured, items, everything[count:], split))
-        print(outlines(results, items, aspect(config)))
+        if not empty:
+            print(outlines(results, items, aspect(config)))
         _write_sheet(sheet, results, measured, everything, count)
 
 

@@ -30,6 +30,7 @@ from show1_jax.shapes.scenes import (
 )
 
 CAPTIONS = 3  # of each clip, in different words
+NUMBERS = ("x", "y", "length", "turn", "shade")  # of a scene
 
 
 class MovingShapesConfig(tfds.core.BuilderConfig):
@@ -101,9 +102,6 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
                     **{name: getattr(scene, name) for name in NUMBERS},
                 },
             )
-
-
-NUMBERS = ("x", "y", "length", "turn", "shade")  # of a scene
 
 
 def _captions(scene: Scene, rng: np.random.Generator) -> list[str]:

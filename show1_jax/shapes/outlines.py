@@ -20,17 +20,13 @@ def roundness(video: np.ndarray, stretch: float = 1.0) -> np.ndarray:
     Returns:
       `(frames,)`; 0 in frames that show no shape.
     """
-    shapes = track(video, stretch)
-    if shapes is None:
-        return np.zeros(len(video))
-    found = [
-        area / stretch / (np.pi * _enclosing_radius(points) ** 2) if len(points) > 2 else 0.0
-        for points, area in (
-            (_outline(crop) / [stretch, 1], area)
-            for crop, area in zip(shapes.crops, shapes.areas, strict=True)
-        )
-    ]
-    return np.array(found)
+    found, shapes = np.zeros(len(video)), track(video, stretch)
+    if shapes is not None:
+        for frame in np.flatnonzero(_shown(shapes.areas)):
+            points = _outline(shapes.crops[frame]) / [stretch, 1]
+            circle = np.pi * _enclosing_radius(points) ** 2
+            found[frame] = shapes.areas[frame] / stretch / circle
+    return found
 
 
 def flicker(video: np.ndarray, stretch: float = 1.0) -> float:
@@ -38,16 +34,22 @@ def flicker(video: np.ndarray, stretch: float = 1.0) -> float:
 
     Returns:
       The sum of absolute changes over the shape's area, as a mean over all pairs of neighbouring
-      frames that show a shape of at least `MIN_SHARE` of the usual area; NaN if there are none.
+      frames that show a shape; NaN if there are none.
     """
     shapes = track(video, stretch)
     if shapes is None:
         return float("nan")
     own = np.stack([_centred(*each) for each in zip(shapes.crops, shapes.offsets, strict=True)])
-    shown = shapes.areas >= MIN_SHARE * np.median(shapes.areas)
+    shown = _shown(shapes.areas)
     seen = shown[1:] & shown[:-1]
     changes = np.abs(np.diff(own, axis=0)).sum(axis=(1, 2))[seen] / shapes.areas[:-1][seen]
     return float(changes.mean()) if changes.size else float("nan")
+
+
+def _shown(areas: np.ndarray) -> np.ndarray:
+    """Returns which frames show a shape and not a speck, `(frames,)`."""
+    usual = np.median(areas[areas > 0]) if (areas > 0).any() else np.inf
+    return areas >= MIN_SHARE * usual
 
 
 def _centred(crop: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -195,10 +195,10 @@ def path(motion: str, direction: str, shares: ArrayLike, turn: float = 0.5) -> n
         along = np.sin(ARC / 2) - np.sin(ARC * (0.5 - time))
         left = np.cos(ARC * (0.5 - time)) - np.cos(ARC / 2)
         return (along * heading + left * np.array([heading[1], -heading[0]])) / ARC
-    if motion in ("bouncing", "turning back"):
-        there = np.minimum(time, 2 * turn - time)
-        sides = [motion == "bouncing", False]  # what goes on where the shape turns: x or nothing
-        return np.where(sides, time, there) * heading
+    if turns_at_edge(motion):
+        back = np.minimum(time, 2 * turn - time)
+        across = time if motion == "bouncing" else back
+        return np.concatenate([across, back], axis=-1) * heading
     return time * heading
 
 

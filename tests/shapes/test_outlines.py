@@ -55,3 +55,4 @@ def test_an_outline_that_changes_flickers_and_one_that_moves_does_not():
     speck[5] = 128
     speck[5, 40:42, 60:62] = shapes.COLORS["red"]
     assert flicker(speck) < 0.04
+    assert roundness(speck)[5] == 0
