@@ -176,45 +176,56 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         )  # fmt: skip
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:
-        memory: Any = compiled.memory_analysis()
-        own = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-        text = compiled.as_text() or ""
-        collected, module = collectives(text, chips), Module(text)
-        operands = program.repeats * module.traffic()
-        for entry in collected.values():
-            entry |= {key: round(program.repeats * value) for key, value in entry.items()}
-        if cost := compiled.cost_analysis():
-            flops = program.repeats * (cost.get("flops", 0.0) + kernel_flops(text))
-            traffic = program.repeats * cost.get("bytes accessed", 0.0)
-        else:  # GPUs' compiler does not say
-            flops = program.repeats * module.flops()
-            traffic = operands
-        times = {
-            "arithmetic": flops / chip.flops,
-            "memory": traffic / chip.bandwidth,
-            "network": sum(each["bytes"] for each in collected.values()) / chip.network,
-        }
-        seconds = max(times.values())
-        known |= {
-            "fits": own + beside <= chip.memory,
-            "flops": flops,
-            "bytes_accessed": traffic,
-            "operand_bytes": operands,
-            "collectives": collected,
-            "bound_by": max(times, key=times.__getitem__),
-            "roofline_seconds": seconds,
-            "predicted_mfu": times["arithmetic"] / seconds,
+        own = held_bytes(compiled)
+        known |= costs(compiled, program.repeats, chip, chips) | {
+            "fits": own + beside <= chip.memory
         }
     return known | {
         "activation_bytes_per_chip": own - parameters - optimizer,
         "peak_bytes_per_chip": own + beside,
         "compile_seconds": time.perf_counter() - begin,
+    }
+
+
+def held_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a chip holds while a compiled program runs: arguments, results, buffers and code."""
+    memory: Any = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+
+
+def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, chips: int) -> dict[str, Any]:
+    """What `repeats` runs of a compiled program compute, move and send, and how long at least."""
+    text = compiled.as_text() or ""
+    collected, module = collectives(text, chips), Module(text)
+    operands = repeats * module.traffic()
+    for entry in collected.values():
+        entry |= {key: round(repeats * value) for key, value in entry.items()}
+    if cost := compiled.cost_analysis():
+        flops = repeats * (cost.get("flops", 0.0) + kernel_flops(text))
+        traffic = repeats * cost.get("bytes accessed", 0.0)
+    else:  # GPUs' compiler does not say
+        flops = repeats * module.flops()
+        traffic = operands
+    times = {
+        "arithmetic": flops / chip.flops,
+        "memory": traffic / chip.bandwidth,
+        "network": sum(each["bytes"] for each in collected.values()) / chip.network,
+    }
+    seconds = max(times.values())
+    return {
+        "flops": flops,
+        "bytes_accessed": traffic,
+        "operand_bytes": operands,
+        "collectives": collected,
+        "bound_by": max(times, key=times.__getitem__),
+        "roofline_seconds": seconds,
+        "predicted_mfu": times["arithmetic"] / seconds,
     }
 
 
