@@ -3,10 +3,11 @@
 Training splits each step over all processes. Sampling gives each process some of the items, and a
 mesh of its own devices.
 
-Hidden state: `join` sets the process's handlers for SIGTERM and uncaught exceptions. `Preemption`
-has a counter that all of its instances share.
+Hidden state: `join` sets the process's handlers for SIGTERM and uncaught exceptions. `wait` counts
+its calls by name. `Preemption` has a counter that all of its instances share.
 """
 
+import collections
 import contextlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from show1_jax.errors import InputError
@@ -134,10 +136,20 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+_LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds
+_waits: collections.Counter[str] = collections.Counter()
+
+
 def wait(name: str) -> None:
-    """Waits until all processes have called this function with the same name."""
+    """Waits until all processes have called this function with the same name.
+
+    The processes may arrive hours apart: they meet at their coordinator. A collective of their
+    devices would fail after 30 seconds on CPUs. If a process dies, the others end.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        _waits[name] += 1
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        barrier(key=f"{name} {_waits[name]}", timeout_ms=_LONGEST_WAIT)
 
 
 def gather(value: Any) -> list[Any]:

@@ -85,6 +85,31 @@ def test_alone_there_is_nobody_to_ask():
     np.testing.assert_array_equal(hosts.fetch(np.arange(3)), [0, 1, 2])
 
 
+@pytest.mark.slow
+def test_what_the_first_does_alone_may_take_long():
+    coordinator = f"localhost:{free_port()}"
+    text = (
+        "import sys, time\n"
+        "from show1_jax.parallel import hosts\n"
+        f"hosts.join({coordinator!r}, 2, int(sys.argv[1]), 60, preemptible=True)\n"
+        "for _ in range(2):\n"
+        "    with hosts.first_alone('twice'):\n"
+        "        time.sleep(35 if hosts.first() else 0)\n"
+        "print(hosts.gather(int(sys.argv[1])))"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(process)], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    statuses, outputs = end(running)
+    assert statuses == [0, 0], outputs
+    assert all("[0, 1]" in output for output in outputs), outputs
+
+
 def test_several_processes_ask_about_steps_that_only_rise(monkeypatch):
     """Of one part after the other: JAX would never come to a step that is behind it."""
     asked = []
