@@ -78,10 +78,11 @@ def test_what_one_call_changes_is_of_that_call_alone(door):
 
 def test_a_stage_starts_from_what_it_is_given(door):
     video, frames = door["videos"][0], door["frames"]
-    (again,) = door["cascade"](PROMPT, start={"interpolation": frames})
-    np.testing.assert_array_equal(again.frames, video.frames)
-    assert "keyframes" not in again.stages
     cascade, flat = door["cascade"], np.full((8, 10, 16, 3), 128, np.uint8)
+    (again,) = cascade(PROMPT, start={"interpolation": frames}, stop_after="first_frame")
+    assert list(again.stages) == ["interpolation", "first_frame"]
+    for name, made in again.stages.items():
+        np.testing.assert_array_equal(made, video.stages[name])
     (other,) = cascade(PROMPT, start={"interpolation": flat}, stop_after="interpolation")
     assert np.abs(other.frames.astype(int) - 128).mean() < 30
 
