@@ -137,6 +137,9 @@ def get_config(stage: str = "") -> ConfigDict:
             # What networks compute in: float32, bfloat16, or auto, which is float32 on CPUs
             # (they take twice as long and more memory in bfloat16) and bfloat16 elsewhere.
             "dtype": "auto",
+            # low: sampling takes as little of a device's memory as it can, and a little longer;
+            # normal; or auto, which is low on devices that leave less than 6 GiB.
+            "memory": "auto",
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
             # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's
             # training has 12 to 26 GiB of parameters and optimizer, which fsdp shares out.
@@ -267,7 +270,7 @@ def get_config(stage: str = "") -> ConfigDict:
                 "width": 576,
                 "strength": 0.8,  # of 50 steps the last 40 are executed
                 "negative_prompt": "low resolution, blur",
-                "vae_frames": 4,  # frames encoded or decoded at a time
+                "vae_frames": 1,  # frames encoded or decoded at a time
                 "fps": 7.5,
                 "steps": 50,
                 "guidance": 15.0,

@@ -156,6 +156,7 @@ def get_config(stage: str = "") -> ConfigDict:
             "solver": solver(threshold=None),
             "height": 80,
             "width": 144,
+            "vae_frames": 4,
             "strength": 0.2,
             "negative_prompt": "",
             "steps": 20,

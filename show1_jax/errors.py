@@ -13,8 +13,8 @@ LESS_MEMORY = (
     "nothing_saveable, or split each clip with mesh.frames"
 )
 LESS_MEMORY_SAMPLING = (
-    "make batch_size or translation.vae_frames smaller, or use more devices: mesh.frames splits "
-    "each clip, mesh.fsdp and mesh.tensor split the parameters"
+    "set memory to low, make batch_size smaller, or use more devices: mesh.frames splits each "
+    "clip, mesh.fsdp and mesh.tensor split the parameters"
 )
 LESS_MEMORY_NETWORK = (
     "end other programs that hold memory, or use more devices: mesh.fsdp and mesh.tensor split "

@@ -6,7 +6,8 @@ program's text. The time is the roofline's (Williams et al. 2009): that of which
 memory and network takes longest, all at their peaks. The TPU compiler refuses what does not fit;
 for GPUs the peak is compared with the card's memory.
 
-Loops are counted once: a training step is counted as one part of its batch, times the parts; the
+Loops are counted once: a training step is counted as one part of its batch, times the parts; a step
+of sampling as the rows that the network is given at a time, times how often that is done; the
 autoencoder as one chunk of frames, times the chunks (when sampling; in the training of translation,
 where it is one part of the step, once); T5 as one layer, times the layers. Attention kernels are
 counted from their shapes.

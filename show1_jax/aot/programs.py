@@ -20,7 +20,7 @@ from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import Block, T5Config, T5Encoder
 from show1_jax.parallel import mesh
 from show1_jax.parallel.mesh import BATCH, rounded_up
-from show1_jax.parallel.sharding import placed, shardings
+from show1_jax.parallel.sharding import in_kernel_order, piece_count, placed, shardings
 from show1_jax.stages import Stage, sampling
 from show1_jax.stages.sampling import Conditions, Sampler, Steering
 from show1_jax.text import encoding
@@ -182,9 +182,12 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
     others = stage.other_modules(dtype)
     stage = stage.with_networks(others)
     unet, solver = stage.module(dtype), make_solver(stage.solver, stage.steps)
-    sampler = Sampler(unet, solver, stage.dropout, guided=stage.guidance > 1)
-    params = placed(sampling_params(unet, dtype))
-    other_params = {key: placed(sampling_params(other, dtype)) for key, other in others.items()}
+    guided, sparing = stage.guidance > 1, mesh.sparing(config.memory)
+    sampler = Sampler(unet, solver, stage.dropout, guided, sparing)
+    params = in_kernel_order(placed(sampling_params(unet, dtype)))
+    other_params = {
+        key: in_kernel_order(placed(sampling_params(other, dtype))) for key, other in others.items()
+    }
     rows, *shape = stage.batch_shape
     rows, channels = batch * rows, shape[-1]
     sample = clips((rows, *shape), jnp.float32)
@@ -203,7 +206,9 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
     steering, step = Steering(whole((), jnp.float32), keys), whole((), jnp.int32)
     given = (sampler, params, state, conditions, steering, (step, step))
     lower = functools.partial(sampling.advance.lower, *given)
-    yield Program(name, "denoise", lower, params, beside=list(other_params.values()) or None)
+    repeats = piece_count((1 + guided) * rows, sampler.rows_at_once(sample))
+    others_beside = list(other_params.values()) or None
+    yield Program(name, "denoise", lower, params, repeats=repeats, beside=others_beside)
     frame_parts = jax.sharding.get_abstract_mesh().shape["frames"]
     for extra in stage.extras(batch, frame_parts):
         own = other_params[extra.network]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.models.layers import GroupNorm, dtypes, layer_norm
 from show1_jax.models.ops.activation import exact_gelu
-from show1_jax.models.ops.attention import attention
+from show1_jax.models.ops.attention import apart, attention
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -89,9 +89,10 @@ class AddedKVAttention(nn.Module):
         )
         h = GroupNorm(self.groups, 1e-5, name="group_norm", **types)(x)
         h = rearrange(h, "b f h w c -> (b f) (h w) c")
-        key = jnp.concatenate([text_key, project("to_k", h)], axis=1)
-        value = jnp.concatenate([text_value, project("to_v", h)], axis=1)
-        h = merge_heads(attention(project("to_q", h), key, value))
+        for_query, for_key, for_value = apart(h, h, h)
+        key = jnp.concatenate([text_key, project("to_k", for_key)], axis=1)
+        value = jnp.concatenate([text_value, project("to_v", for_value)], axis=1)
+        h = merge_heads(attention(project("to_q", for_query), key, value))
         h = nn.Dense(x.shape[-1], name="to_out", **types)(h)
         return x + rearrange(h, "(b f) (h w) c -> b f h w c", f=frames, h=height)
 
@@ -115,7 +116,9 @@ class Attention(nn.Module):
                 nn.Dense(inner, use_bias=False, name=name, **types)(value), self.heads
             )
 
-        h = attention(project("to_q", x), project("to_k", context), project("to_v", context))
+        for_query, for_key, for_value = apart(x, context, context)
+        key, value = project("to_k", for_key), project("to_v", for_value)
+        h = attention(project("to_q", for_query), key, value)
         return nn.Dense(x.shape[-1], name="to_out", **types)(merge_heads(h))
 
 

@@ -30,6 +30,7 @@ BATCH = ("data", "fsdp")
 
 # Float16 is missing because T5 overflows in it.
 DTYPES = ("float32", "bfloat16", "auto")
+SMALL_MEMORY = 6 * 2**30  # bytes; the largest stage takes up to 5 GiB
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -137,3 +138,20 @@ def compute_dtype(name: str, setting: str = "dtype") -> np.dtype:
     if name == "auto":
         name = "float32" if current_platform()[0] == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def sparing(memory: str) -> bool:
+    """Returns whether sampling is to take as little of each device's memory as it can.
+
+    Args:
+      memory: "low", "normal" or "auto", which is low where the first device of this process says
+        that it has less than `SMALL_MEMORY` for arrays.
+
+    Raises:
+      InputError: if `memory` is none of these.
+    """
+    if memory not in ("low", "normal", "auto"):
+        raise InputError(f"memory {memory!r} is not low, normal or auto")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    small = stats.get("bytes_limit", SMALL_MEMORY) < SMALL_MEMORY
+    return memory == "low" or (memory == "auto" and small)

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import (
     AbstractMesh,
     AxisType,
@@ -39,6 +40,7 @@ from show1_jax.parallel.mesh import (
     abstract_mesh,
     batch_parts,
     concrete_mesh,
+    current_platform,
     is_shared,
     rounded_up,
 )
@@ -203,6 +205,35 @@ def placed(tree: Any) -> Any:
     )
 
 
+def in_kernel_order(params: Any) -> Any:
+    """Orders parameters in memory as a GPU's kernels read them; to be done before sampling.
+
+    cuDNN reads kernels of convolutions by output channel. Where they are stored otherwise, XLA
+    makes a second copy of all, and keeps it as long as the loop over the steps runs.
+
+    Reads the mesh set by `jax.set_mesh`.
+
+    Args:
+      params: arrays, which are taken over, or shapes with shardings.
+
+    Returns:
+      A tree of the same shapes. On other platforms, `params`.
+    """
+    if current_platform()[0] != "gpu":
+        return params
+
+    def ordered(leaf: Any) -> Any:
+        if leaf.ndim < 3:  # convolutions alone have more sides
+            return leaf
+        order = Layout((leaf.ndim - 1, *range(leaf.ndim - 1)))
+        stored = Format(order, leaf.sharding)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=stored)
+        return jax.device_put(leaf, stored, donate=True)
+
+    return jax.tree.map(ordered, params)
+
+
 def put_batch(tree: Any, axis: int = 0) -> Any:
     """Puts arrays on the devices, split by clips if the clips divide evenly.
 
@@ -335,6 +366,50 @@ def over_clips(function: Callable[..., Any], clips: int) -> Callable[..., Any]:
             _CLIPS_MAPPED.reset(token)
 
     return jax.vmap(one, spmd_axis_name=BATCH)
+
+
+def piece_count(batch: int, at_once: int) -> int:
+    """In how many equal pieces, one after the other, `in_pieces` treats a batch.
+
+    Reads the mesh set by `jax.set_mesh`.
+
+    Args:
+      batch: rows on all devices.
+      at_once: how many of them a device may have in a piece; one at the least.
+    """
+    own = clips_of_device(batch)
+    return next(count for count in range(1, own + 1) if not own % count and own // count <= at_once)
+
+
+def in_pieces(function: Callable[..., Any], at_once: int, *arrays: Any) -> Any:
+    """Applies a function to a batch piece by piece, so that less of its work is in memory.
+
+    Reads the mesh set by `jax.set_mesh`.
+
+    Args:
+      function: of arrays of fewer rows; it treats each row alone.
+      at_once: see `piece_count`.
+      *arrays: `(batch, ...)`, trees of such, or None.
+
+    Returns:
+      The function's result for all rows, `(batch, ...)`.
+    """
+    (batch,) = {len(leaf) for leaf in jax.tree.leaves(arrays)}
+    own, pieces = clips_of_device(batch), piece_count(batch, at_once)
+    if pieces == 1:
+        return function(*arrays)
+    parts, rows = batch // own, own // pieces
+
+    def split(x: jax.Array) -> jax.Array:
+        each = x.reshape(parts, pieces, rows, *x.shape[1:]).swapaxes(0, 1)
+        return each.reshape(pieces, parts * rows, *x.shape[1:])
+
+    def join(x: jax.Array) -> jax.Array:
+        each = x.reshape(pieces, parts, rows, *x.shape[2:]).swapaxes(0, 1)
+        return each.reshape(batch, *x.shape[2:])
+
+    made = jax.lax.map(lambda piece: function(*piece), jax.tree.map(split, arrays))
+    return jax.tree.map(join, made)
 
 
 def shard_map_heads(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

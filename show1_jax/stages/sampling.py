@@ -9,6 +9,7 @@ from inside it would keep the program out of JAX's persistent compilation cache.
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,8 @@ from show1_jax.diffusion.guidance import guide
 from show1_jax.diffusion.solvers import Solver, SolverState
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.frames import over_frames
-from show1_jax.parallel.sharding import over_clips
+from show1_jax.parallel.mesh import abstract_mesh
+from show1_jax.parallel.sharding import in_pieces, over_clips
 
 
 class Progress(Protocol):
@@ -31,6 +33,8 @@ class Progress(Protocol):
 
 
 START, AUGMENTATION, POSTERIOR, STEPS = range(4)
+
+MAX_ELEMENTS = 30_000_000  # of the first level's activations at once; 60 MB in 16 bits
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -64,12 +68,32 @@ class Sampler:
       dropout: whether dropout stays on.
       guided: False for guidance scales of 1 and below, which need no prediction
         for the negative prompt: half the work.
+      sparing: whether the network is given one row of the batch at a time, for small devices.
     """
 
     unet: UNet
     solver: Solver
     dropout: bool = False
     guided: bool = True
+    sparing: bool = False
+
+    def rows_at_once(self, sample: jax.Array) -> int:
+        """How many rows of a batch a device gives to the network at a time.
+
+        Activations are as large as the positions of the rows times the network's channels. With
+        so many that a device has enough to do, more rows at once would only take more memory.
+
+        Reads the mesh set by `jax.set_mesh`.
+
+        Args:
+          sample: `(batch, frames, height, width, channels)`.
+        """
+        if self.sparing:
+            return 1
+        mesh = abstract_mesh()
+        parts = 1 if mesh is None else mesh.shape["frames"]
+        row = math.prod(sample.shape[1:-1]) * self.unet.config.channels[0]
+        return max(1, MAX_ELEMENTS * parts // row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +211,11 @@ def predict(
     variables = {"params": params}
     if sampler.dropout:
         keys = jnp.concatenate([_step_keys(steering.keys, step, half) for half in halves])
-        output = apply_with_dropout(sampler.unet, variables, keys, *inputs)
+        network = functools.partial(apply_with_dropout, sampler.unet, variables)
+        output = in_pieces(network, sampler.rows_at_once(sample), keys, *inputs)
     else:
-        output = apply(sampler.unet, variables, *inputs)
+        network = functools.partial(apply, sampler.unet, variables)
+        output = in_pieces(network, sampler.rows_at_once(sample), *inputs)
     if not sampler.guided:
         return output
     negative, positive = jnp.split(output, 2)

@@ -110,6 +110,24 @@ def test_rows_that_make_lengths_even_are_not_seen(queries, keys):
     assert all(length % 2 == 0 for length in lengths)
 
 
+def test_only_gradients_make_cudnn_pad(monkeypatch):
+    inputs, lengths = attention_inputs(3, 7, 9), []
+    attend = jax.nn.dot_product_attention
+
+    def on_this_machine(query, key, value, implementation=None, **masked):
+        if implementation == "cudnn":
+            lengths.append((query.shape[1], key.shape[1]))
+        return attend(query, key, value, **masked)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_this_machine)
+    assert_close(attention(*inputs, implementation="cudnn"), attention(*inputs), 1e-6)
+    assert lengths == [(7, 9)]
+    pairs = (gradients(*inputs, implementation=name) for name in ("cudnn", "xla"))
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, 1e-5)
+    assert lengths[1:] == [(8, 10)]
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA GPUs only")
 @pytest.mark.parametrize(("queries", "keys"), [(640, 717), (2880, 2880), (2880, 77)])
 def test_cudnn_is_the_same(queries, keys):
@@ -135,6 +153,7 @@ def test_cudnn_is_the_same(queries, keys):
         ("tpu", 0, 2880, 512, jnp.bfloat16, "xla"),  # the autoencoder's single head
         ("tpu", 0, 2880, 64, jnp.float32, "xla"),
         ("gpu", 9.0, 2880, 64, jnp.bfloat16, "cudnn"),
+        ("gpu", 9.0, 8, 64, jnp.bfloat16, "cudnn"),  # a clip's frames
         ("gpu", 7.5, 2880, 64, jnp.bfloat16, "xla"),
         ("gpu", 9.0, 2880, 512, jnp.bfloat16, "xla"),
         ("gpu", 9.0, 2880, 60, jnp.bfloat16, "xla"),
@@ -146,6 +165,12 @@ def test_best_implementation_depends_on_platform_and_length(
 ):
     query = key = jax.ShapeDtypeStruct((1, keys, 4, width), dtype)
     assert best_implementation(query, key, platform, capability) == expected
+
+
+def test_a_batch_that_is_too_large_for_cudnn_is_left_to_xla():
+    for batch, expected in ((65535, "cudnn"), (65536, "xla")):
+        query = jax.ShapeDtypeStruct((batch, 8, 4, 64), jnp.bfloat16)
+        assert best_implementation(query, query, "gpu", 9.0) == expected
 
 
 def test_unknown_implementations_are_refused():

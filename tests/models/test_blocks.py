@@ -173,7 +173,7 @@ def test_text_pooling():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
-@pytest.mark.parametrize(("platform", "batch"), [("cpu", 2), ("tpu", 2), ("tpu", 8)])
+@pytest.mark.parametrize(("platform", "batch"), [("cpu", 2), ("tpu", 2), ("tpu", 8), ("gpu", 2)])
 def test_frame_convolution_is_a_convolution_over_frames(platform, batch, frames, monkeypatch):
     monkeypatch.setattr(frame_convolution, "current_platform", lambda: (platform, 0.0))
     rng = np.random.default_rng(0)

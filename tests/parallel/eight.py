@@ -174,6 +174,25 @@ def padded():
     print("three clips on eight devices")
 
 
+def pieces():
+    """Each device goes through its own rows piece by piece, and receives nobody else's."""
+    rows, sizes = jnp.arange(32.0).reshape(32, 1), []
+
+    def function(x):
+        sizes.append(len(x))
+        return jnp.sin(sharding.constrain_batch(x))
+
+    with jax.set_mesh(make_mesh({"data": 4, "fsdp": 2})):
+        given = sharding.put_batch(rows)
+        program = jax.jit(lambda x: sharding.in_pieces(function, 2, x)).lower(given).compile()
+        found = program(given)
+        assert found.sharding.is_equivalent_to(given.sharding, 2)
+    np.testing.assert_allclose(found, jnp.sin(rows), rtol=1e-6)
+    assert set(sizes) == {16}  # two on each device
+    assert not re.search(r"all-|collective-", program.as_text())
+    print("pieces of their own")
+
+
 def sampled():
     """All processes sample, with the parameters as training has split them; the first writes."""
     task, params, constants = small_task("keyframes")
@@ -286,6 +305,8 @@ if __name__ == "__main__":
     if sys.argv[1] in (alone := {f.__name__: f for f in (same, resumed, door)}):
         alone[sys.argv[1]](*sys.argv[2:])
     else:
-        together = {f.__name__: f for f in (exchanged, gathered, attention, padded, sampled)}
+        together = {
+            f.__name__: f for f in (exchanged, gathered, attention, padded, pieces, sampled)
+        }
         for name in sys.argv[1:]:
             together[name]()

@@ -1,12 +1,21 @@
 """Meshes are what was asked for, or a line that says what would work."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from show1_jax.errors import InputError
-from show1_jax.parallel.mesh import AXES, batch_parts, compute_dtype, make_mesh
+from show1_jax.parallel.mesh import (
+    AXES,
+    SMALL_MEMORY,
+    batch_parts,
+    compute_dtype,
+    make_mesh,
+    sparing,
+)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": -1}, {"fsdp": 1, "tensor": -1}])
@@ -53,3 +62,24 @@ def test_the_dtype_is_the_devices_unless_it_is_given(platform, name, expected):
 def test_float16_is_refused():
     with pytest.raises(InputError, match="dtype 'float16' is not one of float32, bfloat16, auto"):
         compute_dtype("float16")
+
+
+@pytest.mark.parametrize(
+    ("memory", "stats", "expected"),
+    [
+        ("low", None, True),
+        ("normal", {"bytes_limit": 2**30}, False),
+        ("auto", {"bytes_limit": SMALL_MEMORY - 1}, True),
+        ("auto", {"bytes_limit": SMALL_MEMORY}, False),
+        ("auto", None, False),  # CPUs
+    ],
+)
+def test_memory_is_spared_where_there_is_little(memory, stats, expected, monkeypatch):
+    device = SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert sparing(memory) == expected
+
+
+def test_memory_that_is_neither_low_nor_normal_is_refused():
+    with pytest.raises(InputError, match="memory 'little' is not low, normal or auto"):
+        sparing("little")

@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from show1_jax.parallel import sharding
 from show1_jax.parallel.mesh import AXES
-from show1_jax.parallel.sharding import fsdp_hint, parameter_spec
+from show1_jax.parallel.sharding import (
+    fsdp_hint,
+    in_kernel_order,
+    in_pieces,
+    parameter_spec,
+    piece_count,
+)
 from show1_jax.stages import parts
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +77,51 @@ def test_a_size_of_fsdp_that_splits_little_is_said_with_one_that_splits_more(mon
     assert hint(8, {"bias": params["bias"]}) == ""
 
 
+@pytest.mark.parametrize(
+    ("batch", "at_once", "pieces"), [(14, 14, 1), (14, 13, 2), (14, 6, 7), (2, 1, 2), (5, 4, 5)]
+)
+def test_pieces_are_equal_and_no_larger_than_asked(batch, at_once, pieces):
+    assert piece_count(batch, at_once) == pieces
+    sizes = set()
+
+    def function(x, none, tree):
+        sizes.add(len(x))
+        assert none is None
+        return x + tree["y"], x[:, :1]
+
+    x, y = jnp.arange(3.0 * batch).reshape(batch, 3), jnp.ones((batch, 1))
+    total, first = jax.jit(lambda x, y: in_pieces(function, at_once, x, None, {"y": y}))(x, y)
+    assert (total == x + 1).all()
+    assert (first == x[:, :1]).all()
+    assert sizes == {batch // pieces}
+
+
+def test_kernels_of_convolutions_are_ordered_for_gpus(monkeypatch):
+    params = {
+        "conv": jnp.arange(3 * 3 * 4 * 5.0).reshape(3, 3, 4, 5),
+        "frames": jnp.arange(3 * 4 * 5.0).reshape(3, 4, 5),
+        "dense": jnp.arange(4 * 5.0).reshape(4, 5),
+    }
+    assert in_kernel_order(params) is params
+    copies = jax.tree.map(jnp.array, params)
+    monkeypatch.setattr(sharding, "current_platform", lambda: ("gpu", 9.0))
+    ordered = in_kernel_order(copies)
+    assert copies["conv"].is_deleted()
+    multiply = jax.jit(lambda params: jax.tree.map(lambda x: jnp.ones(4) @ x, params))
+    orders = {"conv": (3, 0, 1, 2), "frames": (2, 0, 1), "dense": (0, 1)}
+    ((formats,), _) = multiply.lower(ordered).compile().input_formats
+    shapes = in_kernel_order(
+        {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for k, x in params.items()}
+    )
+    expected, found = multiply(params), multiply(ordered)
+    for name, order in orders.items():
+        assert ordered[name].format.layout.major_to_minor == order
+        assert formats[name].layout.major_to_minor == order  # a program takes it as it is
+        if name != "dense":
+            assert shapes[name].format.layout.major_to_minor == order
+        assert (found[name] == expected[name]).all()
+
+
 def on_eight_devices(*arguments):
     """What `tests/parallel/eight.py` prints."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
@@ -88,7 +140,7 @@ def test_keyframes_are_the_same_on_eight_devices():
 @pytest.fixture(scope="module")
 def found_on_eight():
     """Of what takes seconds: one process for all of it."""
-    return on_eight_devices("exchanged", "gathered", "attention", "padded", "sampled")
+    return on_eight_devices("exchanged", "gathered", "attention", "padded", "pieces", "sampled")
 
 
 def test_frames_are_exchanged_and_never_gathered(found_on_eight):
@@ -105,6 +157,10 @@ def test_attention_is_the_same_on_eight_devices(found_on_eight):
 
 def test_a_batch_that_does_not_divide_is_padded(found_on_eight):
     assert "three clips on eight devices" in found_on_eight
+
+
+def test_each_device_has_its_own_pieces(found_on_eight):
+    assert "pieces of their own" in found_on_eight
 
 
 def test_samples_are_made_with_the_parameters_where_they_lie(found_on_eight):

@@ -6,7 +6,7 @@ axes (`parallel.sharding.shard_map_heads`).
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 MAX_LOGIT_BYTES = 2**29
 MAX_CACHED_LOGIT_BYTES = 2**23
 
-# With fewer keys the logits are small, and XLA fuses the layers around them.
-MIN_KERNEL_KEYS = 512
+# With fewer keys the logits are small, and XLA for TPUs fuses the layers around them. XLA for GPUs
+# pads, transposes and writes them.
+MIN_SPLASH_KEYS = 512
+MAX_CUDNN_BATCH = 65535  # blocks along a side of CUDA's grid
 # Sequences up to this length fill less than the 128 lanes of a TPU's registers, so that most of
 # them would hold padding. On CPUs a loop over such sequences would be mostly overhead.
 MAX_SHORT_LENGTH = 32
@@ -68,14 +70,24 @@ def attention(
         case "xla":
             return _xla(query, key, value)
         case "cudnn":
-            kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-            return of_even_lengths(kernel, query, key, value)
+            return _cudnn(query, key, value)
         case "splash":
             return shard_map_heads(_splash, query, key, value)
         case "elementwise":
             return _elementwise(query, key, value)
         case unknown:
             raise InputError(f"attention {unknown!r} is not xla, cudnn, splash or elementwise")
+
+
+def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the arrays such that products of the same one stay apart on GPUs.
+
+    XLA for GPUs merges queries, keys and values into one product. cuDNN takes three arrays, so the
+    result would be copied part by part.
+
+    Reads the platform of the mesh set by `jax.set_mesh`.
+    """
+    return jax.lax.optimization_barrier(arrays) if current_platform()[0] == "gpu" else arrays
 
 
 def best_implementation(
@@ -90,16 +102,33 @@ def best_implementation(
       capability: a GPU's compute capability.
     """
     sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
-    keys, width = key.shape[1], query.shape[-1]
+    batch, keys, width = len(query), key.shape[1], query.shape[-1]
+    if platform == "gpu" and capability >= 8 and sixteen_bits:
+        fits = width <= 128 and not width % 8 and batch <= MAX_CUDNN_BATCH
+        return "cudnn" if fits else "xla"
     if platform == "tpu" and max(keys, query.shape[1]) <= MAX_SHORT_LENGTH:
         return "elementwise"
-    if keys < MIN_KERNEL_KEYS or not sixteen_bits:
-        return "xla"
-    if platform == "gpu" and capability >= 8 and width <= 128 and not width % 8:
-        return "cudnn"
-    if platform == "tpu" and width <= 2 * LANES:
+    if platform == "tpu" and keys >= MIN_SPLASH_KEYS and sixteen_bits and width <= 2 * LANES:
         return "splash"
     return "xla"
+
+
+@jax.custom_vjp
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """cuDNN's flash attention; only where there are gradients to come, lengths are made even."""
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def _cudnn_forward(*arrays: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
+    kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.vjp(functools.partial(of_even_lengths, kernel), *arrays)
+
+
+def _cudnn_backward(pull_back: Callable[..., Any], gradient: jax.Array) -> Any:
+    return pull_back(gradient)
+
+
+_cudnn.defvjp(_cudnn_forward, _cudnn_backward)
 
 
 def of_even_lengths(
