@@ -134,8 +134,9 @@ def get_config(stage: str = "") -> ConfigDict:
         {
             "stage": stage,
             "checkpoint": "",
-            # What networks compute in: float32, bfloat16, or auto, which is float32 on CPUs
-            # (they take twice as long and more memory in bfloat16) and bfloat16 elsewhere.
+            # What networks compute in: float32, bfloat16, float16 (sampling on GPUs; T5 takes
+            # bfloat16 then), or auto: float16 on GPUs, bfloat16 on TPUs and for training, and
+            # float32 on CPUs, which take twice as long and more memory in bfloat16.
             "dtype": "auto",
             # low: sampling takes as little of a device's memory as it can, and a little longer;
             # normal; or auto, which is low on devices that leave less than 6 GiB.

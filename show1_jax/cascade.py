@@ -25,7 +25,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.invert import find_noise, inverting_engine
 from show1_jax.memory import free_memory, return_freed_memory
-from show1_jax.parallel.mesh import compute_dtype
+from show1_jax.parallel.mesh import sampling_dtype
 from show1_jax.paths import Checkpoint, local_paths
 from show1_jax.progress import Progress
 from show1_jax.stages.inversion import Noise
@@ -95,7 +95,7 @@ class Cascade:
         self.config, self.checkpoints = FrozenConfigDict(config), local_paths(checkpoint)
         self._config, self._devices = copy.deepcopy(config), devices
         folders = find_stages(*self.checkpoints)
-        dtype = compute_dtype(config.dtype)
+        dtype = sampling_dtype(config.dtype)
         if keep_weights is None:
             run = [folder for name, folder in folders.items() if name in (chosen or folders)]
             size = sum(folder.total_size() for folder in run)
@@ -350,7 +350,8 @@ def load(
       config: "tiny" (the default), "show1", a file (FILE or FILE:ARGUMENT), or a `ConfigDict`.
       stages: the stages to run; None for all that the checkpoint has.
       batch_size: videos sampled together; None for the config's.
-      dtype: that networks compute in, "float32", "bfloat16" or "auto"; None for the config's.
+      dtype: that networks compute in, "float32", "bfloat16", "float16" (GPUs) or "auto"; None for
+        the config's.
       devices: to lay out as the config's `mesh` says; None for all.
       keep_weights: whether networks stay in memory between calls; None for whether they take less
         than half of the memory that is free.

@@ -18,7 +18,7 @@ from show1_jax.checkpoints.released import StageFolder, find_stages
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
-from show1_jax.parallel.mesh import compute_dtype, sparing
+from show1_jax.parallel.mesh import sampling_dtype, sparing
 from show1_jax.paths import Checkpoint, local_path, local_paths
 from show1_jax.stages import Stage, inversion
 from show1_jax.stages.sampling import Sampler
@@ -87,7 +87,7 @@ def load_stages(
     loaded = Loaded(
         checkpoints,
         find_stages(*checkpoints),
-        compute_dtype(config.dtype),
+        sampling_dtype(config.dtype),
         sparing(config.memory),
         known_stages.build(config),
         {},

@@ -97,6 +97,18 @@ def test_t5_by_layers_is_the_whole_to_the_last_bit(converted_release):
     np.testing.assert_array_equal(by_layer(PROMPTS[:3]), whole(PROMPTS[:3]))
 
 
+def test_t5_computes_in_bfloat16_where_the_others_do_in_float16(converted_release):
+    encoder = load_encoder(StageFolder(converted_release / "show-1-base"), "float16", whole=True)
+    assert encoder.module.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(encoder.params) if leaf.ndim > 1} == {
+        jnp.dtype(jnp.bfloat16)
+    }
+    expected = load_file(RELEASE / "expected_text.safetensors")["t5.embeddings"]
+    assert_close(encoder(PROMPTS), expected, 6e-2)
+    clip = load_encoder(StageFolder(converted_release / "show-1-sr2"), "float16")
+    assert clip.module.dtype == jnp.float16
+
+
 def test_a_small_t5_is_kept_for_many_calls_and_a_large_one_is_not(converted_release, monkeypatch):
     folder = StageFolder(converted_release / "show-1-base")
     assert not isinstance(load_encoder(folder, "float32", whole=True).params, StoredParams)

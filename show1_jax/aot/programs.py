@@ -173,7 +173,7 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
       name: of a text encoder or a stage.
       parts: into how many the mesh splits a batch.
     """
-    dtype = mesh.compute_dtype(config.dtype)
+    dtype = mesh.sampling_dtype(config.dtype)
     batch = rounded_up(config.batch_size, parts)
     if name in ENCODERS:
         yield from _encoder_programs(config, name, batch, dtype)
@@ -229,6 +229,7 @@ def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> 
         lower = functools.partial(encoding.encode.lower, clip, params, ids, None)
         yield Program(name, "encode", lower, params)
         return
+    dtype = encoding.t5_dtype(dtype)
     t5 = T5Encoder(T5Config(**config.text.t5), dtype)
     params = placed(sampling_params(t5, dtype))
     first, second = ({key: params[key] for key in [f"block_{i}"] if key in params} for i in (0, 1))

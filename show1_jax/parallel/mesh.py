@@ -28,7 +28,6 @@ AXES = ("data", "fsdp", "frames", "tensor")
 BATCH = ("data", "fsdp")
 """The axes that split the clips of a batch."""
 
-# Float16 is missing because T5 overflows in it.
 DTYPES = ("float32", "bfloat16", "auto")
 SMALL_MEMORY = 6 * 2**30  # bytes; the largest stage takes up to 5 GiB
 
@@ -138,6 +137,30 @@ def compute_dtype(name: str, setting: str = "dtype") -> np.dtype:
     if name == "auto":
         name = "float32" if current_platform()[0] == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def sampling_dtype(name: str) -> np.dtype:
+    """Returns the dtype that networks compute in while sampling.
+
+    GPUs have float16, which is eight times as close to float32 as bfloat16 is: of the recorded
+    predictions it changes 0.1 to 0.4 %, bfloat16 0.7 to 2.7 % (root mean square). The released
+    networks were made for it. It is not for training, whose gradients would underflow.
+
+    Reads the platform of the mesh set by `jax.set_mesh`.
+
+    Args:
+      name: one of `DTYPES`, or "float16". "auto" is float16 on GPUs, elsewhere as in
+        `compute_dtype`.
+
+    Raises:
+      InputError: if `name` is unknown, or float16 without a GPU.
+    """
+    gpu = current_platform()[0] == "gpu"
+    if name == "float16" and not gpu:
+        raise InputError("dtype float16 needs a GPU: take auto, bfloat16 or float32")
+    if gpu and name in ("auto", "float16"):
+        return jnp.dtype(jnp.float16)
+    return compute_dtype(name)
 
 
 def sparing(memory: str) -> bool:

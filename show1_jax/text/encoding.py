@@ -85,7 +85,7 @@ def load_encoder(
 
     Args:
       folder: of the stage.
-      dtype: compute dtype.
+      dtype: compute dtype; see `t5_dtype`.
       tokens: number of tokens per prompt.
       whole: whether T5 is kept in memory for many calls. On CPUs it is only below
         `MAX_BYTES_ON_CPU`: their memory is that of everything else.
@@ -95,6 +95,9 @@ def load_encoder(
     """
     module = folder.module("text_encoder", dtype)
     assert isinstance(module, T5Encoder | CLIPText)
+    if isinstance(module, T5Encoder):
+        dtype = t5_dtype(dtype)
+        module = module.clone(dtype=dtype)
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
     tokenize = tokenizer(folder.folder / "tokenizer", tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
@@ -102,6 +105,14 @@ def load_encoder(
         room = current_platform()[0] != "cpu" or folder.size("text_encoder") <= MAX_BYTES_ON_CPU
         keep = isinstance(module, CLIPText) or (whole and room)
         return TextEncoder(module, stored.read() if keep else stored, tokenize)
+
+
+def t5_dtype(dtype: DTypeLike) -> np.dtype:
+    """Returns what T5 computes in where the other networks compute in `dtype`.
+
+    It overflows in float16, and computes in bfloat16 then.
+    """
+    return np.dtype(jnp.bfloat16 if jnp.dtype(dtype) == jnp.float16 else dtype)
 
 
 def encode_by_layer(

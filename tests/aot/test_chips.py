@@ -38,15 +38,18 @@ def test_a_missing_compiler_is_told_with_the_extra_that_has_it():
 @pytest.mark.skipif(
     not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra gpu-aot"
 )
-def test_attention_of_odd_lengths_has_gradients_on_a_gpu():
+@pytest.mark.parametrize("mapped", [False, True])
+def test_attention_of_odd_lengths_has_gradients_on_a_gpu(mapped):
     """The keys of the released networks are 77 tokens and an even number of positions."""
     chip, devices = topology("h100:1")
     with jax.set_mesh(make_mesh({}, devices)):
         assert current_platform() == ("gpu", 9.0)
-        inputs = [whole((2, length, 5, 64), jnp.bfloat16) for length in (640, 717, 717)]
+        sides = (3, 2) if mapped else (2,)  # dropout maps over clips
+        inputs = [whole((*sides, length, 5, 64), jnp.bfloat16) for length in (640, 717, 717)]
 
         def loss(*inputs):
-            return attention(*inputs).astype(jnp.float32).sum()
+            function = jax.vmap(attention) if mapped else attention
+            return function(*inputs).astype(jnp.float32).sum()
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile(chip.options)
     assert "__cudnn$fmhaSoftmaxBackward" in compiled.as_text()

@@ -14,6 +14,7 @@ from show1_jax.parallel.mesh import (
     batch_parts,
     compute_dtype,
     make_mesh,
+    sampling_dtype,
     sparing,
 )
 
@@ -42,6 +43,13 @@ def test_what_cannot_be_laid_out_is_refused(sizes, message):
         make_mesh(sizes, jax.devices()[:1])
 
 
+def on(platform):
+    """A mesh of one device that is not here."""
+    device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+    sizes, types = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
+    return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, types, abstract_device=device))
+
+
 @pytest.mark.parametrize(
     ("platform", "name", "expected"),
     [
@@ -53,13 +61,28 @@ def test_what_cannot_be_laid_out_is_refused(sizes, message):
     ],
 )
 def test_the_dtype_is_the_devices_unless_it_is_given(platform, name, expected):
-    device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
-    sizes, types = (1,) * len(AXES), (AxisType.Auto,) * len(AXES)
-    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, types, abstract_device=device)):
+    with on(platform):
         assert compute_dtype(name) == expected
 
 
-def test_float16_is_refused():
+@pytest.mark.parametrize(
+    ("platform", "name", "expected"),
+    [
+        ("cpu", "auto", jnp.float32),
+        ("tpu", "auto", jnp.bfloat16),
+        ("gpu", "auto", jnp.float16),
+        ("gpu", "float16", jnp.float16),
+        ("gpu", "bfloat16", jnp.bfloat16),
+    ],
+)
+def test_sampling_computes_in_float16_on_gpus(platform, name, expected):
+    with on(platform):
+        assert sampling_dtype(name) == expected
+
+
+def test_float16_is_refused_without_a_gpu_and_for_training():
+    with pytest.raises(InputError, match="float16 needs a GPU: take auto, bfloat16 or float32"):
+        sampling_dtype("float16")
     with pytest.raises(InputError, match="dtype 'float16' is not one of float32, bfloat16, auto"):
         compute_dtype("float16")
 

@@ -151,10 +151,9 @@ def of_even_lengths(
     padded = [
         jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)
     ]
-    lengths = {
-        "query_seq_lengths": jnp.full(len(query), queries, jnp.int32),
-        "key_value_seq_lengths": jnp.full(len(key), keys, jnp.int32),
-    }
+    # Made from `query`, since JAX's rule for `vmap` wants lengths mapped where arrays are.
+    none = query[:, 0, 0, 0].astype(jnp.int32) * 0
+    lengths = {"query_seq_lengths": none + queries, "key_value_seq_lengths": none + keys}
     return attend(*padded, **lengths)[:, :queries]
 
 
