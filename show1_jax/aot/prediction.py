@@ -19,7 +19,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ class Program:
       lower: traces it, under the mesh of the topology.
       repeats: how much of its loop's work there is for what the compiler counts.
       beside: of the stage's other arrays in memory meanwhile, shapes with shardings.
+      runs: how often a batch of videos runs it.
       parameters: those that it is given, likewise.
       optimizer: its state, likewise; None when sampling.
     """
@@ -52,6 +53,7 @@ class Program:
     optimizer: Any = None
     repeats: float = 1
     beside: Any = None
+    runs: int = 1
 
 
 def predict(
@@ -86,6 +88,8 @@ def predict(
         # What took an hour to find is told although the next one failed, or was interrupted.
         if as_json and reports:
             print(json.dumps(by_stage(reports), indent=2))
+    if not as_json and len(reports) > 1:
+        print(total(reports))
     for report in reports:
         if not report["fits"]:
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
@@ -94,6 +98,14 @@ def predict(
                 f"{LESS_MEMORY if report['program'] == 'step' else LESS_MEMORY_SAMPLING}",
                 file=sys.stderr,
             )
+
+
+def total(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Says how long all programs take together, and what the largest takes."""
+    peak = max(report["peak_bytes_per_chip"] for report in reports) / 2**30
+    taken = [report["all_runs_seconds"] for report in reports]
+    seconds = "?" if None in taken else f"{sum(taken):.1f}"
+    return f"a batch from text to video: at least {seconds} s, and {peak:.2f} GiB per chip"
 
 
 def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,6 +117,8 @@ def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
             peak = max(first["peak_bytes_per_chip"], report["peak_bytes_per_chip"])
             seconds = first["compile_seconds"] + report["compile_seconds"]
             first |= {"peak_bytes_per_chip": peak, "compile_seconds": seconds}
+            taken = (first["all_runs_seconds"], report["all_runs_seconds"])
+            first["all_runs_seconds"] = None if None in taken else sum(taken)
             first["fits"] = first["fits"] and report["fits"]
     return list(stages.values())
 
@@ -154,6 +168,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
     known = {
         "stage": program.stage,
         "program": program.name,
+        "runs": program.runs,
         "topology": name,
         "chips": chips,
         "parameter_bytes_per_chip": parameters,
@@ -173,7 +188,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
     if compiled is None:
         none = (
             "flops", "bytes_accessed", "operand_bytes", "bound_by", "roofline_seconds",
-            "predicted_mfu",
+            "predicted_mfu", "all_runs_seconds",
         )  # fmt: skip
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:

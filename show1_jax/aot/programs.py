@@ -32,6 +32,7 @@ from show1_jax.training.tasks import compute_dtype, make_task
 from show1_jax.training.trainable import split
 
 ENCODERS = ("t5", "clip")
+TEXTS = 2  # a prompt and a negative one
 
 
 def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
@@ -208,7 +209,8 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
     lower = functools.partial(sampling.advance.lower, *given)
     repeats = piece_count((1 + guided) * rows, sampler.rows_at_once(sample))
     others_beside = list(other_params.values()) or None
-    yield Program(name, "denoise", lower, params, repeats=repeats, beside=others_beside)
+    steps = stage.step_count(solver)
+    yield Program(name, "denoise", lower, params, repeats=repeats, beside=others_beside, runs=steps)
     frame_parts = jax.sharding.get_abstract_mesh().shape["frames"]
     for extra in stage.extras(batch, frame_parts):
         own = other_params[extra.network]
@@ -227,7 +229,7 @@ def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> 
         clip = CLIPText(CLIPTextConfig(**config.text.clip), dtype)
         params = placed(sampling_params(clip, dtype))
         lower = functools.partial(encoding.encode.lower, clip, params, ids, None)
-        yield Program(name, "encode", lower, params)
+        yield Program(name, "encode", lower, params, runs=TEXTS)
         return
     dtype = encoding.t5_dtype(dtype)
     t5 = T5Encoder(T5Config(**config.text.t5), dtype)
@@ -241,9 +243,9 @@ def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> 
     layer = functools.partial(encoding.run_layer.lower, Block(t5.config, t5.dtype), *arguments)
     # The next layer is read meanwhile.
     layers = t5.config.num_layers
-    yield Program(name, "layers", layer, first, repeats=layers, beside=second)
+    yield Program(name, "layers", layer, first, repeats=layers, beside=second, runs=TEXTS)
     embed = functools.partial(encoding.embed_tokens.lower, t5, tables, ids)
-    yield Program(name, "embed", embed, tables, beside=first)
+    yield Program(name, "embed", embed, tables, beside=first, runs=TEXTS)
 
 
 def text_size(config: ConfigDict, stage: Stage) -> tuple[int, int]:

@@ -225,6 +225,10 @@ class Stage(abc.ABC):
         """Raises InputError for settings with which sampling would fail."""
         del solver
 
+    def step_count(self, solver: Solver) -> int:
+        """How many steps the denoiser takes for a clip, in all windows together."""
+        return solver.num_steps * (self.pieces_shape[0] // self.batch_shape[0])
+
     def check_training(self) -> None:  # noqa: B027  (most stages have nothing to check)
         """Raises InputError for settings with which training would fail."""
 

@@ -157,6 +157,10 @@ class Translation(Stage):
         """Raises InputError if `strength` leaves no step."""
         solver.first_step(self.strength)
 
+    def step_count(self, solver: Solver) -> int:
+        """The steps that `strength` leaves; see `Stage.step_count`."""
+        return solver.num_steps - int(solver.first_step(self.strength))
+
     def other_modules(self, dtype: Any) -> dict[str, nn.Module]:
         """The autoencoder that the config describes."""
         return {"vae": VAE(self.vae_config, dtype)}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from show1_jax import stages
 from show1_jax.aot import prediction
 from show1_jax.aot.chips import TPUS
 from show1_jax.aot.prediction import (
@@ -20,9 +21,10 @@ from show1_jax.aot.prediction import (
     compile_report,
     line,
     refused,
+    total,
 )
-from show1_jax.aot.programs import predict_sampling, training_program
-from show1_jax.configs import show1
+from show1_jax.aot.programs import predict_sampling, sampling_programs, training_program
+from show1_jax.configs import show1, tiny
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import AXES, make_mesh
 from show1_jax.stages import parts
@@ -121,14 +123,43 @@ def test_what_does_not_fit_is_read_from_the_compilers_refusal():
 
 def test_a_stage_of_several_programs_is_one_object_with_the_largest_peak():
     def report(stage, program, peak, fits=True):
-        sizes = {"peak_bytes_per_chip": peak, "compile_seconds": 1.0}
+        sizes = {"peak_bytes_per_chip": peak, "compile_seconds": 1.0, "all_runs_seconds": 3.0}
         return {"stage": stage, "program": program, "fits": fits, **sizes}
 
     reports = [report("t5", "encode", 5)]
     reports += [report("translation", "denoise", 7), report("translation", "decode", 9, False)]
     one, other = by_stage(reports)
     assert one == reports[0]
-    assert other == report("translation", "denoise", 9, False) | {"compile_seconds": 2.0}
+    both = {"compile_seconds": 2.0, "all_runs_seconds": 6.0}
+    assert other == report("translation", "denoise", 9, False) | both
+    reports[-1]["all_runs_seconds"] = None  # it was not compiled
+    assert by_stage(reports)[1]["all_runs_seconds"] is None
+
+
+def test_a_whole_video_is_told_in_one_line():
+    reports = [
+        {"peak_bytes_per_chip": peak * 2**30, "all_runs_seconds": seconds}
+        for peak, seconds in ((2, 1.5), (3, 2.0), (1, 0.5))
+    ]
+    assert "at least 4.0 s, and 3.00 GiB per chip" in total(reports)
+    reports[0]["all_runs_seconds"] = None
+    assert "at least ? s" in total(reports)
+
+
+def test_programs_run_once_for_each_step_of_each_window():
+    config = tiny.get_config()
+    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
+        runs = {
+            (stage, program.name): program.runs
+            for stage in stages.names()
+            for program in sampling_programs(config, stage, 1)
+        }
+    assert runs[("keyframes", "denoise")] == config.keyframes.steps
+    assert runs[("interpolation", "denoise")] == config.interpolation.steps
+    assert runs[("super_resolution", "denoise")] == 4 * config.super_resolution.steps
+    translation = config.translation
+    assert runs[("translation", "denoise")] == translation.strength * translation.steps
+    assert runs[("translation", "decode")] == 1
 
 
 def compiled(program, *arguments):
