@@ -51,7 +51,7 @@ def collectives(hlo: str, chips: int) -> dict[str, dict[str, int]]:
             for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
         ]
         # What the start of some gives holds their operands too, before the results.
-        if start and kind == "all-gather":
+        if start and kind in ("all-gather", "reduce-scatter"):
             sizes = sizes[len(sizes) // 2 :]
         elif start and kind == "collective-permute":
             sizes = sizes[1:2]

@@ -44,6 +44,15 @@ def test_a_collective_in_pieces_counts_once_and_a_fused_one_as_what_it_is():
     }
 
 
+def test_a_reduction_that_starts_early_counts_its_results_alone():
+    """As GPUs' compiler writes it: what it is given, then what it gives."""
+    hlo = (
+        "  %rs = ((bf16[64]{0}, f32[8,2]{1,0}), (bf16[8]{0}, f32[1,2]{1,0})) "
+        "reduce-scatter-start(%a, %b), channel_id=7, replica_groups=[1,8]<=[8], to_apply=%add\n"
+    )
+    assert collectives(hlo, 8) == {"reduce-scatter": {"count": 1, "bytes": 7 * (8 * 2 + 2 * 4)}}
+
+
 def test_attention_kernels_are_counted():
     operands = "s8[1,2,2]{2,1,0}, bf16[6,10,768,64]{3,2,1,0}, bf16[6,10,896,64]{3,2,1,0}"
     hlo = "".join(
