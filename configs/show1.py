@@ -138,8 +138,8 @@ def get_config(stage: str = "") -> ConfigDict:
             # bfloat16 then), or auto: float16 on GPUs, bfloat16 on TPUs and for training, and
             # float32 on CPUs, which take twice as long and more memory in bfloat16.
             "dtype": "auto",
-            # low: sampling takes as little of a device's memory as it can, and a little longer;
-            # normal; or auto, which is low on devices that leave less than 6 GiB.
+            # low: sampling takes as little of a device's memory as it can, and longer; normal; or
+            # auto, which is low on devices with less than 6 GiB. Not of the samples of training.
             "memory": "auto",
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
             # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's

@@ -18,7 +18,7 @@ from show1_jax.checkpoints.released import StageFolder, find_stages
 from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
-from show1_jax.parallel.mesh import sampling_dtype, sparing
+from show1_jax.parallel.mesh import low_memory, sampling_dtype
 from show1_jax.paths import Checkpoint, local_path, local_paths
 from show1_jax.stages import Stage, inversion
 from show1_jax.stages.sampling import Sampler
@@ -32,7 +32,7 @@ class Loaded:
       checkpoints: the folders of the checkpoints.
       folders: the stages that these have, by name.
       dtype: what networks compute in.
-      sparing: whether sampling takes as little memory as it can.
+      low_memory: whether sampling takes as little memory as it can.
       known: all stages as the config describes them, by name.
       stages: those to run, by name, with the networks that they run besides their denoisers.
       samplers: by stage, network and solver.
@@ -44,7 +44,7 @@ class Loaded:
     checkpoints: list[Path]
     folders: dict[str, StageFolder]
     dtype: np.dtype
-    sparing: bool
+    low_memory: bool
     known: dict[str, Stage]
     stages: dict[str, Stage]
     samplers: dict[str, Sampler]
@@ -88,7 +88,7 @@ def load_stages(
         checkpoints,
         find_stages(*checkpoints),
         sampling_dtype(config.dtype),
-        sparing(config.memory),
+        low_memory(config.memory),
         known_stages.build(config),
         {},
         {},
@@ -186,7 +186,7 @@ def _sampler(loaded: Loaded, stage: Stage) -> Sampler:
     config = folder.solver()
     warn_of_differences(stage.name, stage.section.get("solver"), config)
     solver, guided = make_solver(config, stage.steps), stage.guidance > 1
-    sampler = Sampler(unet, solver, stage.dropout, guided, loaded.sparing)
+    sampler = Sampler(unet, solver, stage.dropout, guided, loaded.low_memory)
     noise = loaded.noise_of(stage.name)
     return sampler if noise is None else inversion.from_noise(sampler, noise.steps)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from show1_jax.checkpoints.released import StageFolder, encoder_folder
 from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
+from show1_jax.parallel.sharding import in_kernel_order
 from show1_jax.text.encoding import TextEncoder, load_encoder
 
 
@@ -55,7 +56,8 @@ class Weights:
             progress(stage, 0, 1, f"reading {_size(size)}")
         with out_of_memory_as_error(stage, LESS_MEMORY_NETWORK):
             params = {
-                name: folder.params(name, module, self._dtype) for name, module in modules.items()
+                name: in_kernel_order(folder.params(name, module, self._dtype))
+                for name, module in modules.items()
             }
         if self.keep:
             self._params[stage] = params

@@ -9,6 +9,7 @@ import pytest
 from show1_jax.benchmark import ours, side_by_side
 from show1_jax.cli.benchmark import main
 from show1_jax.configs import show1, tiny
+from show1_jax.parallel import sharding
 from tests import programs
 from tests.training.small import small_config
 
@@ -28,6 +29,13 @@ def test_programs_run(name, capsys, tmp_path, monkeypatch):
     ))  # fmt: skip
     assert int(found[1].replace(",", "")) > 1000
     assert float(found[2]) > 0
+
+
+def test_parameters_are_made_in_the_order_that_gpus_want(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(sharding, "current_platform", lambda: ("gpu", 9.0))
+    ours.measure(small_config("keyframes"), "keyframes", calls=1)
+    assert "keyframes: " in capsys.readouterr().out
 
 
 def test_one_that_fails_is_named_and_the_others_are_measured(monkeypatch, capsys):

@@ -26,6 +26,7 @@ from show1_jax.checkpoints.tables import UNET
 from show1_jax.checkpoints.torch_files import read_header, read_metadata
 from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.errors import InputError
+from show1_jax.parallel.sharding import in_kernel_order
 from show1_jax.paths import local_path
 
 DIFFERENCE = ".diff"
@@ -68,11 +69,15 @@ class Adapter:
 
 
 def base_fingerprint(params: Any) -> str:
-    """Tells networks apart by a row of each parameter, whatever dtype they were loaded in."""
+    """Tells networks apart, whatever dtype they were loaded in.
+
+    Vectors are always in fp32. Of a row of each other parameter the signs are taken, which no
+    rounding changes.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])
-        digest.update(path.encode() + row.astype(ml_dtypes.bfloat16).tobytes())
+        row = np.asarray(leaf[(0,) * (leaf.ndim - 1)]).astype(np.float32)
+        digest.update(path.encode() + (row if leaf.ndim == 1 else np.signbit(row)).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -285,7 +290,8 @@ def apply_adapters(params: Any, adapters: Sequence[tuple[Adapter, float]]) -> An
         for path, change in adapter.changes.items():
             total[path] = total.get(path, 0) + np.float32(weight) * _whole(change)
     for path, difference in total.items():
-        flat[path] = (flat[path].astype(jnp.float32) + difference).astype(flat[path].dtype)
+        changed = (flat[path].astype(jnp.float32) + difference).astype(flat[path].dtype)
+        flat[path] = in_kernel_order(changed)
     return unflatten_dict(flat, sep="/")
 
 

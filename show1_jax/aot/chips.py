@@ -142,7 +142,9 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     kind, _, layout = name.partition(":")
     known = [*TPUS, *GPUS]
     if kind not in known or not re.fullmatch(r"\d+(x\d+)*", layout):
-        raise InputError(f"--aot {name}: give a topology such as v5e:4x4 of {', '.join(known)}")
+        raise InputError(
+            f"--aot {name}: give a topology such as v5e:4x4 or h100:8 of {', '.join(known)}"
+        )
     sides = [int(side) for side in layout.split("x")]
     return _gpus(name, kind, sides) if kind in GPUS else _tpus(name, kind, sides)
 

@@ -7,7 +7,7 @@ memory and network takes longest, all at their peaks. The TPU compiler refuses w
 for GPUs the peak is compared with the card's memory.
 
 Loops are counted once: a training step is counted as one part of its batch, times the parts; a step
-of sampling as the rows that the network is given at a time, times how often that is done; the
+of sampling as the rows that the network is given at a time, times the number of pieces; the
 autoencoder as one chunk of frames, times the chunks (when sampling; in the training of translation,
 where it is one part of the step, once); T5 as one layer, times the layers. Attention kernels are
 counted from their shapes.
@@ -61,7 +61,7 @@ def predict(
     sizes: Mapping[str, int],
     name: str,
     as_json: bool,
-) -> None:
+) -> list[dict[str, Any]]:
     """Compiles programs for a topology and prints what they take, as a table or as JSON.
 
     Args:
@@ -69,6 +69,9 @@ def predict(
       sizes: of the mesh; see `make_mesh`.
       name: of the topology.
       as_json: prints a list of objects instead of a table.
+
+    Returns:
+      What was printed, by program.
 
     Raises:
       InputError: if the topology or a setting is wrong.
@@ -88,8 +91,6 @@ def predict(
         # What took an hour to find is told although the next one failed, or was interrupted.
         if as_json and reports:
             print(json.dumps(by_stage(reports), indent=2))
-    if not as_json and len(reports) > 1:
-        print(total(reports))
     for report in reports:
         if not report["fits"]:
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
@@ -98,14 +99,15 @@ def predict(
                 f"{LESS_MEMORY if report['program'] == 'step' else LESS_MEMORY_SAMPLING}",
                 file=sys.stderr,
             )
+    return reports
 
 
 def total(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Says how long all programs take together, and what the largest takes."""
+    """Says how long sampling's programs take for a batch of videos, and what the largest takes."""
     peak = max(report["peak_bytes_per_chip"] for report in reports) / 2**30
     taken = [report["all_runs_seconds"] for report in reports]
     seconds = "?" if None in taken else f"{sum(taken):.1f}"
-    return f"a batch from text to video: at least {seconds} s, and {peak:.2f} GiB per chip"
+    return f"all of these, for a batch: at least {seconds} s, and {peak:.2f} GiB per chip"
 
 
 def by_stage(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,9 +195,9 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:
         own = held_bytes(compiled)
-        known |= costs(compiled, program.repeats, chip, chips) | {
-            "fits": own + beside <= chip.memory
-        }
+        taken = costs(compiled, program.repeats, chip, chips)
+        seconds = program.runs * taken["roofline_seconds"]
+        known |= taken | {"all_runs_seconds": seconds, "fits": own + beside <= chip.memory}
     return known | {
         "activation_bytes_per_chip": own - parameters - optimizer,
         "peak_bytes_per_chip": own + beside,

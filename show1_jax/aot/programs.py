@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from show1_jax import stages
 from show1_jax.adapters import customize
-from show1_jax.aot.prediction import Program, predict
+from show1_jax.aot.prediction import Program, predict, total
 from show1_jax.checkpoints.networks import abstract_params, fresh_params
 from show1_jax.checkpoints.released import sampling_params
 from show1_jax.diffusion.solvers import make_solver
@@ -86,7 +86,9 @@ def predict_sampling(
         for stage in wanted:
             yield from sampling_programs(config, stage, parts)
 
-    predict(programs, config.mesh, name, as_json)
+    reports = predict(programs, config.mesh, name, as_json)
+    if not as_json:
+        print(total(reports))
 
 
 def training_program(config: ConfigDict, name: str) -> Program:
@@ -183,8 +185,10 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
     others = stage.other_modules(dtype)
     stage = stage.with_networks(others)
     unet, solver = stage.module(dtype), make_solver(stage.solver, stage.steps)
-    guided, sparing = stage.guidance > 1, mesh.sparing(config.memory)
-    sampler = Sampler(unet, solver, stage.dropout, guided, sparing)
+    guided = stage.guidance > 1
+    # No chip that programs are compiled for is small.
+    low_memory = mesh.low_memory(config.memory, mesh.SMALL_MEMORY)
+    sampler = Sampler(unet, solver, stage.dropout, guided, low_memory)
     params = in_kernel_order(placed(sampling_params(unet, dtype)))
     other_params = {
         key: in_kernel_order(placed(sampling_params(other, dtype))) for key, other in others.items()

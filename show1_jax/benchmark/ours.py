@@ -43,8 +43,8 @@ def measure(
         begin = time.perf_counter()
         compiled = lowered.compile()
         compiling = time.perf_counter() - begin
-        (infos, _), shardings = lowered.args_info, compiled.input_shardings[0]
-        arrays = jax.tree.map(_made_up, infos, shardings)
+        (infos, _), formats = lowered.args_info, compiled.input_formats[0]
+        arrays = jax.tree.map(_made_up, infos, formats)
         if program.name == "denoise":
             arrays = (*arrays[:-1], (jnp.int32(0), jnp.int32(1)))  # one step
         seconds = []

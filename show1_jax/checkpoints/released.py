@@ -19,7 +19,6 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
-from show1_jax.parallel.sharding import in_kernel_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +48,12 @@ class StageFolder:
         return network(read_json(path / "config.json"), str(path / "config.json"), dtype).module
 
     def params(self, name: str, module: nn.Module, dtype: DTypeLike) -> Any:
-        """Restores a network's parameters for sampling.
-
-        They are as `sampling_params` and `in_kernel_order` say.
+        """Restores a network's parameters as `sampling_params` says.
 
         Raises:
           InputError: if they cannot be restored or do not fit the network.
         """
-        return in_kernel_order(self.stored(name, module, dtype).read())
+        return self.stored(name, module, dtype).read()
 
     def total_size(self) -> int:
         """How many bytes the parameters of all networks here have on disk."""

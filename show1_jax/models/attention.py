@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.models.layers import GroupNorm, dtypes, layer_norm
 from show1_jax.models.ops.activation import exact_gelu
-from show1_jax.models.ops.attention import apart, attention
+from show1_jax.models.ops.attention import attention, keep_separate
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -89,7 +89,7 @@ class AddedKVAttention(nn.Module):
         )
         h = GroupNorm(self.groups, 1e-5, name="group_norm", **types)(x)
         h = rearrange(h, "b f h w c -> (b f) (h w) c")
-        for_query, for_key, for_value = apart(h, h, h)
+        for_query, for_key, for_value = keep_separate(h, h, h)
         key = jnp.concatenate([text_key, project("to_k", for_key)], axis=1)
         value = jnp.concatenate([text_value, project("to_v", for_value)], axis=1)
         h = merge_heads(attention(project("to_q", for_query), key, value))
@@ -116,7 +116,7 @@ class Attention(nn.Module):
                 nn.Dense(inner, use_bias=False, name=name, **types)(value), self.heads
             )
 
-        for_query, for_key, for_value = apart(x, context, context)
+        for_query, for_key, for_value = keep_separate(x, context, context)
         key, value = project("to_k", for_key), project("to_v", for_value)
         h = attention(project("to_q", for_query), key, value)
         return nn.Dense(x.shape[-1], name="to_out", **types)(merge_heads(h))

@@ -143,8 +143,8 @@ _waits: collections.Counter[str] = collections.Counter()
 def wait(name: str) -> None:
     """Waits until all processes have called this function with the same name.
 
-    The processes may arrive hours apart: they meet at their coordinator. A collective of their
-    devices would fail after 30 seconds on CPUs. If a process dies, the others end.
+    The processes may arrive up to a day apart: they meet at their coordinator. A collective of
+    their devices would fail after 30 seconds on CPUs. If a process dies, the others end.
     """
     if jax.process_count() > 1:
         _waits[name] += 1

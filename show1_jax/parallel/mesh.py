@@ -29,7 +29,7 @@ BATCH = ("data", "fsdp")
 """The axes that split the clips of a batch."""
 
 DTYPES = ("float32", "bfloat16", "auto")
-SMALL_MEMORY = 6 * 2**30  # bytes; the largest stage takes up to 5 GiB
+SMALL_MEMORY = 6 * 2**30  # bytes; the largest stage takes 4 GiB of a GPU
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -156,6 +156,8 @@ def sampling_dtype(name: str) -> np.dtype:
       InputError: if `name` is unknown, or float16 without a GPU.
     """
     gpu = current_platform()[0] == "gpu"
+    if name not in (known := ("float16", *DTYPES)):
+        raise InputError(f"dtype {name!r} is not one of {', '.join(known)}")
     if name == "float16" and not gpu:
         raise InputError("dtype float16 needs a GPU: take auto, bfloat16 or float32")
     if gpu and name in ("auto", "float16"):
@@ -163,18 +165,22 @@ def sampling_dtype(name: str) -> np.dtype:
     return compute_dtype(name)
 
 
-def sparing(memory: str) -> bool:
+def low_memory(memory: str, limit: int | None = None) -> bool:
     """Returns whether sampling is to take as little of each device's memory as it can.
 
     Args:
-      memory: "low", "normal" or "auto", which is low where the first device of this process says
-        that it has less than `SMALL_MEMORY` for arrays.
+      memory: "low", "normal" or "auto", which is low on devices with less than `SMALL_MEMORY`.
+      limit: bytes that a device has for arrays; None for what the first device of this process
+        says.
 
     Raises:
       InputError: if `memory` is none of these.
     """
     if memory not in ("low", "normal", "auto"):
         raise InputError(f"memory {memory!r} is not low, normal or auto")
-    stats = jax.local_devices()[0].memory_stats() or {}
-    small = stats.get("bytes_limit", SMALL_MEMORY) < SMALL_MEMORY
-    return memory == "low" or (memory == "auto" and small)
+    if memory != "auto":
+        return memory == "low"
+    if limit is None:
+        stats = jax.local_devices()[0].memory_stats() or {}  # CPUs have none
+        limit = stats.get("bytes_limit", SMALL_MEMORY)
+    return limit < SMALL_MEMORY

@@ -214,7 +214,7 @@ def in_kernel_order(params: Any) -> Any:
     Reads the mesh set by `jax.set_mesh`.
 
     Args:
-      params: arrays, which are taken over, or shapes with shardings.
+      params: arrays, of which those on devices are taken over, or shapes with shardings.
 
     Returns:
       A tree of the same shapes. On other platforms, `params`.
@@ -223,7 +223,7 @@ def in_kernel_order(params: Any) -> Any:
         return params
 
     def ordered(leaf: Any) -> Any:
-        if leaf.ndim < 3:  # convolutions alone have more sides
+        if leaf.ndim < 3 or isinstance(leaf, np.ndarray):  # convolutions alone have more sides
             return leaf
         order = Layout((leaf.ndim - 1, *range(leaf.ndim - 1)))
         stored = Format(order, leaf.sharding)
@@ -375,7 +375,7 @@ def piece_count(batch: int, at_once: int) -> int:
 
     Args:
       batch: rows on all devices.
-      at_once: how many of them a device may have in a piece; one at the least.
+      at_once: how many of them a device may have in a piece, at least one.
     """
     own = clips_of_device(batch)
     return next(count for count in range(1, own + 1) if not own % count and own // count <= at_once)

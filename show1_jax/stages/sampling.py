@@ -68,14 +68,14 @@ class Sampler:
       dropout: whether dropout stays on.
       guided: False for guidance scales of 1 and below, which need no prediction
         for the negative prompt: half the work.
-      sparing: whether the network is given one row of the batch at a time, for small devices.
+      low_memory: whether the network is given one row of the batch at a time, for small devices.
     """
 
     unet: UNet
     solver: Solver
     dropout: bool = False
     guided: bool = True
-    sparing: bool = False
+    low_memory: bool = False
 
     def rows_at_once(self, sample: jax.Array) -> int:
         """How many rows of a batch a device gives to the network at a time.
@@ -89,7 +89,7 @@ class Sampler:
         Args:
           sample: `(batch, frames, height, width, channels)`.
         """
-        if self.sparing:
+        if self.low_memory:
             return 1
         if current_platform()[0] != "gpu":
             return len(sample) * 2  # both halves

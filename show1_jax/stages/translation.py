@@ -24,7 +24,7 @@ from show1_jax.diffusion.solvers import Solver
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.frames import over_frames
-from show1_jax.parallel.sharding import clips_of_device, over_clips
+from show1_jax.parallel.sharding import clips_of_device, in_pieces, over_clips, piece_count
 from show1_jax.stages.interpolation import clip_frames
 from show1_jax.stages.sampling import POSTERIOR, START, Call, Conditions, draw, run
 from show1_jax.stages.stage import CLIP_SECTION, Extra, Stage
@@ -68,21 +68,25 @@ def _each_frame(vae: VAE, params: Any, method: str, clips: jax.Array, frames_at_
     """Applies a method of the autoencoder to frames, so many at a time on each device."""
 
     def part(clips: jax.Array, params: Any) -> Any:
-        def one(clip: jax.Array) -> Any:
-            return jax.lax.map(
-                lambda frame: vae.apply({"params": params}, frame, method=method),
-                clip,
-                batch_size=at_once,
-            )
+        def some(clips: jax.Array) -> Any:
+            at_once = chunk(len(clips), frames_at_once)
 
-        at_once = chunk(len(clips), frames_at_once)
-        return over_clips(one, len(clips))(clips)
+            def one(clip: jax.Array) -> Any:
+                return jax.lax.map(
+                    lambda frame: vae.apply({"params": params}, frame, method=method),
+                    clip,
+                    batch_size=at_once,
+                )
+
+            return over_clips(one, len(clips))(clips)
+
+        return in_pieces(some, frames_at_once, clips)
 
     return over_frames(part, clips, params)
 
 
 def chunk(clips: int, frames_at_once: int) -> int:
-    """How many frames of each clip a device has in memory together: one at the least."""
+    """How many frames of each clip a device has in memory together: at least one."""
     return max(1, frames_at_once // clips_of_device(clips))
 
 
@@ -237,8 +241,9 @@ class Translation(Stage):
     def extras(self, batch: int, frame_parts: int) -> Iterator[Extra]:
         """Encoding and decoding; see `Stage.extras`."""
         # A compiler counts one chunk, and what is left over, however many chunks there are.
-        own, at_once = math.ceil(self.frames / frame_parts), chunk(batch, self.vae_frames)
-        repeats = own / (at_once * (own >= at_once) + own % at_once)
+        pieces = piece_count(batch, self.vae_frames)
+        own, at_once = math.ceil(self.frames / frame_parts), chunk(batch // pieces, self.vae_frames)
+        repeats = pieces * own / (at_once * (own >= at_once) + own % at_once)
         _, frames, *latents = self.batch_shape
         video, small = (batch, *self.shape), (batch, frames, *latents)
         yield Extra("encode", encode, "vae", video, self.vae_frames, repeats)

@@ -3,8 +3,10 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from show1_jax.adapters.customize import changes
 from show1_jax.adapters.files import (
@@ -19,6 +21,7 @@ from show1_jax.adapters.lora import new_lora
 from show1_jax.checkpoints.torch_files import read_header, read_metadata
 from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.errors import InputError
+from show1_jax.parallel import sharding
 from show1_jax.training.trainable import split
 from tests.training.small import assert_same, by_path, small_task
 
@@ -45,6 +48,29 @@ def whole(params, choice="temporal_attention"):
     return Adapter(
         changes(chosen, jax.tree.map(lambda leaf: leaf + 0.25, chosen)), base_fingerprint(params)
     )
+
+
+def test_a_network_is_known_in_whatever_dtype_it_was_loaded(params):
+    """Vectors stay in fp32."""
+
+    def loaded(dtype):
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+    found = {base_fingerprint(loaded(dtype)) for dtype in ("float32", "bfloat16", "float16")}
+    assert found == {base_fingerprint(params)}
+    flat = flatten_dict(params, sep="/")
+    for path in ("conv_in/kernel", "conv_in/bias"):
+        other = unflatten_dict(flat | {path: flat[path] - 0.1}, sep="/")
+        assert base_fingerprint(other) not in found
+
+
+def test_what_adapters_change_stays_in_the_order_that_gpus_want(params, monkeypatch):
+    monkeypatch.setattr(sharding, "current_platform", lambda: ("gpu", 9.0))
+    ordered = sharding.in_kernel_order(jax.tree.map(jnp.array, params))
+    changed = apply_adapters(ordered, [(lora(params), 1.0)])
+    for one, other in zip(jax.tree.leaves(changed), jax.tree.leaves(ordered), strict=True):
+        assert one.format.layout.major_to_minor == other.format.layout.major_to_minor
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(ordered))
 
 
 @pytest.mark.parametrize("make", [lora, whole])

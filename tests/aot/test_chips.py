@@ -16,7 +16,7 @@ from show1_jax.parallel.mesh import current_platform, make_mesh
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100", "h800:8", "v5e:4x-4"])
 def test_what_is_no_topology_is_refused(name):
-    with pytest.raises(InputError, match="give a topology such as v5e:4x4 of v5e, v5p, v6e, h100"):
+    with pytest.raises(InputError, match="such as v5e:4x4 or h100:8 of v5e, v5p, v6e, h100"):
         topology(name)
 
 

@@ -1,5 +1,7 @@
 """What a program would take elsewhere, read from what the compiler says."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -20,6 +22,7 @@ from show1_jax.aot.prediction import (
     bytes_per_chip,
     compile_report,
     line,
+    predict,
     refused,
     total,
 )
@@ -57,6 +60,39 @@ def test_the_autoencoders_chunks_are_all_counted(frames, at_once, counted):
         repeats = next(iter(stage.extras(1, 1))).repeats
     assert repeats == frames / counted
     assert repeats * cost(frames, at_once) == pytest.approx(frames * 2 * 8**3, rel=0.1)
+
+
+@pytest.fixture
+def predicted(monkeypatch, capsys):
+    """What is printed for two products of matrices, the second of which runs three times."""
+    cpu = dataclasses.replace(TPUS["v5e"], options=None)
+    monkeypatch.setattr(prediction, "topology", lambda name: (cpu, jax.devices()[:1]))
+
+    def product(stage, size, runs):
+        matrix = jax.ShapeDtypeStruct((size, size), jnp.float32)
+        lower = functools.partial(jax.jit(jnp.dot).lower, matrix, matrix)
+        return Program(stage, f"of {size}", lower, None, runs=runs)
+
+    def run(as_json):
+        made = [product("translation", 64, 1), product("translation", 128, 3)]
+        found = predict(lambda parts: made, {}, "v5e:1", as_json)
+        return found, capsys.readouterr().out
+
+    return run
+
+
+def test_what_is_predicted_is_printed(predicted):
+    reports, printed = predicted(False)
+    assert [report["flops"] for report in reports] == [
+        pytest.approx(2 * size**3, rel=0.1) for size in (64, 128)
+    ]
+    seconds = [report["roofline_seconds"] for report in reports]
+    assert [report["all_runs_seconds"] for report in reports] == [seconds[0], 3 * seconds[1]]
+    assert [line.split()[0] for line in printed.splitlines()] == ["stage"] + ["translation"] * 2
+    assert "for a batch: at least 0.0 s, and 0.00 GiB" in total(reports)
+    (both,) = json.loads(predicted(True)[1])
+    assert both["all_runs_seconds"] == pytest.approx(seconds[0] + 3 * seconds[1])
+    assert both["roofline_seconds"] == seconds[0]
 
 
 def unfit(lower):

@@ -13,9 +13,9 @@ from show1_jax.parallel.mesh import (
     SMALL_MEMORY,
     batch_parts,
     compute_dtype,
+    low_memory,
     make_mesh,
     sampling_dtype,
-    sparing,
 )
 
 
@@ -100,9 +100,9 @@ def test_float16_is_refused_without_a_gpu_and_for_training():
 def test_memory_is_spared_where_there_is_little(memory, stats, expected, monkeypatch):
     device = SimpleNamespace(memory_stats=lambda: stats)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert sparing(memory) == expected
+    assert low_memory(memory) == expected
 
 
 def test_memory_that_is_neither_low_nor_normal_is_refused():
     with pytest.raises(InputError, match="memory 'little' is not low, normal or auto"):
-        sparing("little")
+        low_memory("little")

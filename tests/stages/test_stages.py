@@ -93,8 +93,8 @@ def test_dropout_is_on_when_asked_and_does_not_depend_on_the_batch(text):
 
     both, alone = second(sample, text, SEEDS)
     np.testing.assert_allclose(both, alone, atol=1e-4)
-    sparing = sample(text, SEEDS, dataclasses.replace(sampler, sparing=True))
-    np.testing.assert_allclose(sparing[1], both, atol=1e-4)
+    saving = sample(text, SEEDS, dataclasses.replace(sampler, low_memory=True))
+    np.testing.assert_allclose(saving[1], both, atol=1e-4)
     without = sample(text, SEEDS, dataclasses.replace(sampler, dropout=False))[1]
     assert np.abs(both - without).max() > 1e-3
 

@@ -14,7 +14,7 @@ from einops import rearrange
 
 from show1_jax.errors import InputError
 from show1_jax.parallel.mesh import current_platform
-from show1_jax.parallel.sharding import shard_map_heads
+from show1_jax.parallel.sharding import clips_of_device, shard_map_heads
 
 Implementation = Literal["xla", "cudnn", "splash", "elementwise"]
 
@@ -27,7 +27,7 @@ MAX_CACHED_LOGIT_BYTES = 2**23
 # With fewer keys the logits are small, and XLA for TPUs fuses the layers around them. XLA for GPUs
 # pads, transposes and writes them.
 MIN_SPLASH_KEYS = 512
-MAX_CUDNN_BATCH = 65535  # blocks along a side of CUDA's grid
+MAX_CUDNN_BATCH = 65535  # cuDNN fails beyond (github.com/pytorch/pytorch/pull/181235)
 # Sequences up to this length fill less than the 128 lanes of a TPU's registers, so that most of
 # them would hold padding. On CPUs a loop over such sequences would be mostly overhead.
 MAX_SHORT_LENGTH = 32
@@ -79,8 +79,8 @@ def attention(
             raise InputError(f"attention {unknown!r} is not xla, cudnn, splash or elementwise")
 
 
-def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the arrays such that products of the same one stay apart on GPUs.
+def keep_separate(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the arrays such that products of the same one stay separate on GPUs.
 
     XLA for GPUs merges queries, keys and values into one product. cuDNN takes three arrays, so the
     result would be copied part by part.
@@ -102,7 +102,7 @@ def best_implementation(
       capability: a GPU's compute capability.
     """
     sixteen_bits = query.dtype in (jnp.bfloat16, jnp.float16)
-    batch, keys, width = len(query), key.shape[1], query.shape[-1]
+    batch, keys, width = clips_of_device(len(query)), key.shape[1], query.shape[-1]
     if platform == "gpu" and capability >= 8 and sixteen_bits:
         fits = width <= 128 and not width % 8 and batch <= MAX_CUDNN_BATCH
         return "cudnn" if fits else "xla"
