@@ -160,7 +160,7 @@ def test_going_on_keeps_the_seed(made):
     ("key", "value", "message"),
     [
         ("batch_size", 0, "batch_size is 0"),
-        ("dtype", "float16", "not one of float32, bfloat16"),
+        ("dtype", "float16", "float16 needs a GPU"),
         ("keyframes.frames", 0, "keyframes.frames is 0"),
         ("keyframes.frames", 1, "interpolation needs at least 2"),
         ("keyframes.fps", 0.0, "keyframes.fps is 0.0"),
@@ -436,7 +436,8 @@ def test_what_does_not_fit_is_told_what_it_may_change(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(Engine, "_sample", fail)
-    bad(tmp_path, r"keyframes does not fit the device's memory: make batch_size", PROMPTS)
+    told = "keyframes does not fit the device's memory: set memory to low, make batch_size"
+    bad(tmp_path, told, PROMPTS)
 
 
 def test_other_prompts_go_beside_the_first_unless_told_where(tmp_path, monkeypatch, capsys):

@@ -131,6 +131,8 @@ def on_eight_devices(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_keyframes_are_the_same_on_eight_devices():
     sizes = '{"fsdp": 2, "frames": 2, "tensor": 2}'
     found = on_eight_devices("same", sizes, "1", "keyframes")

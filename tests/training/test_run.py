@@ -123,6 +123,8 @@ def test_what_a_run_leaves(straight):
     assert json.loads((straight / "vae" / "config.json").read_text())["part"] == "vae"
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_an_interrupted_run_ends_as_if_it_had_not_been(train, straight, tmp_path):
     # What saved nothing may be corrected.
     train(tmp_path, interrupt_at=1, validation_batches=2)
