@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from show1_jax.errors import InputError
 from show1_jax.models.ops import attention as ops
 from show1_jax.models.ops.attention import attention, best_implementation
+from show1_jax.parallel.mesh import AXES
 from tests.conftest import assert_close
 
 
@@ -168,9 +170,16 @@ def test_best_implementation_depends_on_platform_and_length(
 
 
 def test_a_batch_that_is_too_large_for_cudnn_is_left_to_xla():
-    for batch, expected in ((65535, "cudnn"), (65536, "xla")):
+    """What counts is the share of a device."""
+    for devices, batch, expected in (
+        (1, 65535, "cudnn"),
+        (1, 65536, "xla"),
+        (2, 2 * 65535, "cudnn"),
+        (2, 2 * 65536, "xla"),
+    ):
         query = jax.ShapeDtypeStruct((batch, 8, 4, 64), jnp.bfloat16)
-        assert best_implementation(query, query, "gpu", 9.0) == expected
+        with jax.sharding.use_abstract_mesh(AbstractMesh((devices, 1, 1, 1), AXES)):
+            assert best_implementation(query, query, "gpu", 9.0) == expected
 
 
 def test_unknown_implementations_are_refused():

@@ -51,33 +51,23 @@ def on(platform):
 
 
 @pytest.mark.parametrize(
-    ("platform", "name", "expected"),
+    ("choose", "platform", "name", "expected"),
     [
-        ("cpu", "auto", jnp.float32),
-        ("cpu", "bfloat16", jnp.bfloat16),
-        ("tpu", "auto", jnp.bfloat16),
-        ("tpu", "float32", jnp.float32),
-        ("gpu", "auto", jnp.bfloat16),
+        (compute_dtype, "cpu", "auto", jnp.float32),
+        (compute_dtype, "cpu", "bfloat16", jnp.bfloat16),
+        (compute_dtype, "tpu", "auto", jnp.bfloat16),
+        (compute_dtype, "tpu", "float32", jnp.float32),
+        (compute_dtype, "gpu", "auto", jnp.bfloat16),
+        (sampling_dtype, "cpu", "auto", jnp.float32),
+        (sampling_dtype, "tpu", "auto", jnp.bfloat16),
+        (sampling_dtype, "gpu", "auto", jnp.float16),
+        (sampling_dtype, "gpu", "float16", jnp.float16),
+        (sampling_dtype, "gpu", "bfloat16", jnp.bfloat16),
     ],
 )
-def test_the_dtype_is_the_devices_unless_it_is_given(platform, name, expected):
+def test_the_dtype_is_the_devices_unless_it_is_given(choose, platform, name, expected):
     with on(platform):
-        assert compute_dtype(name) == expected
-
-
-@pytest.mark.parametrize(
-    ("platform", "name", "expected"),
-    [
-        ("cpu", "auto", jnp.float32),
-        ("tpu", "auto", jnp.bfloat16),
-        ("gpu", "auto", jnp.float16),
-        ("gpu", "float16", jnp.float16),
-        ("gpu", "bfloat16", jnp.bfloat16),
-    ],
-)
-def test_sampling_computes_in_float16_on_gpus(platform, name, expected):
-    with on(platform):
-        assert sampling_dtype(name) == expected
+        assert choose(name) == expected
 
 
 def test_float16_is_refused_without_a_gpu_and_for_training():
