@@ -141,6 +141,12 @@ def get_config(stage: str = "") -> ConfigDict:
             # low: sampling takes as little of a device's memory as it can, and longer; normal; or
             # auto, which is low on devices with less than 6 GiB. Not of the samples of training.
             "memory": "auto",
+            # Prompts that the page offers.
+            "examples": (
+                "a panda taking a selfie",
+                "a burning lamborghini driving on rainbow",
+                "a blue tiger in the grass in the sunset, surrounded by butterflies",
+            ),
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
             # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's
             # training has 12 to 26 GiB of parameters and optimizer, which fsdp shares out.

@@ -97,6 +97,11 @@ def get_config(stage: str = "") -> ConfigDict:
     config = show1.get_config(stage)
     config.checkpoint = str(CHECKPOINT)
     config.dtype = "float32"
+    config.examples = (
+        "a small red circle moving left on a black background",
+        "a large blue square moving up on a white background",
+        "a small green triangle moving right on a gray background",
+    )
     del config.text.t5, config.text.clip
     # Captions have 23 at most. Among 77 a word would be lost to networks that attend to padding.
     config.text.t5_tokens = 24

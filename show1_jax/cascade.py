@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from show1_jax import stages
+from show1_jax.arguments import Number, PerStage, frames_of, items_of, per_stage, whole
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.config_files import checked_config, load_config
@@ -33,12 +34,7 @@ from show1_jax.stages.results import Memory, checked
 from show1_jax.video import Video
 from show1_jax.weights import Weights
 
-MAX_SEED = 2**32 - 1
 KEPT_SHARE = 0.5  # of free memory that weights may take to stay there
-
-Number = int | float
-PerStage = Number | Mapping[str, Number] | None
-"""A value for all stages, or values of some by name; None for the config's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +141,7 @@ class Cascade:
         Raises:
           InputError: if anything given is wrong, or memory is short.
         """
-        items = _items(prompts, seeds)
+        items = items_of(prompts, seeds)
         asked = (steps, guidance, stop_after, start, adapters, noise)
         found: list[dict[str, np.ndarray]] = [{} for _ in items]
         for result in self._stream(items, *self._prepared(items, *asked), progress):
@@ -173,7 +169,7 @@ class Cascade:
         All videos pass a stage before the next one begins. Arguments and errors are those of a
         call; what is wrong with the arguments is told at once.
         """
-        items = _items(prompts, seeds)
+        items = items_of(prompts, seeds)
         prepared = self._prepared(items, steps, guidance, stop_after, start, adapters, noise)
         return self._stream(items, *prepared, progress)
 
@@ -196,7 +192,7 @@ class Cascade:
         noise: Noise | None,
     ) -> tuple[Engine, Memory]:
         """What runs the stages that a call asks for, and the results that they start from."""
-        changes = _per_stage("steps", steps), _per_stage("guidance", guidance)
+        changes = per_stage("steps", steps), per_stage("guidance", guidance)
         if noise is not None:
             if noise.stage in changes[0] and not isinstance(steps, numbers.Number):
                 raise InputError(f"the noise decides the steps of {noise.stage}: give others'")
@@ -204,7 +200,7 @@ class Cascade:
                 raise InputError("noise is the same for all seeds: give one")
             changes[0].pop(noise.stage, None)
             changes[1].setdefault(noise.stage, 1.0)
-        config = self._changed(*changes, adapters)
+        config = self._changed(*changes, {}, adapters)
         chosen, given = self._between(stop_after, start, noise)
         engine = self._engine
         if config is not self._config or chosen != self.stages or noise is not None:
@@ -212,7 +208,7 @@ class Cascade:
         results = Memory()
         for name, frames in given.items():
             shape = engine.loaded.known[name].shape
-            for item, own in enumerate(_each(frames, len(items), shape, name)):
+            for item, own in enumerate(frames_of(frames, len(items), shape, name)):
                 results.put(item, name, checked(own, name, shape, "give the sizes of the config"))
         for name in engine.stages:
             for needed in engine.loaded.inputs(name):
@@ -252,13 +248,43 @@ class Cascade:
         """
         name = stage or self.stages[0]
         stages.by_name(name)
-        config = self._changed({name: _whole("steps", name, steps)}, {}, adapters)
+        config = self._changed({name: whole("steps", name, steps)}, {}, {}, adapters)
         mesh = self._engine.mesh
         # Networks that are in memory are spread over the mesh, which one device cannot use.
         weights = self._weights if mesh.size == 1 else None
         engine = inverting_engine(config, self.checkpoints, name, list(mesh.local_devices), weights)
         with contextlib.closing(Progress(progress)) as bars:
             return find_noise(engine, clip, prompt, seed, bars.update)[0]
+
+    def engine(
+        self,
+        chosen: Sequence[str] | None = None,
+        *,
+        steps: PerStage = None,
+        guidance: PerStage = None,
+        negative_prompts: Mapping[str, str] | None = None,
+        adapters: str | Path | Sequence[str | Path] = (),
+        batch_size: int | None = None,
+    ) -> Engine:
+        """What runs stages, with the networks that are in memory, for programs that keep results.
+
+        Args:
+          chosen: the stages to run; None for all.
+          steps: as in a call.
+          guidance: as in a call.
+          negative_prompts: by stage, what guidance leads away from; the config's for the others.
+          adapters: as in a call.
+          batch_size: videos sampled together; None for the config's.
+
+        Raises:
+          InputError: if anything given is wrong.
+        """
+        changes = per_stage("steps", steps), per_stage("guidance", guidance)
+        config = self._changed(*changes, negative_prompts or {}, adapters)
+        if batch_size is not None:
+            config = copy.deepcopy(config)
+            config.batch_size = batch_size
+        return self._engine_of(config, self.stages if chosen is None else chosen)
 
     def _engine_of(
         self, config: ConfigDict, chosen: Sequence[str] | None, noise: Noise | None = None
@@ -271,16 +297,19 @@ class Cascade:
         self,
         steps: Mapping[str, Number],
         guidance: Mapping[str, Number],
+        negative_prompts: Mapping[str, str],
         adapters: str | Path | Sequence[str | Path],
     ) -> ConfigDict:
         """The config with what one call changes; itself if that is nothing."""
         several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
-        if not steps and not guidance and not several:
+        if not steps and not guidance and not negative_prompts and not several:
             return self._config
         config = copy.deepcopy(self._config)
-        for name, values in (("steps", steps), ("guidance", guidance)):
+        changes = {"steps": steps, "guidance": guidance, "negative_prompt": negative_prompts}
+        for name, values in changes.items():
             for stage, value in values.items():
-                config[stage][name] = value
+                with config[stage].unlocked():  # few have a negative prompt
+                    config[stage][name] = value
         if several:
             config[stages.STAGES[0].name].adapters = tuple(str(each) for each in several)
         return config
@@ -378,55 +407,3 @@ def load(
     if not where:
         raise InputError("give a checkpoint: this config comes without one")
     return Cascade(own, where, chosen=stages, devices=devices, keep_weights=keep_weights)
-
-
-def _items(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> list[tuple[str, int]]:
-    """Prompt and seed of each video."""
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    numbers = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
-    if not texts or not numbers:
-        raise InputError("give at least one prompt and one seed")
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"a prompt is {text!r:.40}, which is no text")
-    for seed in numbers:
-        if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-            raise InputError(f"a seed is {seed!r:.40}: give whole numbers from 0 to {MAX_SEED}")
-    return [(text, int(seed)) for text in texts for seed in numbers]
-
-
-def _per_stage(name: str, values: PerStage) -> dict[str, Number]:
-    """A value for each stage that it is given for."""
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        values = dict.fromkeys(stages.names(), values)
-    read = _whole if name == "steps" else _real
-    for stage in values:
-        stages.by_name(stage)
-    return {stage: read(name, stage, value) for stage, value in values.items()}
-
-
-def _whole(name: str, stage: str, value: Any) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise InputError(f"{name} of {stage} is {value!r:.40}: give a whole number")
-    return int(value)
-
-
-def _real(name: str, stage: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise InputError(f"{name} of {stage} is {value!r:.40}: give a number")
-    return float(value)
-
-
-def _each(frames: Any, items: int, shape: tuple[int, ...], name: str) -> list[np.ndarray]:
-    """The frames of each item: the same for all, or one array for each."""
-    array = np.asarray(frames)
-    if array.ndim == len(shape):
-        return [array] * items
-    if array.ndim != len(shape) + 1 or len(array) != items:
-        raise InputError(
-            f"the frames in place of {name} are an array {array.shape}: give {shape} for all "
-            f"videos, or {(items, *shape)}, one for each"
-        )
-    return list(array)

@@ -6,7 +6,7 @@ What a stage made is kept by the caller (`Results`), and may come from an earlie
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -26,7 +26,7 @@ from show1_jax.stages import Stage, inversion
 from show1_jax.stages.results import Results, checked
 from show1_jax.stages.sampling import Call, Progress, in_parts
 from show1_jax.text.prompts import Texts, check_text, encode_prompts
-from show1_jax.text.tokenizers import token_count
+from show1_jax.text.tokenizers import Tokenizer, token_count
 from show1_jax.weights import Weights
 
 
@@ -35,6 +35,17 @@ class StageProgress(Protocol):
 
     def __call__(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
         """Receives the name of a stage or an encoder, then what `sampling.Progress` receives."""
+
+
+class Preview(Protocol):
+    """A callback that may look at what is being denoised."""
+
+    def __call__(self, stage: str, items: Sequence[int], look: Callable[[], np.ndarray], /) -> None:
+        """Receives the items of a batch and a function that makes what is to be seen of them.
+
+        That takes some time, most of it in stages that denoise latents; see `Stage.preview` for
+        what it returns. It can be called until the callback returns.
+        """
 
 
 class Made(NamedTuple):
@@ -54,16 +65,29 @@ class _Run:
       seeds: one for each item.
       results: where results are kept.
       progress: is told what goes on.
+      preview: may look at what is being denoised.
     """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     results: Results
     progress: StageProgress | None
+    preview: Preview | None = None
 
     def of_stage(self, stage: str) -> Progress | None:
         """The progress of one stage."""
         return functools.partial(self.progress, stage) if self.progress else None
+
+    def watch(
+        self, stage: Stage, items: Sequence[int], params: Mapping[str, Any]
+    ) -> Callable[[jax.Array], None] | None:
+        """Shows `preview` what is being denoised of items; see `Call.watch`."""
+        preview = self.preview
+        if preview is None:
+            return None
+        return lambda clean: preview(
+            stage.name, items, lambda: np.asarray(stage.preview(clean, params))
+        )
 
 
 class Engine:
@@ -135,6 +159,16 @@ class Engine:
 
         return encode_prompts(embed, list(self.stages.values()), prompts, text.clean_captions)
 
+    def tokenizers(self) -> list[Tokenizer]:
+        """The tokenizers of the encoders that the stages need; no network is read.
+
+        Raises:
+          InputError: if the checkpoint lacks one, or it is damaged.
+        """
+        names = dict.fromkeys(stage.encoder for stage in self.stages.values())
+        tokens = self.config.text.t5_tokens
+        return [self.weights.tokenizer(name, token_count(name, tokens)) for name in names]
+
     def run(
         self,
         prompts: Sequence[str],
@@ -168,15 +202,25 @@ class Engine:
         results: Results,
         progress: StageProgress | None = None,
         items: Iterable[int] | None = None,
-    ) -> Iterator[Made]:
-        """`run`, but yields each result as it is made. Arguments and errors are the same."""
+        preview: Preview | None = None,
+    ) -> Generator[Made]:
+        """`run`, but yields each result as it is made; the other arguments and errors are the same.
+
+        Args:
+          prompts: as there.
+          seeds: as there.
+          results: as there.
+          progress: as there.
+          items: as there.
+          preview: may look at what is being denoised.
+        """
         if isinstance(prompts, str):
             raise InputError("the prompts are one text: give a list of them")
         if len(prompts) != len(seeds):
             raise InputError(
                 f"there are {len(prompts)} prompts and {len(seeds)} seeds: give each its own"
             )
-        run = _Run(prompts, seeds, results, progress)
+        run = _Run(prompts, seeds, results, progress, preview)
         made_by = self.made_by
         # An item that lacks a stage may come to lack later ones, but no other item does.
         left = [
@@ -316,6 +360,7 @@ class Engine:
             put_batch(np.array([run.seeds[item] for item in items], np.uint32)),
             jnp.float32(own.guidance),
             progress,
+            run.watch(own, items, params),
         )
 
     def _sample(

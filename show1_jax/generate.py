@@ -121,7 +121,7 @@ def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> N
         + (f" ({again} of them again)" if again else "")
         + f", {kept} there already"
         + (f", {gone} earlier result(s) removed" if gone else "")
-        + f"; see {outputs.shown(places[0], stages[-1])}"
+        + f"; see {outputs.shown(places[0], stages[-1])[0]}"
     )
 
 

@@ -8,6 +8,7 @@ OUT/manifest.jsonl              a line for each item and stage that is finished,
 """
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -126,7 +127,7 @@ class Outputs:
             for stage, settings in self._metadata(item)["stages"].items():
                 if stage not in known_stages.names() or not self._there(item, stage):
                     continue
-                lacking = [path for path in self._shown(item, stage) if not path.is_file()]
+                lacking = [path for path in self.shown(item, stage) if not path.is_file()]
                 if not lacking:
                     continue
                 if frames := self._frames(item, stage):
@@ -149,6 +150,36 @@ class Outputs:
     def knows(self, item: int) -> bool:
         """Whether an item is here, with whatever results."""
         return self._metadata_path(item).is_file()
+
+    def made_stages(self, item: int) -> list[str]:
+        """The stages whose results are here, in order; none of an item that is not."""
+        if not self.knows(item):
+            return []
+        found = self._metadata(item)["stages"]
+        return [name for name in known_stages.names() if name in found and self._there(item, name)]
+
+    def take(self, other: "Outputs", stages: Collection[str]) -> None:
+        """Takes results of another folder's first item for its own first item.
+
+        Args:
+          other: holds the same prompt and seed.
+          stages: of which stages.
+
+        Raises:
+          InputError: if one is not there, or a file cannot be written.
+        """
+        settings = other._metadata(0)["stages"]
+        try:
+            for stage in stages:
+                if stage not in settings or not other.has(0, stage):
+                    raise InputError(f"{other.folder} has no result of {stage}")
+                for path in (other._exact(0, stage), *other.shown(0, stage)):
+                    if path.is_file():
+                        shutil.copyfile(path, self._item(0) / path.name)
+                self._describe(0, {stage: settings[stage]})
+            self.write_manifest()
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
     def has(self, item: int, stage: str) -> bool:
         """Whether the exact result of a stage is here."""
@@ -201,7 +232,7 @@ class Outputs:
             for name in old:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
                     (self._item(item) / (name + ending)).unlink(missing_ok=True)
-            for shown in self._shown(item, stage):
+            for shown in self.shown(item, stage):
                 _write(shown, to_uint8(result), settings.get("fps", 1))
             if not _is_last(stage):
                 _replace(self._exact(item, stage), lambda file: np.save(file, result))
@@ -211,12 +242,8 @@ class Outputs:
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
-    def shown(self, item: int, stage: str) -> Path:
-        """The video that a stage makes, or the image."""
-        return self._shown(item, stage)[0]
-
-    def _shown(self, item: int, stage: str) -> list[Path]:
-        """The files to look at that a stage makes."""
+    def shown(self, item: int, stage: str) -> list[Path]:
+        """The files to look at that a stage makes: .mp4 and .gif, or .png."""
         endings = (".png",) if known_stages.by_name(stage).image else (".mp4", ".gif")
         return [self._item(item) / (stage + ending) for ending in endings]
 

@@ -9,7 +9,8 @@ import numpy as np
 from show1_jax.checkpoints.released import StageFolder, encoder_folder
 from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
 from show1_jax.parallel.sharding import in_kernel_order
-from show1_jax.text.encoding import TextEncoder, load_encoder
+from show1_jax.text.encoding import TextEncoder, load_encoder, load_tokenizer
+from show1_jax.text.tokenizers import Tokenizer
 
 
 class Weights:
@@ -85,6 +86,20 @@ class Weights:
         if self.keep:
             self._encoders[name, tokens] = encoder
         return encoder
+
+    def tokenizer(self, name: str, tokens: int) -> Tokenizer:
+        """A text encoder's tokenizer alone.
+
+        Args:
+          name: "t5" or "clip".
+          tokens: how many tokens the encoder reads of each prompt.
+
+        Raises:
+          InputError: if it is missing or damaged.
+        """
+        folder = encoder_folder(self._folders, name)
+        module: Any = folder.module("text_encoder", self._dtype)
+        return load_tokenizer(folder, module, tokens)
 
 
 def _size(size: int) -> str:

@@ -152,7 +152,8 @@ class Module:
     def traffic(self) -> float:
         """Counts bytes: operands and results of all instructions that are not inside of fusions.
 
-        That is what they would move if no cache kept anything from one to the next.
+        That is what they would move if no cache kept anything from one to the next. What a TPU's
+        program has in the vector memory is not counted, but for its copies to and from there.
         """
         return self._traffic(self.entry)
 
@@ -170,6 +171,9 @@ class Module:
         for each in own.values():
             if each.kind in _CONTROL:
                 total += sum(self._traffic(called) for called in _called(each))
+            elif each.kind in _COPIES:
+                source, copy = _ARRAY.findall(each.shape)[:2]
+                total += sum(_size(*copy[:4]) for *_, space in (source, copy) if not space)
             elif each.kind not in _FREE:
                 shapes = [own[operand].shape for operand in each.operands if operand in own]
                 total += sum(map(_bytes, [each.shape, *shapes]))
@@ -183,8 +187,14 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CONTROL = ("while", "call", "async-start")
 _FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "async-done",
-    "partition-id", "replica-id", "copy-done", "optimization-barrier", "iota",
+    "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier", "iota",
 )  # fmt: skip
+_COPIES = ("copy-start", "slice-start")  # of a whole array, of a part
+# An array's type and sides; its sides' order and tiles, and the memory that it is in if that is not
+# the device's main one.
+_ARRAY = re.compile(
+    r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^{}]*?(?:S\((\d+)\))?)?\})?"
+)
 
 
 def _closed(text: str) -> tuple[str, str]:
@@ -209,10 +219,18 @@ def _sides(shape: str) -> list[list[int]]:
 
 
 def _bytes(shape: str) -> float:
-    return sum(
-        _ITEM_BYTES.get(dtype, 4) * math.prod(int(n) for n in sides.split(",") if n)
-        for dtype, sides in _SHAPE.findall(shape)
+    """Bytes in the main memory, with the padding of tiles."""
+    return sum(_size(*own) for *own, space in _ARRAY.findall(shape) if not space)
+
+
+def _size(dtype: str, sides: str, order: str, tile: str) -> float:
+    """Bytes of an array, given as text: its type, sides, their order from the minor, and tiles."""
+    lengths, minor, tiles = (
+        [int(n) for n in text.split(",") if n] for text in (sides, order, tile)
     )
+    for side, unit in zip(minor, reversed(tiles), strict=False):
+        lengths[side] = math.ceil(lengths[side] / unit) * unit
+    return _ITEM_BYTES.get(dtype, 4) * math.prod(lengths)
 
 
 def _products(instruction: Instruction, own: dict[str, Instruction]) -> float:

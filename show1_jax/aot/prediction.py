@@ -189,7 +189,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
             own = found
     if compiled is None:
         none = (
-            "flops", "bytes_accessed", "operand_bytes", "bound_by", "roofline_seconds",
+            "flops", "bytes_accessed", "bound_by", "roofline_seconds",
             "predicted_mfu", "all_runs_seconds",
         )  # fmt: skip
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
@@ -221,15 +221,13 @@ def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, chips: int)
     """What `repeats` runs of a compiled program compute, move and send, and how long at least."""
     text = compiled.as_text() or ""
     collected, module = collectives(text, chips), Module(text)
-    operands = repeats * module.traffic()
+    traffic = repeats * module.traffic()
     for entry in collected.values():
         entry |= {key: round(repeats * value) for key, value in entry.items()}
     if cost := compiled.cost_analysis():
         flops = repeats * (cost.get("flops", 0.0) + kernel_flops(text))
-        traffic = repeats * cost.get("bytes accessed", 0.0)
     else:  # GPUs' compiler does not say
         flops = repeats * module.flops()
-        traffic = operands
     times = {
         "arithmetic": flops / chip.flops,
         "memory": traffic / chip.bandwidth,
@@ -239,7 +237,6 @@ def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, chips: int)
     return {
         "flops": flops,
         "bytes_accessed": traffic,
-        "operand_bytes": operands,
         "collectives": collected,
         "bound_by": max(times, key=times.__getitem__),
         "roofline_seconds": seconds,

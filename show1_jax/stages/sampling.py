@@ -34,7 +34,9 @@ class Progress(Protocol):
 
 START, AUGMENTATION, POSTERIOR, STEPS = range(4)
 
-MAX_ELEMENTS = 30_000_000  # of the first level's activations at once on a GPU: 60 MB
+# Of the first level's activations at once. A GPU has enough to do with 60 MB; a TPU keeps nearly
+# all activations in its vector memory then.
+MAX_ELEMENTS = {"gpu": 30_000_000, "tpu": 14_000_000}
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -81,8 +83,7 @@ class Sampler:
         """How many rows of a batch a device gives to the network at a time.
 
         Activations are as large as the positions of the rows times the network's channels. With
-        so many that a GPU has enough to do, more rows at once would only take more memory. TPUs
-        move more of it for 7 of the 14 rows of an interpolation than for half of all.
+        so many that a device has enough to do, more rows at once would only take more memory.
 
         Reads the mesh set by `jax.set_mesh`.
 
@@ -91,12 +92,13 @@ class Sampler:
         """
         if self.low_memory:
             return 1
-        if current_platform()[0] != "gpu":
+        limit = MAX_ELEMENTS.get(current_platform()[0])
+        if limit is None:
             return len(sample) * 2  # both halves
         mesh = abstract_mesh()
         parts = 1 if mesh is None else mesh.shape["frames"]
         row = math.prod(sample.shape[1:-1]) * self.unet.config.channels[0]
-        return max(1, MAX_ELEMENTS * parts // row)
+        return max(1, limit * parts // row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Call:
       seeds: `(batch,)` integers.
       guidance: the guidance scale, a scalar; 1 and below mean none.
       progress: is told how many steps are done.
+      watch: is shown the clean samples that the network predicts, now and then:
+        `(rows, frames, height, width, channels)`.
     """
 
     sampler: Sampler
@@ -118,6 +122,7 @@ class Call:
     seeds: jax.Array
     guidance: jax.Array
     progress: Progress | None = None
+    watch: Callable[[jax.Array], None] | None = None
 
     def keys(self, stage: str) -> jax.Array:
         """The clips' random keys `(batch,)`; see `clip_keys`."""
@@ -317,7 +322,7 @@ def run(
     """Denoises `start` to the end of the schedule, in about twenty segments.
 
     The call's progress is told before the program is compiled, before the first segment, and after
-    each.
+    each; predictions are shown after each.
 
     Args:
       call: network, solver, parameters, guidance and progress.
@@ -354,6 +359,8 @@ def run(
         if progress is not None:
             jax.block_until_ready(state)
             progress(end - first_step, count - first_step)
+        if call.watch is not None:
+            call.watch(state.clean)
     return state.sample
 
 

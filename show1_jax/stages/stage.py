@@ -299,6 +299,20 @@ class Stage(abc.ABC):
         del params
         return pieces[:, 0]
 
+    def preview(self, clean: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+        """What is to be seen of clips that are being denoised; a window where there are several.
+
+        Args:
+          clean: the samples that the denoiser predicts now, as `Call.watch` receives them.
+          params: of the stage's networks besides the denoiser.
+
+        Returns:
+          `(batch, frames, height, width, 3)` or, of images, `(batch, height, width, 3)`.
+        """
+        at_once = self.batch_shape[0]
+        pieces = clean.reshape(-1, at_once, *clean.shape[1:])
+        return pieces[:, 0] if at_once < self.pieces_shape[0] else self.join(pieces, params)
+
     def earlier(self, video: jax.Array) -> dict[str, jax.Array]:
         """What earlier stages would have made of true clips `(batch, frames, height, width, 3)`."""
         del video

@@ -233,6 +233,12 @@ class Translation(Stage):
         assert self.vae is not None
         return decode(self.vae, params["vae"], pieces[:, 0], self.vae_frames)
 
+    def preview(self, clean: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+        """The frame in the middle, decoded; see `Stage.preview`."""
+        assert self.vae is not None
+        middle = clean.shape[1] // 2
+        return decode(self.vae, params["vae"], clean[:, middle : middle + 1], 1)
+
     def earlier(self, video: jax.Array) -> dict[str, jax.Array]:
         """The clips as they are after they were small; see `Stage.earlier`."""
         small = jax.image.resize(video, (*video.shape[:2], *self.small, 3), "linear")

@@ -98,13 +98,27 @@ def load_encoder(
     if isinstance(module, T5Encoder):
         dtype = t5_dtype(dtype)
         module = module.clone(dtype=dtype)
-    tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
-    tokenize = tokenizer(folder.folder / "tokenizer", tokens)
+    tokenize = load_tokenizer(folder, module, tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
         stored = folder.stored("text_encoder", module, dtype)
         room = current_platform()[0] != "cpu" or folder.size("text_encoder") <= MAX_BYTES_ON_CPU
         keep = isinstance(module, CLIPText) or (whole and room)
         return TextEncoder(module, stored.read() if keep else stored, tokenize)
+
+
+def load_tokenizer(folder: StageFolder, module: T5Encoder | CLIPText, tokens: int) -> Tokenizer:
+    """The tokenizer beside a text encoder.
+
+    Args:
+      folder: of the stage.
+      module: the text encoder.
+      tokens: number of tokens per prompt.
+
+    Raises:
+      InputError: if it is missing or damaged.
+    """
+    tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
+    return tokenizer(folder.folder / "tokenizer", tokens)
 
 
 def t5_dtype(dtype: DTypeLike) -> np.dtype:

@@ -53,6 +53,7 @@ class Tokenizer:
         frame: Callable[[list[int]], list[int]],
         pad: int,
         length: int = LENGTH,
+        unknown: Callable[[str], list[str]] = lambda prompt: [],
     ) -> None:
         """Makes a tokenizer from the parts in which T5 and CLIP differ.
 
@@ -61,6 +62,7 @@ class Tokenizer:
           frame: adds the tokens for beginning and end.
           pad: the padding token.
           length: number of tokens per prompt.
+          unknown: finds the words of a prompt that have no tokens.
 
         Raises:
           InputError: if `length` leaves no room for a prompt.
@@ -74,6 +76,7 @@ class Tokenizer:
                 f"{length} tokens leave no room for a prompt; raise config.text.t5_tokens"
             )
         self.length = length
+        self.unknown = unknown
         self._cut: set[str] = set()
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
@@ -81,6 +84,7 @@ class Tokenizer:
         ids = np.full((len(prompts), self.length), self._pad, np.int32)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
+            _warn_once(self.unknown(prompt))
             tokens = self._encode(prompt)
             self._warn_if_cut(prompt, len(tokens) - self._room)
             tokens = self._frame(tokens[: self._room])
@@ -138,23 +142,20 @@ def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
     def encode(prompt: str) -> list[int]:
         ids: list[int] = []
         for text, name in split(prompt):
-            found = pieces.encode(text)
-            if unknown in found:
-                words = (each.strip(".,;:!?") for each in text.split())
-                _warn_once(
-                    each
-                    for each in words
-                    if re.search(r"\w", each) and unknown in pieces.encode(each)
-                )
-            ids += found
+            ids += pieces.encode(text)
             ids += [special[name]] if name else []
         return ids
+
+    def unknown_words(prompt: str) -> list[str]:
+        texts = [text for text, _ in split(prompt) if unknown in pieces.encode(text)]
+        words = (word.strip(".,;:!?") for text in texts for word in text.split())
+        return [word for word in words if re.search(r"\w", word) and unknown in pieces.encode(word)]
 
     def frame(ids: list[int]) -> list[int]:
         # A prompt that ends with a literal end token has it already.
         return ids if ids[-1:] == [end] else [*ids, end]
 
-    return Tokenizer(encode, frame, pad, length)
+    return Tokenizer(encode, frame, pad, length, unknown_words)
 
 
 _WARNED: set[str] = set()

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.store import reason, restoring
 from show1_jax.errors import InputError
+from show1_jax.lock import locked
 from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
 from show1_jax.stages import Part, Stage
-from show1_jax.training.lock import locked
 from show1_jax.training.step import TrainState
 from show1_jax.training.tasks import compute_dtype
 
@@ -95,7 +95,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack, _writing(folder):
             if first():
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder))
+                stack.enter_context(locked(folder, "--workdir"))
             self._manager = _Manager(
                 (folder / "checkpoints").absolute(),
                 options=ocp.CheckpointManagerOptions(

@@ -238,7 +238,7 @@ def test_a_stage_is_compiled_for_a_gpu_and_for_two_hosts():
     for report in (one, four):
         assert report["fits"]
         assert report["peak_bytes_per_chip"] > report["parameter_bytes_per_chip"]
-        assert report["bytes_accessed"] == report["operand_bytes"] > 0
+        assert report["bytes_accessed"] > 0
         assert 0 < report["predicted_mfu"] <= 1
     assert one["collectives"] == {}
     assert "all-to-all" in four["collectives"]

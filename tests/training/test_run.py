@@ -452,7 +452,7 @@ def test_a_run_that_cannot_go_on_says_so(train, begun):
 def test_a_folder_has_one_run_at_a_time(train, tmp_path, monkeypatch):
     config, workdir = small_config("vae"), tmp_path / "vae"
     with contextlib.closing(RunFolder(workdir, config, own_part(config), {})):
-        with pytest.raises(InputError, match="vae is in use by another run") as error:
+        with pytest.raises(InputError, match="vae is in use by another program") as error:
             train(tmp_path)
         assert f"(process {os.getpid()} on {socket.gethostname()})" in one_line(error)
         # Of a run's processes the first has it.

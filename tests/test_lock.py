@@ -1,4 +1,4 @@
-"""A folder that one program trains in."""
+"""A folder that one program uses."""
 
 import errno
 import fcntl
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from show1_jax.errors import InputError
-from show1_jax.training.lock import locked
+from show1_jax.lock import locked
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HOLD = """
 import pathlib, sys, time
-from show1_jax.training.lock import locked
-with locked(pathlib.Path(sys.argv[1])):
+from show1_jax.lock import locked
+with locked(pathlib.Path(sys.argv[1]), "--workdir"):
     print("held", flush=True)
     time.sleep(100)
 """
@@ -27,11 +27,11 @@ def test_a_killed_program_holds_nothing(tmp_path):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout.readline() == b"held\n"
-            with pytest.raises(InputError, match=f"in use by another run .process {holder.pid} on"):
-                locked(tmp_path).__enter__()
+            with pytest.raises(InputError, match=f"another program .process {holder.pid} on"):
+                locked(tmp_path, "--workdir").__enter__()
         finally:
             holder.kill()
-    with locked(tmp_path):
+    with locked(tmp_path, "--workdir"):
         assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -40,5 +40,5 @@ def test_where_there_are_no_locks_a_run_goes_on(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with locked(tmp_path):
+    with locked(tmp_path, "--workdir"):
         assert f"{tmp_path} cannot be locked" in caplog.text

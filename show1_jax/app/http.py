@@ -1,0 +1,289 @@
+"""The HTTP service: videos as resources, in the asynchronous shape that video servers share.
+
+`POST /v1/videos` answers 202 with an id at once; `GET /v1/videos/ID` says how far it is, and
+`GET /v1/videos/ID/content` gives the file. OpenAPI's page is at `/docs`. Errors are
+`{"error": {"message": "one sentence"}}`.
+"""
+
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Annotated, Any, Literal
+
+import anyio
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from show1_jax._version import __version__
+from show1_jax.app.jobs import Job
+from show1_jax.app.requests import Refused, VideoRequest
+from show1_jax.app.service import Service
+
+COOKIE = "show1_token"
+MAX_BODY = 100_000  # bytes of a request for videos
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
+OPEN = ("/healthz",)  # needs no token
+MEDIA = {
+    "mp4": "video/mp4",
+    "gif": "image/gif",
+    "png": "image/png",
+    "json": "application/json",
+}
+Ending = Literal["mp4", "gif", "png", "json"]
+
+
+class Video(BaseModel):
+    """One video, as clients see it."""
+
+    id: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    stage: str | None = Field(description="what is done now: a stage or a text encoder")
+    progress: float = Field(description="0 to 100")
+    error: str | None
+    warnings: list[str]
+    prompt: str
+    seed: int
+    source: str | None
+    settings: dict[str, Any] = Field(description="as in the request")
+    made: list[str] = Field(description="the stages whose results are there")
+    place: int = Field(description="how many videos are made before this one")
+    step: int
+    steps: int
+    doing: str = Field(description='what is done besides steps, such as "compiling"')
+    seconds_left: float | None
+    preview: bool = Field(description="whether there is something to be seen at …/preview")
+    version: int = Field(description="grows with every change")
+    created_at: float = Field(description="seconds since 1970")
+    ended_at: float | None
+
+
+class Accepted(Video):
+    """The first video of a request, and the ids of all."""
+
+    ids: list[str]
+
+
+class Videos(BaseModel):
+    """A page of the list, newest first."""
+
+    data: list[Video]
+    has_more: bool
+
+
+def describe(service: Service, job: Job) -> dict[str, Any]:
+    """What clients see of a job."""
+    return {
+        "id": job.id,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": round(job.progress, 1),
+        "error": job.error,
+        "warnings": job.warnings,
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "source": job.source,
+        "settings": job.settings.to_json(),
+        "made": job.made,
+        "place": service.place(job),
+        "step": job.done,
+        "steps": job.steps,
+        "doing": job.doing,
+        "seconds_left": job.seconds_left,
+        "preview": bool(job.preview),
+        "version": job.version,
+        "created_at": job.created,
+        "ended_at": job.ended,
+    }
+
+
+def make_app(service: Service, token: str = "", max_upload: int = 512 * 2**20) -> FastAPI:
+    """The application, without the page.
+
+    Args:
+      service: makes the videos.
+      token: what clients must show: `Authorization: Bearer TOKEN`; browsers open `/?token=TOKEN`
+        once. "" for nothing.
+      max_upload: bytes of an adapter.
+    """
+    app = FastAPI(
+        title="Show-1",
+        version=__version__,
+        description="Videos from prompts.",
+        docs_url="/docs",
+        redoc_url=None,
+        responses={"4XX": {"description": '`{"error": {"message": "one sentence"}}`'}},
+    )
+    app.state.service = service
+    _add_videos(app, service)
+    _add_adapters(app, service, max_upload)
+    _add_operation(app, service)
+    _add_errors(app)
+    app.add_middleware(_Guard, token=token)
+    return app
+
+
+def _add_videos(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/videos", status_code=202, tags=["videos"], response_model=Accepted)
+    def make(request: VideoRequest) -> dict[str, Any]:
+        """Accepts one or several videos to make, and answers at once."""
+        jobs = service.submit(request)
+        return describe(service, jobs[0]) | {"ids": [job.id for job in jobs]}
+
+    @app.get("/v1/videos", tags=["videos"], response_model=Videos)
+    def videos(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        after: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> dict[str, Any]:
+        """The videos in the output folder, newest first; `after` is the last id of a page."""
+        found = service.newest(limit + 1, after)
+        return {
+            "data": [describe(service, job) for job in found[:limit]],
+            "has_more": len(found) > limit,
+        }
+
+    @app.get("/v1/videos/{name}", tags=["videos"], response_model=Video)
+    def video(name: str) -> dict[str, Any]:
+        """How far a video is."""
+        return describe(service, service.job(name))
+
+    @app.delete("/v1/videos/{name}", tags=["videos"])
+    def delete(name: str) -> dict[str, Any]:
+        """Removes a video and its files; one that is being made is given up."""
+        service.delete(name)
+        return {"id": name, "deleted": True}
+
+    @app.get("/v1/videos/{name}/content", tags=["videos"], response_class=FileResponse)
+    def content(name: str, stage: str | None = None, format: Ending = "mp4") -> FileResponse:
+        """A stage's clip, the last one's if none is named; ranges are served. json: metadata."""
+        path = service.file(name, stage, format)
+        return FileResponse(
+            path,
+            media_type=MEDIA[format],
+            filename=f"{name}-{path.name}",
+            content_disposition_type="inline",
+        )
+
+    @app.get("/v1/videos/{name}/preview", tags=["videos"], response_class=Response)
+    def preview(name: str) -> Response:
+        """What is being denoised, as the network sees it now: an animated WebP picture."""
+        picture = service.job(name).preview
+        if not picture:
+            raise Refused("there is nothing to be seen yet", 404)
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
+
+
+def _add_adapters(app: FastAPI, service: Service, max_upload: int) -> None:
+    @app.get("/v1/adapters", tags=["adapters"])
+    def adapters() -> dict[str, list[str]]:
+        """The names of uploaded adapters."""
+        return {"data": service.studio.adapter_names()}
+
+    @app.put("/v1/adapters/{name}", status_code=201, tags=["adapters"])
+    async def upload(name: str, request: Request) -> dict[str, str]:
+        """Keeps the body, a `.safetensors` file, as an adapter of the first stage."""
+        if not ADAPTER_NAME.fullmatch(name):
+            raise Refused("give the adapter a name of letters, digits, '.', '_' and '-' that ends "
+                          "in .safetensors")  # fmt: skip
+        too_large = Refused(f"adapters have at most {max_upload // 2**20} MiB", 413)
+        if int(request.headers.get("content-length", 0)) > max_upload:
+            raise too_large
+        part = service.out / "adapters" / f".{secrets.token_hex(8)}.part"
+        size = 0
+        try:
+            async with await anyio.open_file(part, "wb") as file:
+                async for data in request.stream():
+                    size += len(data)
+                    if size > max_upload:
+                        raise too_large
+                    await file.write(data)
+            await anyio.to_thread.run_sync(service.add_adapter, name, part)
+        finally:
+            part.unlink(missing_ok=True)
+        return {"name": name}
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["operation"])
+    def health() -> dict[str, str]:
+        """200 while requests are accepted, 503 when the service is about to end."""
+        if service.draining:
+            raise Refused("the service is about to end", 503)
+        return {"status": "ok"}
+
+    @app.get("/metrics", tags=["operation"], response_class=Response)
+    def metrics() -> Response:
+        """Counts, for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, why: Refused) -> Response:
+        headers = {} if why.retry_after is None else {"Retry-After": str(why.retry_after)}
+        return _said(str(why), why.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, why: RequestValidationError) -> Response:
+        first = why.errors()[0]
+        if first["type"] == "json_invalid":
+            return _said("the body is no JSON", 400)
+        place = [str(part) for part in first["loc"] if part not in ("body", "query")]
+        what = ".".join(place[:2]) or "the body"
+        text = first["msg"][0].lower() + first["msg"][1:]
+        return _said(f"{what[:60]}: {text}", 422)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, why: HTTPException) -> Response:
+        return _said(str(why.detail), why.status_code, dict(why.headers or {}))
+
+
+class _Guard:
+    """Lets nobody in without the token, and no request for videos that is too large."""
+
+    def __init__(self, app: Any, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        length = request.headers.get("content-length", "0")
+        answer: Response | None = None
+        if self._token and scope["path"] not in OPEN:
+            answer = self._entrance(request)
+        if answer is None and scope["path"] == "/v1/videos" and int(length or 0) > MAX_BODY:
+            answer = _said("the request is too large", 413)
+        await (answer or self._app)(scope, receive, send)
+
+    def _entrance(self, request: Request) -> Response | None:
+        """What is answered to those who may not enter, or enter by the page's address."""
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._is_token(given.strip()):
+            return None
+        if self._is_token(request.cookies.get(COOKIE, "")):
+            return None
+        if request.url.path == "/" and self._is_token(request.query_params.get("token", "")):
+            answer = RedirectResponse(".", 303)
+            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            return answer
+        return _said(
+            "give the token: Authorization: Bearer TOKEN, or /?token=TOKEN in a browser", 401,
+            {"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+
+    def _is_token(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode(), self._token.encode())
+
+
+def _said(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message}}, status, headers)

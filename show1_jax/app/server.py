@@ -1,0 +1,107 @@
+"""Runs the application: the page, the HTTP service and the worker, in one process."""
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from ml_collections import ConfigDict
+
+from show1_jax.app.http import make_app
+from show1_jax.app.service import Service
+from show1_jax.compilation import use_compilation_cache
+from show1_jax.errors import InputError
+from show1_jax.lock import locked
+from show1_jax.memory import return_freed_memory
+from show1_jax.paths import Checkpoint, local_path
+
+GRACE = 5  # seconds in which open connections may end
+
+
+class Server(uvicorn.Server):
+    """Ends at SIGTERM when what is being made is finished, at Ctrl-C or a second signal at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        """See uvicorn."""
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Sets the signals' handlers for as long as it serves."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._on_signal) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGTERM and not self._service.draining:
+            logging.getLogger("show1").warning("ends when the videos in work are finished")
+            self._service.drain(self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+def serve(
+    config: ConfigDict,
+    checkpoint: Checkpoint,
+    *,
+    out: Path,
+    host: str,
+    port: int,
+    token: str = "",
+    max_queue: int = 100,
+    max_upload: int = 512 * 2**20,
+) -> None:
+    """Serves until a signal ends it.
+
+    Args:
+      config: as in `configs/show1.py`.
+      checkpoint: a converted checkpoint, or several; see `Engine`.
+      out: the output folder.
+      host: the address to listen at.
+      port: likewise.
+      token: what clients must show; "" for nothing.
+      max_queue: how many videos may wait.
+      max_upload: bytes of an uploaded adapter.
+
+    Raises:
+      InputError: if a setting is wrong, the folder cannot be used, or the port is taken.
+    """
+    folder = local_path(out).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+    use_compilation_cache()
+    return_freed_memory()
+    with locked(folder, "--out"):
+        service = Service(config, checkpoint, folder, max_queue)
+        app = make_app(service, token, max_upload)
+        settings = uvicorn.Config(
+            app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE
+        )
+        server = Server(settings, service)
+        try:
+            with settings.bind_socket() as socket:
+                _say(socket.getsockname()[1], host, token)
+                service.start()
+                server.run([socket])
+        finally:
+            service.close()
+
+
+def _say(port: int, host: str, token: str) -> None:
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    query = "?token=..." if token else ""
+    print(f"the page: {address}/{query}   for programs: {address}/docs", flush=True)
