@@ -26,6 +26,7 @@ CONSOLE = {
     "show1-sample": ("sample.py",),
     "show1-train": ("train.py",),
     "show1-convert": ("-m", "show1_jax.convert"),
+    "show1-app": ("-m", "show1_jax.app"),
 }
 OTHERS = ("venv", "pytest", "pip", "ruff", "mypy")  # `python -m` of programs that are not ours
 HELP = """

@@ -15,6 +15,7 @@ import anyio
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -109,7 +110,7 @@ def make_app(service: Service, token: str = "", max_upload: int = 512 * 2**20) -
         once. "" for nothing.
       max_upload: bytes of an adapter.
     """
-    app = FastAPI(
+    app = FastAPIOffline(  # whose /docs fetches nothing from outside
         title="Show-1",
         version=__version__,
         description="Videos from prompts.",

@@ -82,9 +82,11 @@ class Job:
 
     @classmethod
     def new(cls, out: Path, prompt: str, seed: int, settings: Settings, created: float) -> Self:
-        """A job with an id of its own, which begins with its time; nothing is written."""
+        """A job whose id begins with its time, so that ids are in order; nothing is written."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created))
-        return cls(out / f"{stamp}-{secrets.token_hex(4)}", prompt, seed, settings, created)
+        microseconds = int(created % 1 * 1e6)
+        name = f"{stamp}-{microseconds:05x}{secrets.token_hex(2)[:3]}"
+        return cls(out / name, prompt, seed, settings, created)
 
     @property
     def id(self) -> str:

@@ -102,6 +102,8 @@ def serve(
 
 
 def _say(port: int, host: str, token: str) -> None:
+    if host not in ("127.0.0.1", "::1", "localhost") and not token:
+        logging.warning("Everybody who reaches %s can use the service: give a --token.", host)
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     query = "?token=..." if token else ""
     print(f"the page: {address}/{query}   for programs: {address}/docs", flush=True)

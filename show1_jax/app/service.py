@@ -65,6 +65,7 @@ class Service:
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._draining = self._closing = False
+        self._latest = 0.0  # when the last job was created
         self._speeds = Speeds()
         self._seconds: collections.deque[float] = collections.deque(maxlen=20)  # of a video
         self._thread = threading.Thread(target=self._work, name="sampling", daemon=True)
@@ -97,7 +98,8 @@ class Service:
             self._check_room(request.n)
             made = []
             for seed in range(first, first + request.n):
-                job = Job.new(self.out, prompt, seed, settings, time.time())
+                self._latest = max(time.time(), self._latest + 2e-6)  # each its own microsecond
+                job = Job.new(self.out, prompt, seed, settings, self._latest)
                 job.warnings, job.source = warnings, request.source
                 made.append(job)
             if source is not None:
@@ -353,10 +355,13 @@ class Service:
         """Ends the jobs of a batch, or queues them again if it was stopped."""
         with self._changed:
             self._running = []
-            for job in reversed(batch):
+            for job in batch:
                 if job.status == states.DELETED:
                     job.remove()
-                elif stopped:
+            for job in reversed(batch):
+                if job.status == states.DELETED:
+                    continue
+                if stopped:
                     job.change(status=states.QUEUED, stage=None, preview=b"", progress=0.0)
                     self._queue.appendleft(job)
                 else:

@@ -16,7 +16,7 @@ EXAMPLES = """\
   %(prog)s --config show1 --checkpoint checkpoints/show1 --config.batch_size=4
   %(prog)s --host 0.0.0.0 --token SECRET
 """
-NEEDED = ("fastapi", "gradio", "uvicorn", "prometheus_client")
+NEEDED = ("fastapi", "fastapi_offline", "gradio", "uvicorn", "prometheus_client")
 TOKEN = "SHOW1_TOKEN"
 
 

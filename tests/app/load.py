@@ -1,0 +1,212 @@
+"""Loads the service and prints figures.
+
+    python -m tests.app.load [--requests 50] [--clients 10] [--jobs 0] [--steps keyframes=…]
+
+Starts the service on the embedded checkpoint, posts requests from several clients at once, kills it
+in the middle, starts it again, and compares every video with what `sample.py` makes of the same
+prompt and seed. With `--jobs 200` it goes on with videos of one stage and watches the memory.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from show1_jax.media import read_mp4
+from show1_jax.shapes.scenes import caption, combinations
+
+ROOT = Path(__file__).parents[2]
+STEPS = "5"
+
+
+class Server:
+    """The service as a process of its own."""
+
+    def __init__(self, out: Path, *flags: str):
+        command = [sys.executable, "-m", "show1_jax.app", "--port", "0", "--out", str(out), *flags]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.process.stderr.read())
+        self.url = re.search(r"http://[\w.:]+", line)[0]
+        self.errors: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        self.errors += self.process.stderr
+
+    def call(self, path: str, method: str = "GET", body: object = None) -> tuple[int, object]:
+        """Status and JSON; text where it is no JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        try:
+            return status, json.loads(text)
+        except ValueError:
+            return status, text.decode(errors="replace")
+
+    def metric(self, name: str) -> float:
+        _, text = self.call("/metrics")
+        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
+
+    def wait(self, names: list[str], limit: float = 7200) -> list[dict]:
+        """Waits until videos have ended."""
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            found = [self.call(f"/v1/videos/{name}")[1] for name in names]
+            if all(video["status"] in ("completed", "failed") for video in found):
+                return found
+            time.sleep(0.5)
+        raise TimeoutError("\n".join(self.errors[-20:]))
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(300)
+
+
+@contextlib.contextmanager
+def serving(out: Path, *flags: str):
+    server = Server(out, *flags)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.end(signal.SIGKILL)
+
+
+def prompts(count: int) -> list[str]:
+    every = [caption(combination) for combination in combinations()]
+    return [every[i * 37 % len(every)] for i in range(count)]
+
+
+def post_all(server: Server, bodies: list[dict], clients: int) -> list[tuple[int, object]]:
+    """Posts from several clients at once; the answers, in order."""
+    answers: list = [None] * len(bodies)
+
+    def client(own: range) -> None:
+        for i in own:
+            answers[i] = server.call("/v1/videos", "POST", bodies[i])
+
+    threads = [
+        threading.Thread(target=client, args=(range(i, len(bodies), clients),))
+        for i in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def sampled(asked: list[tuple[str, int]], out: Path, *flags: str) -> float:
+    """What `sample.py` makes of prompts and seeds in one job; returns seconds."""
+    file = out.with_suffix(".jsonl")
+    lines = (json.dumps({"prompt": prompt, "seed": seed}) for prompt, seed in asked)
+    file.write_text("\n".join(lines))
+    begin = time.monotonic()
+    subprocess.run(
+        [sys.executable, "sample.py", "--prompts", str(file), "--out", str(out), *flags],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    return time.monotonic() - begin
+
+
+def largest_difference(folder: Path, other: Path) -> float:
+    """The largest difference of two items' results, in levels of 255."""
+    found = []
+    for path in sorted(folder.glob("*.npy")):
+        own, reference = np.load(path), np.load(other / path.name)
+        found.append(np.abs(np.clip(own, -1, 1) - np.clip(reference, -1, 1)).max() * 127.5)
+    for path in sorted(folder.glob("*.mp4")):
+        own, reference = (read_mp4(each / path.name).astype(int) for each in (folder, other))
+        found.append(np.abs(own - reference).max())
+    return float(max(found))
+
+
+def load(requests: int, clients: int, out: Path, steps: str) -> None:
+    """Posts, kills, starts again, and compares."""
+    flags = ("--config.batch_size=4", "--steps", steps)
+    asked = [(prompt, seed) for seed, prompt in enumerate(prompts(requests))]
+    bodies = [{"prompt": prompt, "seed": seed} for prompt, seed in asked]
+    begin = time.monotonic()
+    with serving(out / "service", *flags) as server:
+        answers = post_all(server, bodies, clients)
+        accepted = [answer["id"] for status, answer in answers if status == 202]
+        refused = [status for status, _ in answers if status != 202]
+        print(f"{len(accepted)} accepted, {len(refused)} refused {sorted(set(refused))}")
+        while server.metric('show1_videos_total{status="completed"}') < requests / 4:
+            time.sleep(0.5)
+        server.end(signal.SIGKILL)
+    killed = time.monotonic()
+    with serving(out / "service", *flags) as server:
+        videos = server.wait(accepted)
+        seconds = time.monotonic() - begin
+        status = [video["status"] for video in videos]
+        print(f"after kill -9 and a restart: {status.count('completed')} completed, "
+              f"{status.count('failed')} failed; {seconds:.0f} s in all, killed after "
+              f"{killed - begin:.0f} s")  # fmt: skip
+        _, listed = server.call("/v1/videos?limit=1000")
+        doubled = len(listed["data"]) - len(accepted)
+        print(f"{doubled} doubled; SIGTERM ends it with status {server.end()}")
+    alone = sampled(asked, out / "batch", *flags)
+    print(f"sample.py with all prompts in one job: {alone:.0f} s")
+    own = sampled(asked[:1], out / "one", "--steps", steps)
+    print(f"sample.py with one prompt: {own:.0f} s, so {requests} calls {own * requests:.0f} s")
+    by_item = {(video["prompt"], video["seed"]): video["id"] for video in videos}
+    differences = [
+        largest_difference(out / "service" / by_item[item] / "000", out / "batch" / f"{i:03d}")
+        for i, item in enumerate(asked)
+        if item in by_item
+    ]
+    print(f"largest difference from sample.py: {max(differences):.2f} levels of 255")
+
+
+def memory(jobs: int, out: Path, steps: str) -> None:
+    """Watches the resident memory and the compiled programs."""
+    stages = ["keyframes"]
+    with serving(out / "memory", "--steps", steps) as server:
+        for count in range(1, jobs + 1):
+            body = {"prompt": prompts(jobs)[count - 1], "seed": count, "stages": stages}
+            _, answer = server.call("/v1/videos", "POST", body)
+            server.wait([answer["id"]])
+            if count in (1, 5, jobs // 10, jobs):
+                resident = server.metric("process_resident_memory_bytes") / 2**20
+                compiled = server.metric("show1_compiled_programs")
+                print(f"after job {count}: {resident:.0f} MiB, {compiled:.0f} programs compiled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--steps", default=STEPS)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.requests:
+            load(args.requests, args.clients, Path(folder), args.steps)
+        if args.jobs:
+            memory(args.jobs, Path(folder), args.steps)
+
+
+if __name__ == "__main__":
+    main()
