@@ -138,6 +138,21 @@ ENTRY %main (p.2: f32[8,4]) -> f32[8,4] {
     assert Module(hlo).traffic() == 2 * 32 * 4 + 2 * (32 * 4 + 32 * 2)
 
 
+def test_traffic_of_a_tpu_is_that_of_its_main_memory_with_padding():
+    """As its compiler writes them: arrays in S(1), the vector memory, are copied there in parts."""
+    hlo = """ENTRY %main (p: bf16[3,320,7]) -> f32[8,128] {
+  %p = bf16[3,320,7]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %ss = ((bf16[3,320,7]{2,1,0:T(8,128)(2,1)}), bf16[1,320,7]{2,1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:1]}
+  %sd = bf16[1,320,7]{2,1,0:T(8,128)(2,1)S(1)} slice-done(%ss)
+  %cs = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%v)
+  %cd = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%cs)
+  %f = f32[8,128]{1,0:T(8,128)S(1)} fusion(%sd, %cd), kind=kLoop, calls=%a
+  ROOT %g = f32[8,128]{1,0:T(8,128)} fusion(%f), kind=kLoop, calls=%b
+}
+"""  # noqa: E501
+    assert Module(hlo).traffic() == 320 * 128 * 2 + 2 * 8 * 128 * 4
+
+
 # As XLA's GPU compiler writes them, shortened.
 GPU = """
 ENTRY %main (a: bf16[64,32]) -> bf16[64,48] {

@@ -142,8 +142,8 @@ def largest_difference(folder: Path, other: Path) -> float:
     return float(max(found))
 
 
-def load(requests: int, clients: int, out: Path, steps: str) -> None:
-    """Posts, kills, starts again, and compares."""
+def load(requests: int, clients: int, out: Path, steps: str) -> dict[str, float]:
+    """Posts, kills, starts again, and compares; returns what it prints."""
     flags = ("--config.batch_size=4", "--steps", steps)
     asked = [(prompt, seed) for seed, prompt in enumerate(prompts(requests))]
     bodies = [{"prompt": prompt, "seed": seed} for prompt, seed in asked]
@@ -178,6 +178,12 @@ def load(requests: int, clients: int, out: Path, steps: str) -> None:
         if item in by_item
     ]
     print(f"largest difference from sample.py: {max(differences):.2f} levels of 255")
+    return {
+        "accepted": len(accepted),
+        "completed": status.count("completed"),
+        "doubled": doubled,
+        "difference": max(differences),
+    }
 
 
 def memory(jobs: int, out: Path, steps: str) -> None:

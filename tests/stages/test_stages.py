@@ -225,6 +225,40 @@ def test_progress_counts_every_step(base, text):
     assert seen == [(0, 4, "compiling"), *((done, 4) for done in range(5))]
 
 
+PREVIEWS = {
+    "keyframes": ((1, 3, 4, 6, 3), lambda clip: clip),
+    "super_resolution": ((1, 3, 8, 12, 3), lambda clip: clip[:, -3:]),  # the window
+    "translation": ((1, 1, 8, 8, 3), lambda clip: clip[:, 1:2]),
+}
+
+
+@pytest.mark.parametrize("name", PREVIEWS)
+def test_what_is_denoised_can_be_seen_and_becomes_the_result(
+    name, base, upscaler, translator, vae, text
+):
+    """The last prediction is what the stage returns but for the last step's noise."""
+    stage, network, inputs = {
+        "keyframes": (made.keyframes(), base, {}),
+        "super_resolution": (
+            made.super_resolution(), upscaler,
+            {"interpolation": jnp.zeros((1, 4, 4, 6, 3)), "first_frame": jnp.ones((1, 8, 12, 3))},
+        ),
+        "translation": (
+            made.translation(vae[0]), translator, {"super_resolution": jnp.zeros((1, 3, 8, 8, 3))}
+        ),
+    }[name]  # fmt: skip
+    seen = []
+
+    def watch(clean):
+        seen.append(stage.preview(clean, {"vae": vae[1]}))
+
+    own = call(*network, text[:, :1], SEEDS[:1], vae=vae[1])
+    result = stage.sample(dataclasses.replace(own, watch=watch), inputs)
+    shape, part = PREVIEWS[name]
+    assert {clip.shape for clip in seen} == {shape}
+    np.testing.assert_allclose(seen[-1], part(result), atol=0.05)
+
+
 def test_parameters_by_timestep(base, text):
     sampler, params = base
     other = jax.tree.map(lambda leaf: 1.1 * leaf, params)
