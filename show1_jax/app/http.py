@@ -213,6 +213,8 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         """200 while requests are accepted, 503 when the service is about to end."""
         if service.draining:
             raise Refused("the service is about to end", 503)
+        if not service.works:
+            raise Refused("nothing is made any more; the service's log says why", 503)
         return {"status": "ok"}
 
     @app.get("/metrics", tags=["operation"], response_class=Response)

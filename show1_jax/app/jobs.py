@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,13 +110,16 @@ class Job:
         self.version += 1
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Ends it, on disk too."""
+        """Ends it, on disk too; if that cannot be written, only a restart will not know."""
         self.change(
             status=status, error=error, ended=time.time(), stage=None, doing="", preview=b"",
             done=0, steps=0,
             seconds_left=None, progress=100.0 if status == COMPLETED else self.progress,
         )  # fmt: skip
-        self.save()
+        try:
+            self.save()
+        except InputError as problem:
+            logging.warning("%s", problem)
 
     def save(self) -> None:
         """Writes `job.json`; a job that runs is written as one that waits.
@@ -167,6 +170,16 @@ class Job:
             raise InputError(f"{path} cannot be read: {error}") from None
         job.progress = 100.0 if job.status == COMPLETED else 0.0
         return job
+
+    def take(self, source: "Job", stages: Sequence[str]) -> None:
+        """Takes results of another job with the same prompt and seed.
+
+        Raises:
+          InputError: if one is not there, or a file cannot be written.
+        """
+        self.outputs.begin([self.prompt], [self.seed])
+        self.outputs.take(source.outputs, stages)
+        self.made = self.outputs.made_stages(0)
 
     def remove(self) -> None:
         """Removes all of it."""

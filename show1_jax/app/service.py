@@ -96,16 +96,21 @@ class Service:
         warnings = [f"The checkpoint does not know {', '.join(map(repr, words))}."] if words else []
         with self._changed:
             self._check_room(request.n)
-            made = []
-            for seed in range(first, first + request.n):
-                self._latest = max(time.time(), self._latest + 2e-6)  # each its own microsecond
-                job = Job.new(self.out, prompt, seed, settings, self._latest)
-                job.warnings, job.source = warnings, request.source
-                made.append(job)
-            if source is not None:
-                self._take(made[0], source, there)
+            made: list[Job] = []
+            try:
+                for seed in range(first, first + request.n):
+                    self._latest = max(time.time(), self._latest + 2e-6)  # each its own microsecond
+                    job = Job.new(self.out, prompt, seed, settings, self._latest)
+                    job.warnings, job.source = warnings, request.source
+                    made.append(job)
+                    if source is not None:
+                        job.take(source, there)
+                    job.save()
+            except InputError as error:
+                for job in made:
+                    job.remove()
+                raise Refused(str(error), 507) from None
             for job in made:
-                job.save()
                 self._jobs[job.id] = job
                 self._queue.append(job)
             self._changed.notify_all()
@@ -239,6 +244,11 @@ class Service:
             self._thread.join()
 
     @property
+    def works(self) -> bool:
+        """Whether the worker is there, as it is until the service ends."""
+        return self._thread.is_alive()
+
+    @property
     def draining(self) -> bool:
         """Whether nothing more is accepted."""
         return self._draining
@@ -284,15 +294,6 @@ class Service:
                 f"{len(self._queue)} videos wait already: try again later", 429,
                 min(max(1, wait), MAX_RETRY),
             )  # fmt: skip
-
-    def _take(self, job: Job, source: Job, stages: Sequence[str]) -> None:
-        try:
-            job.outputs.begin([job.prompt], [job.seed])
-            job.outputs.take(source.outputs, stages)
-        except InputError as error:
-            job.remove()
-            raise Refused(str(error), 409) from None
-        job.change(made=job.outputs.made_stages(0))
 
     # How jobs are made.
 

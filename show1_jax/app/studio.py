@@ -3,6 +3,7 @@
 import collections
 import copy
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Studio:
         """
         self.cascade, self.adapters = Cascade(config, checkpoint), adapters
         self._config = copy.deepcopy(config)
+        self._making = threading.Lock()
         self._engines: collections.OrderedDict[tuple[Settings, int], Engine] = (
             collections.OrderedDict()
         )
@@ -111,22 +113,25 @@ class Studio:
           InputError: if a setting is wrong.
         """
         key = (settings, batch_size)
-        if key not in self._engines:
-            negative = settings.negative_prompt
-            self._engines[key] = self.cascade.engine(
-                settings.stages,
-                steps=dict(settings.steps),
-                guidance=dict(settings.guidance),
-                negative_prompts=(
-                    {} if negative is None else dict.fromkeys(settings.stages, negative)
-                ),
-                adapters=[f"{self.adapters / name}={weight}" for name, weight in settings.adapters],
-                batch_size=batch_size,
-            )
-        self._engines.move_to_end(key)
-        while len(self._engines) > MAX_ENGINES:
-            self._engines.popitem(last=False)
-        return self._engines[key]
+        with self._making:  # by threads that ask, and the worker
+            if key not in self._engines:
+                negative = settings.negative_prompt
+                self._engines[key] = self.cascade.engine(
+                    settings.stages,
+                    steps=dict(settings.steps),
+                    guidance=dict(settings.guidance),
+                    negative_prompts=(
+                        {} if negative is None else dict.fromkeys(settings.stages, negative)
+                    ),
+                    adapters=[
+                        f"{self.adapters / name}={weight}" for name, weight in settings.adapters
+                    ],
+                    batch_size=batch_size,
+                )
+            self._engines.move_to_end(key)
+            while len(self._engines) > MAX_ENGINES:
+                self._engines.popitem(last=False)
+            return self._engines[key]
 
     def missing(self, settings: Settings, there: Sequence[str]) -> str | None:
         """A stage whose result others start from, but that is neither run nor there."""

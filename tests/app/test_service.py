@@ -6,8 +6,10 @@ import threading
 import numpy as np
 import pytest
 
+from show1_jax.app import jobs
 from show1_jax.app.jobs import Job
 from show1_jax.app.requests import Refused, VideoRequest
+from show1_jax.errors import InputError
 from tests.app.conftest import PROMPT, wait
 
 KEYFRAMES = ["keyframes"]
@@ -203,6 +205,26 @@ def test_progress_reaches_those_who_wait(service, sampling, monkeypatch):
     while service.job(again).stage is None:
         pass
     assert service.job(again).seconds_left is not None
+
+
+def test_a_full_disk_stops_no_worker(service, monkeypatch, tmp_path):
+    def full(path, content):
+        raise InputError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_bytes", full)
+        with pytest.raises(Refused, match="No space left") as refused:
+            submit(service, n=2)
+        assert refused.value.status == 507
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapters"]
+    (name,) = submit(service, seed=1)
+    wait(service, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_bytes", full)
+        service.delete(name)
+    assert service.works
+    (job,) = wait(service, *submit(service, seed=2))
+    assert job.status == "completed"
 
 
 def test_unknown_words_are_warned_of(service):
