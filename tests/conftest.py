@@ -34,6 +34,10 @@ GOLDENS = Path(__file__).parent / "goldens"
 RELEASE = Path(__file__).parent / "release"
 KEPT_PROGRAMS = "SHOW1_TESTS_COMPILED"  # a folder
 
+# Of predictions that were recorded, as a share of them (root mean square): twice the largest that
+# was measured of the denoisers on CPUs, of float32 what the order of sums may make of it.
+MAX_RMS = {"float32": 1e-4, "bfloat16": 5.4e-2, "float16": 8e-3}
+
 IN_RELEASE = {
     "unet3d_base": "show-1-base/unet",
     "unet3d_interp": "show-1-interpolation/unet",
@@ -90,6 +94,49 @@ def assert_close(actual, expected, tolerance: float, name: str = "") -> None:
     assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error <= tolerance, f"{name}: relative error {error:.2e} exceeds {tolerance:.1e}"
+
+
+def assert_precise(actual, expected, dtype: object, name: str = "") -> str:
+    """Compares what a network computed in `dtype` with its recording; returns the error."""
+    dtype = np.dtype(dtype).name
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+    error = np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean())
+    told = f"{name} in {dtype}: {error:.2e} of the recording (rms)"
+    assert error <= MAX_RMS[dtype], f"{told}, more than {MAX_RMS[dtype]:.1e}"
+    return told
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Tests of a GPU take turns, so that its speed can be told, with programs as users have them.
+
+    They start processes that use the same GPU, so none takes most of its memory at once.
+    """
+    if config.option.markexpr == "gpu":
+        config.option.numprocesses = 0
+        config.option.reportchars += "s"  # why tests were skipped
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip("JAX has no GPU")
+
+
+@pytest.fixture
+def tell(capsys):
+    """Prints a figure, whether the test passes or not."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", end="")
+
+    return tell
 
 
 @pytest.fixture(autouse=True, scope="session")

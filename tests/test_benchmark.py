@@ -4,11 +4,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 
 from show1_jax.benchmark import ours, side_by_side
 from show1_jax.cli.benchmark import main
 from show1_jax.configs import show1, tiny
+from show1_jax.errors import InputError
 from show1_jax.parallel import sharding
 from tests import programs
 from tests.training.small import small_config
@@ -67,6 +69,12 @@ def test_pytorch_makes_the_same(name, capsys):
     side_by_side.compare(config, name, calls=1, frames=3)
     text = capsys.readouterr().out
     assert float(re.search(r"differ by (\S+) of", text)[1]) < 1e-5, text
+
+
+def test_pytorch_on_cpus_is_not_compared_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(InputError, match="set JAX_PLATFORMS=cpu"):
+        side_by_side.compare(tiny.get_config(), "vae", calls=1, frames=1)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ def compare(config: ConfigDict, name: str, calls: int, frames: int) -> None:
       frames: of a clip, where the network takes clips.
 
     Raises:
-      InputError: if PyTorch or its libraries are not installed.
+      InputError: if PyTorch or its libraries are not installed, or JAX uses an accelerator.
     """
+    if jax.default_backend() != "cpu":
+        raise InputError("--torch compares on CPUs: set JAX_PLATFORMS=cpu")
     torch = _load("torch")
     with torch.no_grad():
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ def parser() -> Parser:
     what.add_argument(
         "--profile", action=LocalPath, metavar="DIR", help="write a trace there (XProf, Perfetto)"
     )
-    what.add_argument("--torch", action="store_true", help="compare with PyTorch")
+    what.add_argument("--torch", action="store_true", help="compare with PyTorch, on CPUs")
     what.add_argument(
         "--frames", type=flags.whole(1), default=2, metavar="N",
         help="frames of a clip, with --torch (default: 2)",

@@ -130,18 +130,32 @@ def test_only_gradients_make_cudnn_pad(monkeypatch):
     assert lengths[1:] == [(8, 10)]
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA GPUs only")
-@pytest.mark.parametrize(("queries", "keys"), [(640, 717), (2880, 2880), (2880, 77)])
-def test_cudnn_is_the_same(queries, keys):
+def assert_like_xla(implementation, queries, keys, dtype):
+    """Compares an implementation in `dtype` with XLA's in float32, and its gradients."""
     rng = np.random.default_rng(0)
     shapes = [(2, length, 4, 64) for length in (queries, keys, keys)]
-    inputs = [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
-    assert_close(
-        attention(*inputs, implementation="cudnn"), attention(*inputs, implementation="xla"), 2e-2
-    )
-    pairs = (gradients(*inputs, implementation=name) for name in ("cudnn", "xla"))
+    inputs = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    exact = [x.astype(jnp.float32) for x in inputs]
+    found = attention(*inputs, implementation=implementation)
+    assert found.dtype == dtype
+    assert_close(found.astype(jnp.float32), attention(*exact, implementation="xla"), 2e-2)
+    pairs = (gradients(*inputs, implementation=implementation), gradients(*exact))
     for one, other in zip(*pairs, strict=True):
-        assert_close(one, other, 5e-2)
+        assert_close(one.astype(jnp.float32), other, 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(7, 7), (29, 29), (8, 8), (640, 717), (2880, 2880), (2880, 77)]
+)
+def test_cudnn_is_the_same(queries, keys, dtype):
+    assert_like_xla("cudnn", queries, keys, dtype)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (8, 8)])
+def test_sixteen_bits_are_close_to_xla_in_float32(queries, keys):
+    assert_like_xla("elementwise", queries, keys, jnp.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from show1_jax.checkpoints.tables import CLIP as TABLE
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.ops.activation import quick_gelu
-from tests.conftest import assert_close, golden, loaded, network_folder
+from tests.conftest import assert_close, assert_precise, golden, loaded, network_folder
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,13 @@ def test_bfloat16_is_close(case, config, params):
     out = CLIPText(config, dtype=jnp.bfloat16).apply({"params": params}, ids(case))
     assert out.dtype == jnp.bfloat16
     assert_close(out, case.outputs["last_hidden_state"], 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_gpus_encode_as_recorded(case, config, params, dtype, tell):
+    out = CLIPText(config, dtype=dtype).apply({"params": params}, ids(case))
+    tell(assert_precise(out, case.outputs["last_hidden_state"], dtype, "CLIP"))
 
 
 def test_refuses_what_it_cannot_compute(case, config, params):

@@ -8,7 +8,7 @@ import torch
 
 from show1_jax.errors import InputError
 from show1_jax.models.t5 import T5Encoder, relative_position_buckets
-from tests.conftest import assert_close, golden, loaded, network_folder
+from tests.conftest import assert_close, assert_precise, golden, loaded, network_folder
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,13 @@ def test_bfloat16_is_close(case, config, params):
     out = model.apply({"params": params}, *call(case))
     assert out.dtype == jnp.bfloat16
     assert_close(out, case.outputs["last_hidden_state"], 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gpus_encode_as_recorded(case, config, params, dtype, tell):
+    out = T5Encoder(config, dtype=dtype).apply({"params": params}, *call(case))
+    tell(assert_precise(out, case.outputs["last_hidden_state"], dtype, "T5"))
 
 
 def test_bfloat16_survives_activations_that_overflow_float16(case, config, params):

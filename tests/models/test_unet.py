@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -14,23 +15,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, AxisType
 
 from show1_jax.checkpoints.networks import abstract_params
+from show1_jax.checkpoints.released import sampling_params
 from show1_jax.checkpoints.tables import UNET as TABLE
 from show1_jax.errors import InputError
 from show1_jax.models.ops import attention as ops
 from show1_jax.models.temporal import dropout, dropout_masks
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.parallel import sharding
-from show1_jax.parallel.mesh import AXES
-from tests.conftest import Golden, assert_close, golden, loaded, network_folder
+from show1_jax.parallel.mesh import AXES, make_mesh
+from tests.conftest import Golden, assert_close, assert_precise, golden, loaded, network_folder
 
+NAMES = (
+    "unet3d_latent", "unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet2d_if_sr",
+)  # fmt: skip
 # The slow ones are those of which a whole stage's trajectory is walked by default.
-RECORDED = [
-    "unet3d_latent",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("unet3d_base", "unet3d_interp", "unet3d_sr1", "unet3d_sr2", "unet2d_if_sr")
-    ),
-]
+RECORDED = [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
 
 OUR_NAMES = [
     ("class_embedding", "noise_level_embedding"),
@@ -141,6 +140,34 @@ def test_predicts_as_recorded(name):
     result = run(name)
     assert result.sample.dtype == np.float32
     assert_close(result.sample, channels_last(result.case.outputs["sample"]), 2e-5)
+
+
+def assert_predicts(name: str, dtype: Any, device: jax.Device) -> str:
+    """Compares with the recording as sampling on a device computes; returns the error in words."""
+    case, (module, params) = golden(name), loaded(network_folder(name))
+    module = module.clone(dtype=dtype)
+    kinds = sampling_params(module, dtype)
+    with jax.set_mesh(make_mesh({}, [device])):
+        params = jax.tree.map(
+            lambda x, kind: sharding.put_array(x.astype(kind.dtype)), params, kinds
+        )
+        params = sharding.in_kernel_order(params)
+        out = jax.jit(module.apply)({"params": params}, *recorded_inputs(case))
+    return assert_precise(out, channels_last(case.outputs["sample"]), dtype, name)
+
+
+@pytest.mark.slow
+def test_predicts_as_recorded_in_bfloat16():
+    assert_predicts("unet3d_latent", jnp.bfloat16, jax.devices("cpu")[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*itertools.product(NAMES, (jnp.float32, jnp.float16)), (NAMES[0], jnp.bfloat16)],
+)
+def test_gpus_predict_as_recorded(name, dtype, tell):
+    tell(assert_predicts(name, dtype, jax.devices()[0]))
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from show1_jax.models.vae import VAE, VAEConfig
-from tests.conftest import GOLDENS, assert_close, loaded, network_folder
+from tests.conftest import GOLDENS, assert_close, assert_precise, loaded, network_folder
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -95,3 +95,14 @@ def test_bfloat16_is_close(config, params, case):
     assert_close(mean, last(outputs["mean"]), 5e-2)
     decoded = apply(model, params, last(inputs["latents"]), "decode")
     assert_close(decoded, last(outputs["decoded"]), 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_gpus_encode_and_decode_as_recorded(config, params, case, dtype, tell):
+    inputs, outputs = case
+    model = VAE(config, dtype=dtype)
+    mean, _ = apply(model, params, last(inputs["image"]), "encode")
+    tell(assert_precise(mean, last(outputs["mean"]), dtype, "the autoencoder's mean"))
+    decoded = apply(model, params, last(inputs["latents"]), "decode")
+    tell(assert_precise(decoded, last(outputs["decoded"]), dtype, "the autoencoder's images"))
