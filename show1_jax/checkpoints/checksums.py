@@ -12,7 +12,7 @@ from pathlib import Path
 from show1_jax.errors import InputError
 
 FILE = "checksums.json"
-CHUNK = 2**24  # bytes read at once
+CHUNK = 2**20  # bytes read at once
 
 
 def write_checksums(folder: Path) -> None:
@@ -59,8 +59,8 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            value = zlib.crc32(chunk, value)
+    value, chunk = 0, memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            value = zlib.crc32(chunk[:size], value)
     return value

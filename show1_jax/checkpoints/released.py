@@ -64,13 +64,22 @@ class StageFolder:
         files = params_folder(self.folder / name).rglob("*")
         return sum(path.stat().st_size for path in files if path.is_file())
 
-    def stored(self, name: str, module: nn.Module, dtype: DTypeLike) -> StoredParams:
-        """A network's parameters, checked but not read yet, as `sampling_params` says.
+    def stored(
+        self, name: str, module: nn.Module, dtype: DTypeLike, check: bool = True
+    ) -> StoredParams:
+        """A network's parameters, not read yet, as `sampling_params` says.
+
+        Args:
+          name: of the network.
+          module: the network.
+          dtype: of its parameters in memory.
+          check: as of `StoredParams`.
 
         Raises:
           InputError: if they do not fit the network, or are damaged.
         """
-        return StoredParams(params_folder(self.folder / name), sampling_params(module, dtype))
+        wanted = sampling_params(module, dtype)
+        return StoredParams(params_folder(self.folder / name), wanted, check)
 
     def solver(self) -> SolverConfig:
         """The solver that `scheduler/scheduler_config.json` describes."""

@@ -119,13 +119,14 @@ class StoredParams:
       folder: the checkpoint.
     """
 
-    def __init__(self, folder: Path, target: Any = None):
+    def __init__(self, folder: Path, target: Any = None, check: bool = True):
         """Checks the checkpoint, but reads no array yet.
 
         Args:
           folder: the Orbax checkpoint.
           target: tree of `jax.ShapeDtypeStruct`s that gives the dtypes to restore to. None
             restores the stored dtypes.
+          check: whether all files are read for that; if not, call `check` before arrays are used.
 
         Raises:
           InputError: if the folder is not a checkpoint, is damaged, or does not match `target`.
@@ -133,12 +134,21 @@ class StoredParams:
         self.folder = folder = folder.absolute()
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist")
-        with restoring(folder):
-            check_files(folder)
+        if check:
+            self.check()
         stored = _stored(folder)
         if target is not None:
             check_shapes(_shapes(stored), _shapes(target), folder)
         self._wanted = stored if target is None else target
+
+    def check(self) -> None:
+        """Compares all files with their checksums.
+
+        Raises:
+          InputError: if one is damaged or missing.
+        """
+        with restoring(self.folder):
+            check_files(self.folder)
 
     def read(self, names: Collection[str] | None = None) -> Any:
         """Restores arrays.

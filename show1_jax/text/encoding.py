@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import StoredParams
-from show1_jax.errors import LESS_MEMORY_NETWORK, out_of_memory_as_error
+from show1_jax.errors import LESS_MEMORY_NETWORK, InputError, out_of_memory_as_error
+from show1_jax.memory import reuse_freed_memory
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import Block, T5Encoder, attention_bias
 from show1_jax.parallel.mesh import concrete_mesh, current_platform
@@ -54,7 +55,7 @@ class TextEncoder:
           fp32 `(len(prompts), length, width)`.
 
         Raises:
-          InputError: if memory is short.
+          InputError: if memory is short, or parameters that are read now are damaged.
         """
         size = batch_size or len(prompts)
         # The last batch is filled up, so that all batches run the same program.
@@ -62,7 +63,8 @@ class TextEncoder:
         batches = [self.tokenize(filled[i : i + size]) for i in range(0, len(filled), size)]
         with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
             if isinstance(self.module, T5Encoder) and isinstance(self.params, StoredParams):
-                rows = encode_by_layer(self.module, self.params.read, batches, progress)
+                with _checked_meanwhile(self.params):
+                    rows = encode_by_layer(self.module, self.params.read, batches, progress)
             else:
                 function: Any = encode_t5 if isinstance(self.module, T5Encoder) else encode_clip
                 rows = []
@@ -91,7 +93,8 @@ def load_encoder(
         `MAX_BYTES_ON_CPU`: their memory is that of everything else.
 
     Raises:
-      InputError: if the encoder or its tokenizer is missing or damaged, or memory is short.
+      InputError: if the encoder or its tokenizer is missing or damaged, or memory is short. Of a
+        T5 that is read at each call, damaged numbers are found then.
     """
     module = folder.module("text_encoder", dtype)
     assert isinstance(module, T5Encoder | CLIPText)
@@ -100,9 +103,10 @@ def load_encoder(
         module = module.clone(dtype=dtype)
     tokenize = load_tokenizer(folder, module, tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
-        stored = folder.stored("text_encoder", module, dtype)
         room = current_platform()[0] != "cpu" or folder.size("text_encoder") <= MAX_BYTES_ON_CPU
         keep = isinstance(module, CLIPText) or (whole and room)
+        # What is read at each call is checked then.
+        stored = folder.stored("text_encoder", module, dtype, check=keep)
         return TextEncoder(module, stored.read() if keep else stored, tokenize)
 
 
@@ -119,6 +123,23 @@ def load_tokenizer(folder: StageFolder, module: T5Encoder | CLIPText, tokens: in
     """
     tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
     return tokenizer(folder.folder / "tokenizer", tokens)
+
+
+@contextlib.contextmanager
+def _checked_meanwhile(stored: StoredParams) -> Iterator[None]:
+    """Checks files while they are used, since to read them twice takes twice as long.
+
+    Raises:
+      InputError: at the end, if one is damaged.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        checking = pool.submit(stored.check)
+        try:
+            yield
+        except InputError:
+            checking.result()  # says which file it is
+            raise
+        checking.result()
 
 
 def t5_dtype(dtype: DTypeLike) -> np.dtype:
@@ -153,7 +174,7 @@ def encode_by_layer(
     block, layers = Block(module.config, module.dtype), module.config.num_layers
     blocks = [(f"block_{i}",) for i in range(layers)]
     names = [("token_embedding", "relative_bias"), *blocks, ("final_norm",)]
-    with contextlib.closing(_read_ahead(read, names)) as parts:
+    with reuse_freed_memory(), contextlib.closing(_read_ahead(read, names)) as parts:
         params = next(parts)
         position = position_bias(module, params, batches[0].input_ids.shape[1])
         states = [np.asarray(embed_tokens(module, params, tokens.input_ids)) for tokens in batches]

@@ -37,7 +37,10 @@ SHARD_BYTES = 9.41e9
 HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 # With the converted copy, in which the T5 encoders are stored once too.
 DISK_BYTES = 55e9
+T5_DISK_BYTES = 26e9  # of T5 alone, likewise
 PERIOD = 4_194_301  # a prime: what is laid out wrongly does not look right by chance
+
+WEIGHTS = shutil.ignore_patterns("*.bin", "*.safetensors", "*.index.json")
 
 Tensors = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -77,25 +80,49 @@ def build(folder: Path) -> None:
     Raises:
       OSError: if the disk has no room for it and for what it is converted to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < DISK_BYTES:
-        raise OSError(f"{folder} has {free / 1e9:.0f} GB free, not {DISK_BYTES / 1e9:.0f}")
+    _check_room(folder, DISK_BYTES)
     for pipeline in sorted(RELEASE.iterdir()):
         if pipeline.is_dir():
-            weights = shutil.ignore_patterns("*.bin", "*.safetensors", "*.index.json")
-            shutil.copytree(pipeline, folder / pipeline.name, ignore=weights)
-    for number, (name, network, config, files) in enumerate(networks()):
-        (folder / name / "config.json").write_text(json.dumps(config, indent=2))
-        _write(folder / name, network, files, np.random.default_rng(number))
+            shutil.copytree(pipeline, folder / pipeline.name, ignore=WEIGHTS)
+    for number, (name, *network) in enumerate(networks()):
+        _write(folder / name, *network, np.random.default_rng(number))
     for name in EQUAL_T5:
         for file in (folder / T5).iterdir():
             (folder / name / file.name).unlink(missing_ok=True)
             os.link(file, folder / name / file.name)
 
 
-def _write(folder: Path, network: Network, files: list[str], rng: np.random.Generator) -> None:
-    """A network's weights in one file, or in shards with an index."""
+def build_t5(folder: Path) -> None:
+    """Writes the release's first folder with nothing in it but T5 and its tokenizer.
+
+    Raises:
+      OSError: if the disk has no room for it and for what it is converted to.
+    """
+    _check_room(folder, T5_DISK_BYTES)
+    pipeline = T5.partition("/")[0]
+    index = json.loads((RELEASE / pipeline / "model_index.json").read_text())
+    parts = [name for name, value in index.items() if isinstance(value, list)]
+    left_out = [name for name in parts if name not in ("text_encoder", "tokenizer")]
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(RELEASE / pipeline / name, folder / pipeline / name, ignore=WEIGHTS)
+    kept = {name: value for name, value in index.items() if name not in left_out}
+    (folder / pipeline / "model_index.json").write_text(json.dumps(kept))
+    (network,) = (rest for name, *rest in networks() if name == T5)
+    _write(folder / T5, *network, np.random.default_rng(0))
+
+
+def _check_room(folder: Path, size: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(f"{folder} has {free / 1e9:.0f} GB free, not {size / 1e9:.0f}")
+
+
+def _write(
+    folder: Path, network: Network, config: dict, files: list[str], rng: np.random.Generator
+) -> None:
+    """A network's config, and its weights in one file, or in shards with an index."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     tensors = _tensors(network)
     file_of: dict[str, str] = {}
     size, names = 0.0, iter(files)

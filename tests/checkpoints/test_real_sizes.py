@@ -16,6 +16,7 @@ import pytest
 
 from show1_jax.stages import names
 from tests.checkpoints.real_sizes import DISK_BYTES, EQUAL_T5, T5, build
+from tests.text import t5_xxl
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +103,12 @@ def test_memory_does_not_grow_with_the_network(converted):
 
 def test_it_is_never_silent_for_long(converted):
     assert converted.ran.silence <= MAX_SILENCE
+
+
+def test_t5_encodes_in_little_memory(converted):
+    measured = t5_xxl.measure((converted.checkpoint / T5).parent)
+    print(measured)
+    assert measured.memory <= t5_xxl.MAX_MEMORY
 
 
 def test_every_stage_runs_in_the_memory_of_a_small_machine(converted, tmp_path):
