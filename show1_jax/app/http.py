@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from show1_jax._version import __version__
 from show1_jax.app.jobs import Job
-from show1_jax.app.requests import Refused, VideoRequest
+from show1_jax.app.requests import Refused, VideoRequest, why_invalid
 from show1_jax.app.service import Service
 
 COOKIE = "show1_token"
@@ -234,10 +234,7 @@ def _add_errors(app: FastAPI) -> None:
         first = why.errors()[0]
         if first["type"] == "json_invalid":
             return _said("the body is no JSON", 400)
-        place = [str(part) for part in first["loc"] if part not in ("body", "query")]
-        what = ".".join(place[:2]) or "the body"
-        text = first["msg"][0].lower() + first["msg"][1:]
-        return _said(f"{what[:60]}: {text}", 422)
+        return _said(why_invalid(first), 422)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, why: HTTPException) -> Response:

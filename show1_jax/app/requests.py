@@ -1,6 +1,7 @@
 """What clients ask for, as they say it and as it is made."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,3 +117,10 @@ class Refused(Exception):
         """One clear sentence, and what HTTP says."""
         super().__init__(message)
         self.status, self.retry_after = status, retry_after
+
+
+def why_invalid(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as one sentence."""
+    place = [str(part) for part in error["loc"] if part not in ("body", "query")]
+    what = ".".join(place[:2]) or "the body"
+    return f"{what[:60]}: {error['msg'][0].lower()}{error['msg'][1:]}"

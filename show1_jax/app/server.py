@@ -11,6 +11,7 @@ import uvicorn
 from ml_collections import ConfigDict
 
 from show1_jax.app.http import make_app
+from show1_jax.app.page import add_page
 from show1_jax.app.service import Service
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.errors import InputError
@@ -87,7 +88,7 @@ def serve(
     return_freed_memory()
     with locked(folder, "--out"):
         service = Service(config, checkpoint, folder, max_queue)
-        app = make_app(service, token, max_upload)
+        app = add_page(make_app(service, token, max_upload), service, max_upload)
         settings = uvicorn.Config(
             app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE
         )
