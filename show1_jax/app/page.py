@@ -6,7 +6,6 @@ the service in this process about its jobs; pictures and clips come from the HTT
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,6 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
     Returns:
       The application.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(service.out / ".page")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     page = Page(service, max_upload)
     return gr.mount_gradio_app(
         app,
@@ -75,6 +72,11 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
         button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        link_text_color_dark="*primary_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
     )
 
 
@@ -93,18 +95,18 @@ class Page:
         with gr.Blocks(
             title="Show-1", analytics_enabled=False, delete_cache=CACHE, fill_width=True
         ) as self.blocks:
-            gr.HTML(
+            _html(
                 "<h1>Show-1</h1><p>Videos from a sentence, made in stages. "
                 '<a href="docs">For programs</a></p>',
-                elem_id="head", apply_default_css=False,
-            )  # fmt: skip
+                "head",
+            )
             with gr.Row(elem_id="columns", equal_height=False):
                 with gr.Column(elem_id="form", scale=2, min_width=300):
                     self._form(max_upload)
                 with gr.Column(elem_id="videos", scale=3, min_width=300):
-                    gr.HTML("<h2>Videos</h2>", apply_default_css=False)
+                    _html("<h2>Videos</h2>")
                     self._panel = _live("panel")
-                    gr.HTML("<h2>History</h2>", apply_default_css=False)
+                    _html("<h2>History</h2>")
                     self._history = _live("history")
             self._state()
             self._connect()
@@ -114,13 +116,13 @@ class Page:
 
     def _form(self, max_upload: int) -> None:
         """The fields, in the order of `Values.flat`."""
-        self._banner = gr.HTML(visible=False, elem_id="banner", apply_default_css=False)
+        self._banner = _html("", "banner")
         self._fresh = gr.Button("Make a new video instead", size="sm", visible=False)
         self._prompt = gr.Textbox(
             label="Prompt", lines=2, max_lines=5, placeholder="What shall it show?",
             elem_id="prompt",
         )  # fmt: skip
-        self._words = gr.HTML(elem_id="words", apply_default_css=False)
+        self._words = _html("", "words")
         with gr.Group(elem_id="examples"):
             for text in self._service.studio.examples:
                 button = gr.Button(text, size="sm", elem_classes="example")
@@ -128,11 +130,13 @@ class Page:
                     self._look_up, self._prompt, self._words, **QUICK
                 )
         with gr.Row(elem_id="numbers"):
-            self._seed = gr.Number(0, label="Seed", precision=0, min_width=90, interactive=False)
-            self._random = gr.Checkbox(True, label="Random seed", min_width=120)
-            self._count = gr.Number(1, label="Videos", precision=0, min_width=90)
+            self._seed = gr.Number(
+                0, label="Seed", precision=0, min_width=110, scale=3, interactive=False
+            )
+            self._random = gr.Checkbox(True, label="Random", min_width=110, scale=2)
+            self._count = gr.Number(1, label="Videos", precision=0, min_width=70, scale=2)
         self._make = gr.Button("Make", variant="primary", elem_id="make")
-        self._said = gr.HTML(elem_id="said", apply_default_css=False)
+        self._said = _html("", "said")
         with gr.Accordion("More settings", open=False, elem_id="more"):
             self._chosen = gr.CheckboxGroup(
                 [(views.stage_title(name), name) for name in self._stages],
@@ -176,7 +180,7 @@ class Page:
         self._timer.tick(
             self._look, [*looking, self._seen], self._shown, trigger_mode="once", **QUICK
         )
-        self._random.change(_opposite, self._random, self._seed, **QUICK)
+        self._random.change(_seed_field, [self._random, self._source], self._seed, **QUICK)
         self._prompt.change(
             self._look_up, self._prompt, self._words, trigger_mode="always_last", **QUICK
         )
@@ -307,7 +311,7 @@ class Page:
         said = "" if source is None else views.going_on(source.id, source.stage)
         return {
             self._source: source,
-            self._banner: gr.HTML(said, visible=not new),
+            self._banner: said,
             self._fresh: gr.Button(visible=not new),
             self._prompt: gr.update(interactive=new),
             self._random: gr.update(interactive=new),
@@ -349,6 +353,9 @@ class Page:
     def _fill(self, job: Job, after: str | None) -> Updates:
         """Fills the form from a video; goes on from it if a stage is given."""
         values = Values.of_job(job, self._defaults)
+        weights = {weight for _, weight in job.settings.adapters}
+        if len(weights) > 1:
+            gr.Warning(f"Its adapters have several weights; here all have {values.weight}.")
         source = None
         if after in job.made:
             source = Source(job.id, after)
@@ -364,17 +371,19 @@ class Page:
         return updates
 
 
+def _html(value: str, name: str | None = None, **more: Any) -> gr.HTML:
+    return gr.HTML(value, elem_id=name, elem_classes="plain", apply_default_css=False, **more)
+
+
 def _live(name: str, value: str = "") -> gr.HTML:
     """A part of the page that changes by page.js."""
-    return gr.HTML(
-        value, elem_id=name, html_template='<div class="show1"></div>', apply_default_css=False,
-        js_on_load=(ASSETS / "page.js").read_text(),
-    )  # fmt: skip
+    script = (ASSETS / "page.js").read_text()
+    return _html(value, name, html_template='<div class="show1"></div>', js_on_load=script)
 
 
 def _saying(text: str) -> Callable[[], str]:
     return lambda: text
 
 
-def _opposite(random: bool) -> gr.Number:
-    return gr.Number(interactive=not random)
+def _seed_field(random: bool, source: Source | None) -> gr.Number:
+    return gr.Number(interactive=not random and source is None)

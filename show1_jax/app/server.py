@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,6 @@ import uvicorn
 from ml_collections import ConfigDict
 
 from show1_jax.app.http import make_app
-from show1_jax.app.page import add_page
 from show1_jax.app.service import Service
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.errors import InputError
@@ -84,9 +85,16 @@ def serve(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+    cache = folder / ".page"
+    # Gradio reads these when it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from show1_jax.app.page import add_page
+
     use_compilation_cache()
     return_freed_memory()
     with locked(folder, "--out"):
+        shutil.rmtree(cache, ignore_errors=True)
         service = Service(config, checkpoint, folder, max_queue)
         app = add_page(make_app(service, token, max_upload), service, max_upload)
         settings = uvicorn.Config(

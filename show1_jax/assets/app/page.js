@@ -7,12 +7,19 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const alike = (old, next) =>
   old && old.nodeName === next.nodeName && old.dataset?.key === next.dataset?.key;
 
+function change(old, name, value) {
+  if (old.nodeName !== "IMG" || name !== "src") return old.setAttribute(name, value);
+  // The old preview stays until the new one is there; by then it may be gone.
+  const next = new Image();
+  next.onload = () => old.setAttribute(name, value);
+  next.src = value;
+}
+
 function sync(old, now) {
   for (const name of old.getAttributeNames())
     if (!now.hasAttribute(name)) old.removeAttribute(name);
   for (const name of now.getAttributeNames())
-    if (old.getAttribute(name) !== now.getAttribute(name))
-      old.setAttribute(name, now.getAttribute(name));
+    if (old.getAttribute(name) !== now.getAttribute(name)) change(old, name, now.getAttribute(name));
   const keys = new Set([...now.children].map((child) => child.dataset.key));
   for (const child of [...old.children])
     if (child.dataset.key && !keys.has(child.dataset.key)) child.remove();
@@ -42,7 +49,13 @@ function show() {
     });
   if (calm) for (const video of now.querySelectorAll("video")) video.removeAttribute("autoplay");
   now.className = root.className;
+  const before = root.querySelector(".job")?.dataset.key;
   sync(root, now);
+  const job = root.querySelector(".job");
+  const begins = before !== undefined || root.dataset.shown;
+  if (job && begins && job.dataset.key !== before && /queued|in_progress/.test(job.dataset.status))
+    goTo("videos");
+  root.dataset.shown = "yes";
 }
 
 function goTo(id) {
