@@ -6,13 +6,15 @@ the service in this process about its jobs; pictures and clips come from the HTT
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from show1_jax.app import views
 from show1_jax.app.form import Source, Values, checked_request
@@ -26,6 +28,7 @@ WAIT = 0.25  # likewise, of a program that waits for its video
 LISTED = 10  # videos of the history that are shown at first, and how many more each time
 MAX_WATCHED = 16
 CACHE = (3600, 86400)  # seconds between two looks at what programs were given, and its age
+FETCHES = re.compile("/gradio_api/(proxy=|file=(?!/))")  # files of ours have absolute paths
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 QUICK: dict[str, Any] = {
@@ -48,6 +51,7 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
       The application.
     """
     page = Page(service, max_upload)
+    app.add_middleware(_Closed)
     return gr.mount_gradio_app(
         app,
         page.blocks,
@@ -62,6 +66,17 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
         theme=_theme(),
         css_paths=ASSETS / "page.css",
     )
+
+
+class _Closed:
+    """Answers 404 where Gradio would fetch addresses on behalf of clients."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closed = scope["type"] == "http" and FETCHES.match(scope["path"])
+        await (Response(status_code=404) if closed else self._app)(scope, receive, send)
 
 
 def _theme() -> gr.themes.Base:
@@ -140,7 +155,7 @@ class Page:
         with gr.Accordion("More settings", open=False, elem_id="more"):
             self._chosen = gr.CheckboxGroup(
                 [(views.stage_title(name), name) for name in self._stages],
-                value=self._stages, label="Stages to run",
+                value=self._stages, label="Stages to run", elem_id="stages",
             )  # fmt: skip
             numbers = []
             for name, (steps, guidance) in self._defaults.items():

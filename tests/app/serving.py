@@ -23,11 +23,7 @@ def served(out: Path, *flags: str) -> Iterator[str]:
     """
     command = [sys.executable, "-m", "show1_jax.app", "--out", str(out), "--port", "0", *flags]
     cwd = Path(__file__).parents[2]
-    # Programs that are not optimised take longer to run than the compiler saves.
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=cwd, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cwd) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -70,7 +70,7 @@ def seeds(page):
 
 
 def stage_boxes(page):
-    boxes = page.get_by_role("group", name="Stages to run").get_by_role("checkbox")
+    boxes = page.locator("#stages").get_by_role("checkbox")
     boxes.first.wait_for()
     return boxes.all()
 
