@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FEW_STEPS = (3, 2, 2, 3, 5)  # of each stage; the judge still sees the right shape
+FEW_STEPS = (5, 5, 5, 5, 5)  # of each stage; the judge still sees the right shape
 
 
 @contextlib.contextmanager
