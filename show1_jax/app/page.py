@@ -6,8 +6,9 @@ the service in this process about its jobs; pictures and clips come from the HTT
 
 import asyncio
 import dataclasses
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
     """
     page = Page(service, max_upload)
     app.add_middleware(_Closed)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         page.blocks,
         "/",
@@ -66,6 +67,9 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
         theme=_theme(),
         css_paths=ASSETS / "page.css",
     )
+    # The connection that each browser keeps open ends with this event.
+    app.state.page_ends = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
+    return app
 
 
 class _Closed:
@@ -141,15 +145,14 @@ class Page:
         with gr.Group(elem_id="examples"):
             for text in self._service.studio.examples:
                 button = gr.Button(text, size="sm", elem_classes="example")
-                button.click(_saying(text), None, self._prompt, **QUICK).then(
-                    self._look_up, self._prompt, self._words, **QUICK
-                )
+                script = f"() => {json.dumps(text)}"  # without asking the server
+                button.click(None, None, self._prompt, js=script)
         with gr.Row(elem_id="numbers"):
             self._seed = gr.Number(
-                0, label="Seed", precision=0, min_width=110, scale=3, interactive=False
+                0, label="Seed", precision=0, min_width=100, scale=2, interactive=False
             )
-            self._random = gr.Checkbox(True, label="Random", min_width=110, scale=2)
-            self._count = gr.Number(1, label="Videos", precision=0, min_width=70, scale=2)
+            self._random = gr.Checkbox(True, label="Random", min_width=125, scale=1)
+            self._count = gr.Number(1, label="Videos", precision=0, min_width=70, scale=1)
         self._make = gr.Button("Make", variant="primary", elem_id="make")
         self._said = _html("", "said")
         with gr.Accordion("More settings", open=False, elem_id="more"):
@@ -394,10 +397,6 @@ def _live(name: str, value: str = "") -> gr.HTML:
     """A part of the page that changes by page.js."""
     script = (ASSETS / "page.js").read_text()
     return _html(value, name, html_template='<div class="show1"></div>', js_on_load=script)
-
-
-def _saying(text: str) -> Callable[[], str]:
-    return lambda: text
 
 
 def _seed_field(random: bool, source: Source | None) -> gr.Number:

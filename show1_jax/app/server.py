@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -49,6 +50,11 @@ class Server(uvicorn.Server):
             self._service.drain(self._end)
         else:
             self._end()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the connections that browsers keep open, then all others."""
+        self.config.app.state.page_ends.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
     def _end(self) -> None:
         self.should_exit = True
@@ -102,10 +108,10 @@ def serve(
         )
         server = Server(settings, service)
         try:
-            with settings.bind_socket() as socket:
-                _say(socket.getsockname()[1], host, token)
+            with settings.bind_socket() as bound:
+                _say(bound.getsockname()[1], host, token)
                 service.start()
-                server.run([socket])
+                server.run([bound])
         finally:
             service.close()
 
