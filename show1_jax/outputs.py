@@ -175,7 +175,7 @@ class Outputs:
                     raise InputError(f"{other.folder} has no result of {stage}")
                 for path in (other._exact(0, stage), *other.shown(0, stage)):
                     if path.is_file():
-                        shutil.copyfile(path, self._item(0) / path.name)
+                        _link(path, self._item(0) / path.name)
                 self._describe(0, {stage: settings[stage]})
             self.write_manifest()
         except OSError as error:
@@ -326,6 +326,14 @@ class Outputs:
 
     def _metadata_path(self, item: int) -> Path:
         return self._item(item) / "metadata.json"
+
+
+def _link(path: Path, other: Path) -> None:
+    """Makes a file appear in another place, too. None is changed after it was written."""
+    try:
+        other.hardlink_to(path)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(path, other)
 
 
 def _is_last(stage: str) -> bool:

@@ -1,8 +1,4 @@
-"""The page's form: what it holds, as a request, and filled in again from a video.
-
-A value that is the checkpoint's default is left out of the request, so that videos made here and
-over HTTP have the same settings and are sampled together.
-"""
+"""The page's form: what it holds, as a request, and filled in again from a video."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -104,13 +100,10 @@ class Values:
         stages = [name for name in defaults if name in self.stages]
         if not stages:
             raise Refused("choose at least one stage to run")
-        steps, guidance = {}, {}
-        for name in stages:
-            usual_steps, usual_guidance = defaults[name]
-            if self.steps[name] not in (None, usual_steps):
-                steps[name] = self.steps[name]
-            if self.guidance[name] not in (None, usual_guidance):
-                guidance[name] = self.guidance[name]
+        steps, guidance = (
+            {name: own[name] for name in stages if own[name] is not None}
+            for own in (self.steps, self.guidance)
+        )
         fields: dict[str, Any] = {
             "stages": stages,
             "steps": steps or None,

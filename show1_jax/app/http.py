@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from show1_jax._version import __version__
 from show1_jax.app.jobs import Job
@@ -25,7 +26,7 @@ from show1_jax.app.requests import Refused, VideoRequest, why_invalid
 from show1_jax.app.service import Service
 
 COOKIE = "show1_token"
-MAX_BODY = 100_000  # bytes of a request for videos
+MAX_BODY = 1_000_000  # bytes of a request, but for adapters
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 OPEN = ("/healthz",)  # needs no token
 MEDIA = {
@@ -57,7 +58,6 @@ class Video(BaseModel):
     doing: str = Field(description='what is done besides steps, such as "compiling"')
     seconds_left: float | None
     preview: bool = Field(description="whether there is something to be seen at …/preview")
-    version: int = Field(description="grows with every change")
     created_at: float = Field(description="seconds since 1970")
     ended_at: float | None
 
@@ -95,7 +95,6 @@ def describe(service: Service, job: Job) -> dict[str, Any]:
         "doing": job.doing,
         "seconds_left": job.seconds_left,
         "preview": bool(job.preview),
-        "version": job.version,
         "created_at": job.created,
         "ended_at": job.ended,
     }
@@ -190,8 +189,6 @@ def _add_adapters(app: FastAPI, service: Service, max_upload: int) -> None:
             raise Refused("give the adapter a name of letters, digits, '.', '_' and '-' that ends "
                           "in .safetensors")  # fmt: skip
         too_large = Refused(f"adapters have at most {max_upload // 2**20} MiB", 413)
-        if int(request.headers.get("content-length", 0)) > max_upload:
-            raise too_large
         part = service.out / "adapters" / f".{secrets.token_hex(8)}.part"
         size = 0
         try:
@@ -202,9 +199,19 @@ def _add_adapters(app: FastAPI, service: Service, max_upload: int) -> None:
                         raise too_large
                     await file.write(data)
             await anyio.to_thread.run_sync(service.add_adapter, name, part)
+        except ClientDisconnect:
+            raise Refused("the upload was cut off", 400) from None
+        except OSError as error:
+            raise Refused(f"the adapter cannot be kept: {error.strerror}", 507) from None
         finally:
             part.unlink(missing_ok=True)
         return {"name": name}
+
+    @app.delete("/v1/adapters/{name}", tags=["adapters"])
+    def delete(name: str) -> dict[str, Any]:
+        """Removes an adapter."""
+        service.delete_adapter(name)
+        return {"name": name, "deleted": True}
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -233,16 +240,20 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, why: RequestValidationError) -> Response:
         first = why.errors()[0]
         if first["type"] == "json_invalid":
-            return _said("the body is no JSON", 400)
+            return _said("the body is not valid JSON", 400)
         return _said(why_invalid(first), 422)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, why: HTTPException) -> Response:
         return _said(str(why.detail), why.status_code, dict(why.headers or {}))
 
+    @app.exception_handler(Exception)
+    async def fault(request: Request, why: Exception) -> Response:
+        return _said("an error inside the service; its log says more", 500)
+
 
 class _Guard:
-    """Lets nobody in without the token, and no request for videos that is too large."""
+    """Answers those who do not show the token, and those who send too much."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app, self._token = app, token
@@ -253,20 +264,16 @@ class _Guard:
         receive: Callable[[], Awaitable[Any]],
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        length = request.headers.get("content-length", "0")
-        answer: Response | None = None
-        if self._token and scope["path"] not in OPEN:
-            answer = self._entrance(request)
-        if answer is None and scope["path"] == "/v1/videos" and int(length or 0) > MAX_BODY:
-            answer = _said("the request is too large", 413)
-        await (answer or self._app)(scope, receive, send)
+        elif scope["type"] == "http":  # nothing here speaks WebSocket
+            answer = None
+            if self._token and scope["path"] not in OPEN:
+                answer = self._entrance(Request(scope))
+            await (answer or self._app)(scope, _limited(scope["path"], receive), send)
 
     def _entrance(self, request: Request) -> Response | None:
-        """What is answered to those who may not enter, or enter by the page's address."""
+        """An answer for clients without the token, or those that bring it in the page's address."""
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._is_token(given.strip()):
             return None
@@ -283,6 +290,23 @@ class _Guard:
 
     def _is_token(self, text: str) -> bool:
         return hmac.compare_digest(text.encode(), self._token.encode())
+
+
+def _limited(path: str, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """Receives a request's body, but not more of it than `MAX_BODY`; adapters may have more."""
+    if path.startswith("/v1/adapters/"):
+        return receive
+    size = 0
+
+    async def limited() -> Any:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
+            raise HTTPException(413, "the request is too large")
+        return message
+
+    return limited
 
 
 def _said(message: str, status: int, headers: dict[str, str] | None = None) -> Response:

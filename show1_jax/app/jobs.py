@@ -8,7 +8,9 @@ A job that was not finished when the service ended is queued again, and what it 
 """
 
 import dataclasses
+import enum
 import json
+import math
 import re
 import secrets
 import shutil
@@ -27,8 +29,16 @@ from show1_jax.media import write_bytes
 from show1_jax.outputs import Outputs
 
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
-DELETED = "deleted"  # while the worker still has its folder; nobody sees such a job
+
+
+class Status(enum.StrEnum):
+    """What becomes of a job."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DELETED = "deleted"  # while the worker still has its folder; nobody sees such a job
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,7 +51,7 @@ class Job:
       seed: the random seed.
       settings: how it is made.
       created: seconds since 1970.
-      status: `QUEUED`, `IN_PROGRESS`, `COMPLETED`, `FAILED` or `DELETED`.
+      status: what has become of it.
       error: why it failed, one sentence.
       ended: seconds since 1970; None before.
       warnings: sentences.
@@ -53,7 +63,8 @@ class Job:
       progress: 0 to 100.
       seconds_left: None if unknown.
       preview: what is being denoised: an animated WebP picture; b"" for nothing.
-      version: grows with every change.
+      made: the stages whose results are there.
+      looked_at: when somebody last asked for it, by `time.monotonic`.
     """
 
     folder: Path
@@ -61,7 +72,7 @@ class Job:
     seed: int
     settings: Settings
     created: float
-    status: str = QUEUED
+    status: Status = Status.QUEUED
     error: str | None = None
     ended: float | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -73,12 +84,12 @@ class Job:
     progress: float = 0.0
     seconds_left: float | None = None
     preview: bytes = b""
-    version: int = 0
+    looked_at: float = -math.inf
+    made: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Finds what is there already."""
+        """Opens its folder, which need not be there."""
         self.outputs = Outputs(self.folder)
-        self.made = self.outputs.made_stages(0)
 
     @classmethod
     def new(cls, out: Path, prompt: str, seed: int, settings: Settings, created: float) -> Self:
@@ -94,35 +105,33 @@ class Job:
         return self.folder.name
 
     @property
-    def ended_well(self) -> bool:
-        """Whether all that was asked for is there."""
-        return self.status == COMPLETED
-
-    @property
     def waits_or_runs(self) -> bool:
         """Whether it has yet to end."""
-        return self.status in (QUEUED, IN_PROGRESS)
+        return self.status in (Status.QUEUED, Status.IN_PROGRESS)
 
     def change(self, **fields: Any) -> None:
-        """Sets attributes, and tells those who watch."""
-        for name, value in fields.items():
-            setattr(self, name, value)
-        self.version += 1
+        """Sets attributes; the status last, since others read them meanwhile."""
+        for name in sorted(fields, key=lambda name: name == "status"):
+            setattr(self, name, fields[name])
 
-    def end(self, status: str, error: str | None = None) -> None:
-        """Ends it, on disk too; if that cannot be written, only a restart will not know."""
-        self.change(
-            status=status, error=error, ended=time.time(), stage=None, doing="", preview=b"",
-            done=0, steps=0,
-            seconds_left=None, progress=100.0 if status == COMPLETED else self.progress,
-        )  # fmt: skip
+    def end(self, status: Status, error: str | None = None) -> None:
+        """Ends it, on disk first; if that cannot be written, only a restart will not know."""
+        ended = time.time()
         try:
-            self.save()
+            self.save(status=status, error=error, ended=ended)
         except InputError as problem:
             logging.warning("%s", problem)
+        self.change(
+            status=status, error=error, ended=ended, stage=None, doing="", preview=b"",
+            done=0, steps=0, seconds_left=None,
+            progress=100.0 if status == Status.COMPLETED else self.progress,
+        )  # fmt: skip
 
-    def save(self) -> None:
+    def save(self, **changed: Any) -> None:
         """Writes `job.json`; a job that runs is written as one that waits.
+
+        Args:
+          changed: what is about to be another status, error or time.
 
         Raises:
           InputError: if it cannot be written.
@@ -133,11 +142,11 @@ class Job:
             **self.settings.to_json(),
             "source": self.source,
             "created": self.created,
-            "status": QUEUED if self.status == IN_PROGRESS else self.status,
+            "status": Status.QUEUED if self.status == Status.IN_PROGRESS else self.status,
             "error": self.error,
             "ended": self.ended,
             "warnings": self.warnings,
-        }
+        } | changed
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -146,7 +155,7 @@ class Job:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """A job as `save` wrote it.
+        """A job as `save` wrote it; one whose results are damaged has failed.
 
         Raises:
           InputError: if it cannot be read.
@@ -160,7 +169,7 @@ class Job:
                 int(fields["seed"]),
                 Settings.from_json(fields),
                 float(fields["created"]),
-                str(fields["status"]),
+                Status(fields["status"]),
                 fields["error"],
                 fields["ended"],
                 list(fields["warnings"]),
@@ -168,8 +177,16 @@ class Job:
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
-        job.progress = 100.0 if job.status == COMPLETED else 0.0
+        job.progress = 100.0 if job.status == Status.COMPLETED else 0.0
+        try:
+            job.made = job.outputs.made_stages(0)
+        except InputError as error:
+            job.change(status=Status.FAILED, error=job.told(error))
         return job
+
+    def told(self, error: InputError) -> str:
+        """What clients are told of an error: no path outside of the job's folder."""
+        return str(error).replace(f"{self.folder}/", "").replace(str(self.folder), self.id)
 
     def take(self, source: "Job", stages: Sequence[str]) -> None:
         """Takes results of another job with the same prompt and seed.
@@ -187,16 +204,24 @@ class Job:
 
 
 def load_jobs(out: Path) -> Iterator[Job]:
-    """The jobs of an output folder, oldest first; what is left of deleted ones is removed."""
+    """The jobs of an output folder, oldest first; what kills have left of others is removed.
+
+    Nobody else may use the folder meanwhile.
+    """
+    for part in out.glob("adapters/.*.part"):
+        part.unlink(missing_ok=True)
     for folder in sorted(out.iterdir()):
-        if not ID.fullmatch(folder.name) or not (folder / "job.json").is_file():
+        if not ID.fullmatch(folder.name):
+            continue
+        if not (folder / "job.json").is_file():  # was not accepted yet, or is half removed
+            shutil.rmtree(folder, ignore_errors=True)
             continue
         try:
             job = Job.load(folder)
         except InputError as error:
             logging.warning("%s: the video is left out.", error)
             continue
-        if job.status == DELETED:
+        if job.status == Status.DELETED:
             job.remove()
         else:
             yield job
@@ -222,14 +247,17 @@ class JobResults:
         return self._jobs[item].outputs.load(0, stage)
 
     def save(self, item: int, stage: str, result: np.ndarray, settings: Any) -> None:
-        """Keeps a result, unless the job was deleted meanwhile."""
+        """Keeps a result, unless the job was deleted; one that cannot be written fails."""
         job = self._jobs[item]
-        if job.status == DELETED:
+        if job.status == Status.DELETED:
             return
-        job.outputs.save(0, stage, result, settings)
-        job.change(made=job.outputs.made_stages(0), preview=b"")
+        try:
+            job.outputs.save(0, stage, result, settings)
+            job.change(made=job.outputs.made_stages(0), preview=b"")
+        except InputError as error:
+            job.error = job.told(error)
 
     def fail(self, item: int, stage: str, error: InputError) -> None:
         """Notes why a job failed; the others go on."""
-        self._jobs[item].outputs.fail(0, stage, error)
-        self._jobs[item].error = f"{stage}: {error}"
+        job = self._jobs[item]
+        job.error = job.error or f"{stage}: {job.told(error)}"

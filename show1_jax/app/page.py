@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from show1_jax.app import views
 from show1_jax.app.form import Source, Values, checked_request
-from show1_jax.app.jobs import Job
+from show1_jax.app.jobs import Job, Status
 from show1_jax.app.requests import Refused
 from show1_jax.app.service import Service
 
@@ -269,7 +269,7 @@ class Page:
             (job,) = await anyio.to_thread.run_sync(self._service.submit, checked_request(fields))
             while job.waits_or_runs:
                 await asyncio.sleep(WAIT)
-            if not job.ended_well:
+            if job.status != Status.COMPLETED:
                 raise Refused(job.error or "the video was deleted")
             return str(self._service.file(job.id, None, "mp4"))
         except Refused as why:

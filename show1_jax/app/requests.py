@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,10 @@ MAX_VIDEOS = 16  # of one request
 MAX_STEPS = 1_000
 MAX_GUIDANCE = 100.0
 
-Steps = int | dict[str, int]
-Guidance = float | dict[str, float]
+Number = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Scale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Steps = Number | dict[str, Number]
+Guidance = Scale | dict[str, Scale]
 
 
 class _Strict(BaseModel):
@@ -123,4 +125,4 @@ def why_invalid(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as one sentence."""
     place = [str(part) for part in error["loc"] if part not in ("body", "query")]
     what = ".".join(place[:2]) or "the body"
-    return f"{what[:60]}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{what[:60]}: {error['msg'][0].lower()}{error['msg'][1:200]}"

@@ -1,7 +1,6 @@
 """Runs the application: the page, the HTTP service and the worker, in one process."""
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from absl import logging
 from ml_collections import ConfigDict
 
 from show1_jax.app.http import make_app
@@ -25,7 +25,7 @@ GRACE = 5  # seconds in which open connections may end
 
 
 class Server(uvicorn.Server):
-    """Ends at SIGTERM when what is being made is finished, at Ctrl-C or a second signal at once."""
+    """Ends after the running videos at SIGTERM, and after their next steps at Ctrl-C."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         """See uvicorn."""
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGTERM and not self._service.draining:
-            logging.getLogger("show1").warning("ends when the videos in work are finished")
+            logging.warning("The service ends after the running videos finish.")
             self._service.drain(self._end)
         else:
             self._end()
@@ -87,10 +87,11 @@ def serve(
       InputError: if a setting is wrong, the folder cannot be used, or the port is taken.
     """
     folder = local_path(out).absolute()
-    try:
+    with _usable(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+        stack.enter_context(locked(folder, "--out"))
+        (folder / "adapters").mkdir(exist_ok=True)
+        held = stack.pop_all()
     cache = folder / ".page"
     # Gradio reads these when it is imported.
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
@@ -99,21 +100,40 @@ def serve(
 
     use_compilation_cache()
     return_freed_memory()
-    with locked(folder, "--out"):
+    with held, _bound(host, port) as bound:
         shutil.rmtree(cache, ignore_errors=True)
         service = Service(config, checkpoint, folder, max_queue)
         app = add_page(make_app(service, token, max_upload), service, max_upload)
-        settings = uvicorn.Config(
-            app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE
-        )
-        server = Server(settings, service)
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
         try:
-            with settings.bind_socket() as bound:
-                _say(bound.getsockname()[1], host, token)
-                service.start()
-                server.run([bound])
+            service.start()
+            _say(bound.getsockname()[1], host, token)
+            Server(settings, service).run([bound])
         finally:
             service.close()
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be used: {error.strerror}; give another --out") from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+      InputError: if the address or the port cannot be used.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"{host}, port {port}, cannot be used: {error.strerror}; give another --port or --host"
+        ) from None
 
 
 def _say(port: int, host: str, token: str) -> None:

@@ -7,27 +7,32 @@ the service is killed.
 
 import collections
 import contextlib
-import logging
+import filecmp
 import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
-from show1_jax.app import jobs as states
-from show1_jax.app.jobs import Job, JobResults, load_jobs
+from show1_jax.app.jobs import Job, JobResults, Status, load_jobs
 from show1_jax.app.metrics import Metrics
 from show1_jax.app.requests import MAX_SEED, Refused, Settings, VideoRequest
 from show1_jax.app.studio import Studio
 from show1_jax.app.watch import Speeds, Watch
+from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.paths import Checkpoint
 
 MAX_RETRY = 3600  # seconds
+MAX_KINDS = 64  # of programs that stay compiled
+MAX_ADAPTERS = 100
 
 
 class _Stopped(Exception):
@@ -67,14 +72,15 @@ class Service:
         self._draining = self._closing = False
         self._latest = 0.0  # when the last job was created
         self._speeds = Speeds()
+        self._kinds: set[Any] = set()  # of programs that were compiled
         self._seconds: collections.deque[float] = collections.deque(maxlen=20)  # of a video
         self._thread = threading.Thread(target=self._work, name="sampling", daemon=True)
         for job in load_jobs(out):
             self._jobs[job.id] = job
-            if job.status == states.QUEUED:
+            if job.status == Status.QUEUED:
                 self._queue.append(job)
 
-    # What clients ask.
+    # What clients can do.
 
     def submit(self, request: VideoRequest) -> list[Job]:
         """Accepts a request: one job for each video.
@@ -82,20 +88,16 @@ class Service:
         Raises:
           Refused: if it is wrong, the queue is full, or the service is about to end.
         """
+        if request.n > self._max_queue:
+            raise Refused(f"n is {request.n}, but at most {self._max_queue} videos may wait")
         settings = self.studio.settings(request)
         source = None if request.source is None else self.job(request.source)
         prompt, first = self._subject(request, source)
-        there = self._earlier(settings, source)
-        missing = self.studio.missing(settings, there)
-        if missing:
-            raise Refused(
-                f"{settings.stages[0]} starts from the result of {missing}: run that stage too, or "
-                "give the id of a video that has it as source"
-            )
         words = self.studio.unknown_words(prompt)
         warnings = [f"The checkpoint does not know {', '.join(map(repr, words))}."] if words else []
         with self._changed:
             self._check_room(request.n)
+            earlier = self._earlier(settings, source)
             made: list[Job] = []
             try:
                 for seed in range(first, first + request.n):
@@ -104,12 +106,12 @@ class Service:
                     job.warnings, job.source = warnings, request.source
                     made.append(job)
                     if source is not None:
-                        job.take(source, there)
+                        job.take(source, earlier)
                     job.save()
             except InputError as error:
                 for job in made:
                     job.remove()
-                raise Refused(str(error), 507) from None
+                raise Refused(job.told(error), 507) from None
             for job in made:
                 self._jobs[job.id] = job
                 self._queue.append(job)
@@ -117,14 +119,15 @@ class Service:
         return made
 
     def job(self, name: str) -> Job:
-        """A job by its id.
+        """A job by its id, which is then known to be looked at.
 
         Raises:
           Refused: if there is none.
         """
         job = self._jobs.get(name)
-        if job is None or job.status == states.DELETED:
+        if job is None or job.status == Status.DELETED:
             raise Refused(f"there is no video {name!r:.40}", 404)
+        job.looked_at = time.monotonic()
         return job
 
     def newest(self, limit: int, after: str | None = None) -> list[Job]:
@@ -135,7 +138,7 @@ class Service:
           after: the id of the last one that is known already.
         """
         with self._changed:
-            found = [job for job in reversed(self._jobs.values()) if job.status != states.DELETED]
+            found = [job for job in reversed(self._jobs.values()) if job.status != Status.DELETED]
         if after is not None:
             found = [job for job in found if job.id < after]
         return found[:limit]
@@ -156,7 +159,7 @@ class Service:
             running = job in self._running
             if job in self._queue:
                 self._queue.remove(job)
-            job.end(states.DELETED)
+            job.end(Status.DELETED)
             del self._jobs[name]
             if not running:  # else the worker removes it
                 job.remove()
@@ -176,7 +179,7 @@ class Service:
         if ending == "json":
             files = [job.folder / "000" / "metadata.json"]
         else:
-            if stage is None and not job.ended_well:
+            if stage is None and not job.status == Status.COMPLETED:
                 raise Refused(f"the video is {job.status}: ask for a stage that is made", 409)
             if stage is None:
                 stage = job.settings.stages[-1]
@@ -201,18 +204,31 @@ class Service:
         """
         path = self.studio.adapters / name
         try:
-            try:
-                self.studio.check_adapter(part)
-            except InputError as error:
-                why = str(error).replace(str(part), name)
-                raise Refused(f"{name} is not used: {why}") from None
-            if path.exists() and path.read_bytes() != part.read_bytes():
-                raise Refused(f"there is another adapter {name}: give it another name", 409)
-            part.replace(path)
+            self.studio.check_adapter(part)
+            with self._changed:
+                there = self.studio.adapter_names()
+                if path.exists():
+                    if not filecmp.cmp(path, part, shallow=False):
+                        raise Refused(f"there is another adapter {name}: choose another name", 409)
+                elif len(there) >= MAX_ADAPTERS:
+                    raise Refused(f"there are {len(there)} adapters already: delete one", 409)
+                part.replace(path)
+        except InputError as error:
+            raise Refused(f"{name} is not used: {str(error).replace(str(part), name)}") from None
         finally:
             part.unlink(missing_ok=True)
 
-    # How it begins and ends.
+    def delete_adapter(self, name: str) -> None:
+        """Removes an adapter; videos that wait for it fail.
+
+        Raises:
+          Refused: if there is none.
+        """
+        if name not in self.studio.adapter_names():
+            raise Refused(f"there is no adapter {name!r:.40}", 404)
+        (self.studio.adapters / name).unlink(missing_ok=True)
+
+    # Starting and ending.
 
     def start(self) -> None:
         """Starts the worker."""
@@ -245,8 +261,8 @@ class Service:
 
     @property
     def works(self) -> bool:
-        """Whether the worker is there, as it is until the service ends."""
-        return self._thread.is_alive()
+        """Whether the worker has not ended."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     @property
     def draining(self) -> bool:
@@ -269,7 +285,7 @@ class Service:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise Refused("the prompt is no text: it is not valid Unicode") from None
+            raise Refused("the prompt is not valid Unicode") from None
         if seed is None:
             seed = secrets.randbelow(MAX_SEED + 2 - request.n)
         if seed + request.n - 1 > MAX_SEED:
@@ -277,12 +293,24 @@ class Service:
         return prompt, seed
 
     def _earlier(self, settings: Settings, source: Job | None) -> list[str]:
-        """The stages of a source that a job takes: those before the first that it runs."""
-        if source is None:
-            return []
-        names = self.studio.stages
-        before = names[: names.index(settings.stages[0])]
-        return [name for name in source.made if name in before]
+        """The stages of a source that a job takes: those before the first that it runs.
+
+        Raises:
+          Refused: if a stage that is to run needs others, or the source is gone.
+        """
+        there: list[str] = []
+        if source is not None:
+            self.job(source.id)
+            names = self.studio.stages
+            before = names[: names.index(settings.stages[0])]
+            there = [name for name in source.made if name in before]
+        missing = self.studio.missing(settings, there)
+        if missing:
+            raise Refused(
+                f"{settings.stages[0]} starts from the result of {missing}: run that stage too, or "
+                "give the id of a video that has it as source"
+            )
+        return there
 
     def _check_room(self, count: int) -> None:
         if self._draining:
@@ -306,7 +334,7 @@ class Service:
                 stopped = True
             except InputError as error:
                 self._fail(batch, str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001  (the log has it, and the others are to be made)
                 logging.exception("sampling failed")
                 self._fail(batch, "an error inside the service; its log says more")
             self._settle(batch, stopped, time.monotonic() - begin)
@@ -321,19 +349,21 @@ class Service:
             settings = self._queue[0].settings
             alike = [job for job in self._queue if job.settings == settings]
             sizes = [size for size in self.studio.batch_sizes if size <= len(alike)]
-            batch = alike[: max(sizes, default=1)]
+            batch = alike[: max(sizes, default=self.studio.batch_sizes[0])]
             for job in batch:
                 self._queue.remove(job)
-                job.change(status=states.IN_PROGRESS, error=None)
+                job.change(status=Status.IN_PROGRESS, error=None)
             self._running = batch
             return batch
 
     def _make(self, batch: list[Job]) -> None:
+        batch = [job for job in batch if self._opened(job)]
+        if not batch:
+            return
         sizes = self.studio.batch_sizes
         size = next((size for size in sizes if size >= len(batch)), sizes[-1])
         engine = self.studio.engine(batch[0].settings, size)
-        for job in batch:
-            job.outputs.begin([job.prompt], [job.seed])
+        self._bound_programs(engine)
         watch = Watch(engine, batch, lambda: self._check_wanted(batch), self._speeds, self.metrics)
         prompts, seeds = [job.prompt for job in batch], [job.seed for job in batch]
         stream = engine.stream(
@@ -344,36 +374,51 @@ class Service:
                 pass
         watch.end_stage()
 
+    def _opened(self, job: Job) -> bool:
+        """Whether a job's folder can be used; one that cannot fails, and the others go on."""
+        try:
+            job.outputs.begin([job.prompt], [job.seed])
+        except InputError as error:
+            job.error = job.told(error)
+        return job.error is None
+
+    def _bound_programs(self, engine: Engine) -> None:
+        """Frees compiled programs once there are many kinds, since JAX keeps all."""
+        self._kinds |= {(engine.batch_size, sampler) for sampler in engine.samplers.values()}
+        if len(self._kinds) > MAX_KINDS:
+            self._kinds.clear()
+            jax.clear_caches()
+
     def _fail(self, batch: Sequence[Job], why: str) -> None:
         for job in batch:
-            if job.error is None and not self._finished(job):
-                job.error = why
+            if not self._finished(job):
+                job.error = job.error or why
 
     def _finished(self, job: Job) -> bool:
-        return set(job.settings.stages) <= set(job.made)
+        return job.error is None and set(job.settings.stages) <= set(job.made)
 
     def _settle(self, batch: Sequence[Job], stopped: bool, seconds: float) -> None:
         """Ends the jobs of a batch, or queues them again if it was stopped."""
         with self._changed:
             self._running = []
             for job in batch:
-                if job.status == states.DELETED:
+                if job.status == Status.DELETED:
                     job.remove()
             for job in reversed(batch):
-                if job.status == states.DELETED:
+                if job.status == Status.DELETED:
                     continue
                 if stopped:
-                    job.change(status=states.QUEUED, stage=None, preview=b"", progress=0.0)
+                    job.change(status=Status.QUEUED, stage=None, preview=b"", progress=0.0)
                     self._queue.appendleft(job)
                 else:
                     if self._finished(job):
-                        job.end(states.COMPLETED)
+                        job.end(Status.COMPLETED)
                     else:
-                        job.end(states.FAILED, job.error or "it was not made")
+                        job.end(Status.FAILED, job.error or "it was not made")
                     self.metrics.ended(job.status)
             self._seconds.append(seconds / len(batch))
 
     def _check_wanted(self, batch: Sequence[Job]) -> None:
         """Raises _Stopped if nobody waits for any of these jobs, or the service ends."""
-        if self._closing or all(job.status == states.DELETED for job in batch):
+        if self._closing or all(job.status == Status.DELETED for job in batch):
             raise _Stopped

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from show1_jax.paths import Checkpoint
 from show1_jax.text.cleaning import cleaner
 from show1_jax.text.tokenizers import Tokenizer
 
-MAX_ENGINES = 8  # that are kept; each holds adapters, if it has some
+MAX_ENGINES = 8  # that are kept
 
 
 class Studio:
@@ -70,14 +71,15 @@ class Studio:
 
     @functools.cached_property
     def batch_sizes(self) -> list[int]:
-        """How many videos may be sampled together: few sizes, so that few programs are compiled."""
-        sizes = [self.cascade.engine().batch_size]
-        while sizes[-1] % 2 == 0 and sizes[-1] > 1:
-            half = self.cascade.engine(batch_size=sizes[-1] // 2).batch_size
-            if half == sizes[-1]:
-                break
-            sizes.append(half)
-        return sizes[::-1]
+        """How many videos may be sampled together: few sizes, so that few programs are compiled.
+
+        They are what the mesh divides, doubled again and again, up to the config's.
+        """
+        largest = self.cascade.engine().batch_size
+        sizes = [self.cascade.engine(batch_size=1).batch_size]
+        while sizes[-1] * 2 < largest:
+            sizes.append(sizes[-1] * 2)
+        return sorted({*sizes, largest})
 
     def settings(self, request: VideoRequest) -> Settings:
         """What a request asks for, checked.
@@ -93,49 +95,48 @@ class Studio:
                     raise InputError(f"the checkpoint has no {name}")
             settings = Settings(
                 tuple(name for name in self.stages if name in stages),
-                _by_stage("steps", request.steps, stages),
-                _by_stage("guidance", request.guidance, stages),
+                self._by_stage("steps", request.steps, stages),
+                self._by_stage("guidance", request.guidance, stages),
                 request.negative_prompt,
                 tuple((own.name, own.weight) for own in request.adapters),
             )
             for name, _ in settings.adapters:
                 if name not in self.adapter_names():
                     raise InputError(f"there is no adapter {name!r:.40}: upload it first")
-            self.engine(settings, 1)
+            self.engine(dataclasses.replace(settings, adapters=()), 1)
         except InputError as error:
             raise Refused(str(error)) from None
         return settings
 
     def engine(self, settings: Settings, batch_size: int) -> Engine:
-        """The engine for some settings.
+        """The engine for some settings; only those without adapters are kept.
 
         Raises:
           InputError: if a setting is wrong.
         """
         key = (settings, batch_size)
         with self._making:  # by threads that ask, and the worker
-            if key not in self._engines:
-                negative = settings.negative_prompt
-                self._engines[key] = self.cascade.engine(
-                    settings.stages,
-                    steps=dict(settings.steps),
-                    guidance=dict(settings.guidance),
-                    negative_prompts=(
-                        {} if negative is None else dict.fromkeys(settings.stages, negative)
-                    ),
-                    adapters=[
-                        f"{self.adapters / name}={weight}" for name, weight in settings.adapters
-                    ],
-                    batch_size=batch_size,
-                )
-            self._engines.move_to_end(key)
+            engine = self._engines.pop(key, None) or self._new(settings, batch_size)
+            if not settings.adapters:
+                self._engines[key] = engine
             while len(self._engines) > MAX_ENGINES:
                 self._engines.popitem(last=False)
-            return self._engines[key]
+        return engine
+
+    def _new(self, settings: Settings, batch_size: int) -> Engine:
+        negative = settings.negative_prompt
+        return self.cascade.engine(
+            settings.stages,
+            steps=dict(settings.steps),
+            guidance=dict(settings.guidance),
+            negative_prompts={} if negative is None else dict.fromkeys(settings.stages, negative),
+            adapters=[f"{self.adapters / name}={weight}" for name, weight in settings.adapters],
+            batch_size=batch_size,
+        )
 
     def missing(self, settings: Settings, there: Sequence[str]) -> str | None:
         """A stage whose result others start from, but that is neither run nor there."""
-        engine = self.engine(settings, 1)
+        engine = self.engine(dataclasses.replace(settings, adapters=()), 1)
         for name in settings.stages:
             for needed in engine.loaded.inputs(name):
                 if needed not in settings.stages and needed not in there:
@@ -161,15 +162,23 @@ class Studio:
         sampler = self.cascade.engine().samplers[self.stages[0]]
         load_adapter(path, abstract_params(sampler.unet))
 
+    def _by_stage(
+        self, name: str, values: Any, stages: Sequence[str]
+    ) -> tuple[tuple[str, Any], ...]:
+        """Values of stages in a fixed order, without the config's own.
 
-def _by_stage(name: str, values: Any, stages: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-    """Values of stages in a fixed order; one value is of all that are run."""
-    if values is None:
-        return ()
-    if not isinstance(values, dict):
-        values = dict.fromkeys(stages, values)
-    for stage in values:
-        known_stages.by_name(stage)
-        if stage not in stages:
-            raise InputError(f"{name} is given for {stage}, which is not run")
-    return tuple(sorted(values.items()))
+        The same settings are then the same however they were said.
+        """
+        if values is None:
+            return ()
+        if not isinstance(values, dict):
+            values = dict.fromkeys(stages, values)
+        for stage in values:
+            known_stages.by_name(stage)
+            if stage not in stages:
+                raise InputError(f"{name} is given for {stage}, which is not run")
+        return tuple(
+            (stage, values[stage])
+            for stage in self.stages
+            if stage in values and values[stage] != self._config[stage][name]
+        )

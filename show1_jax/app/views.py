@@ -10,14 +10,13 @@ import html
 import zlib
 from collections.abc import Sequence
 
-from show1_jax.app import jobs as states
-from show1_jax.app.jobs import Job
+from show1_jax.app.jobs import Job, Status
 
 STATUS = {
-    states.QUEUED: "waits",
-    states.IN_PROGRESS: "in work",
-    states.COMPLETED: "done",
-    states.FAILED: "failed",
+    Status.QUEUED: "waits",
+    Status.IN_PROGRESS: "in work",
+    Status.COMPLETED: "done",
+    Status.FAILED: "failed",
 }
 
 
@@ -63,17 +62,17 @@ def sentence(job: Job, place: int) -> str:
       job: the job.
       place: how many videos are made before it.
     """
-    if job.status == states.QUEUED:
+    if job.status == Status.QUEUED:
         if place == 0:
             return "Waits: it is next."
         return f"Waits: {_count(place, 'video')} before it."
-    if job.status == states.IN_PROGRESS:
+    if job.status == Status.IN_PROGRESS:
         if job.stage is None:
             return "Begins."
         what = job.doing or (f"step {job.done} of {job.steps}" if job.steps else "in work")
         left = "" if job.seconds_left is None else f", about {_duration(job.seconds_left)} left"
         return f"{stage_title(job.stage)}: {what}{left}."
-    if job.status == states.FAILED:
+    if job.status == Status.FAILED:
         return f"Failed: {job.error}."
     return "Done."
 
@@ -125,7 +124,7 @@ def _large(job: Job, place: int, stages: Sequence[str]) -> str:
     said = html.escape(sentence(job, place))
     warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in job.warnings)
     what = STATUS.get(job.status, "") if job.stage is None else stage_title(job.stage)
-    kind = " error" if job.status == states.FAILED else ""
+    kind = " error" if job.status == Status.FAILED else ""
     return (
         f'<article class="job" data-key="{job.id}" data-status="{job.status}">'
         f'<div class="screen">{_screen(job)}</div>'
@@ -178,7 +177,7 @@ def _screen(job: Job, small: bool = False) -> str:
         label = "" if small else "What is denoised now"
         return f'<img src="v1/videos/{job.id}/preview?of={version}" alt="{label}">'
     if job.made:
-        return _clip(job, _latest(job), controls=job.ended_well and not small)
+        return _clip(job, _latest(job), controls=job.status == Status.COMPLETED and not small)
     return '<span class="blank"></span>'
 
 

@@ -1,4 +1,4 @@
-"""What jobs tell while they are sampled: how far they are, the time left, what is to be seen."""
+"""Progress, time left and previews of running jobs."""
 
 import io
 import math
@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
-from show1_jax.app import jobs as states
-from show1_jax.app.jobs import Job
+from show1_jax.app.jobs import Job, Status
 from show1_jax.app.metrics import Metrics
 from show1_jax.engine import Engine
 from show1_jax.media import to_uint8
 
 PREVIEW_SHARE = 0.05  # of the time that previews may take
 PREVIEW_SECONDS = 0.5  # between two, at least
+LOOKED_AT = 10.0  # seconds for which somebody who asked for a job is taken to look at it
 
 
 class Speeds:
@@ -24,6 +25,7 @@ class Speeds:
     def __init__(self) -> None:
         """Knows nothing yet."""
         self._seconds: dict[str, float] = {}
+        self.of_previews: dict[str, float] = {}  # seconds of one, by stage
 
     def note(self, stage: str, work: float, seconds: float) -> None:
         """Remembers how long some work took."""
@@ -66,7 +68,8 @@ class Watch:
         self._finished = 0.0
         self._stage, self._begin = "", time.monotonic()
         self._latest: tuple[float, int] | None = None  # time and steps of the last segment
-        self._looked = self._cost = 0.0
+        self._previewed = 0.0  # when
+        self._blind: set[str] = set()  # stages whose previews fail
 
     def progress(self, stage: str, done: int, steps: int, doing: str = "", /) -> None:
         """See `engine.StageProgress`."""
@@ -86,7 +89,7 @@ class Watch:
         fields = {"stage": stage, "done": done, "steps": steps, "doing": doing}
         fields |= self._overall(stage, share)
         for job in self._batch:
-            if job.status != states.DELETED:
+            if job.status != Status.DELETED:
                 job.change(**fields)
 
     def _overall(self, stage: str, share: float) -> dict[str, float | None]:
@@ -111,14 +114,30 @@ class Watch:
     def preview(self, stage: str, items: Sequence[int], look: Callable[[], np.ndarray], /) -> None:
         """See `engine.Preview`."""
         now = time.monotonic()
-        if now - self._looked < max(PREVIEW_SECONDS, self._cost / PREVIEW_SHARE):
+        wanted = {
+            item for item in items if now - self._batch[item].looked_at < LOOKED_AT
+        } - self._deleted()
+        pause = self._speeds.of_previews.get(stage, 0.0) / PREVIEW_SHARE
+        if (
+            not wanted
+            or stage in self._blind
+            or now - self._previewed < max(PREVIEW_SECONDS, pause)
+        ):
             return
-        seen = look()
-        for item, frames in dict(zip(items, seen, strict=True)).items():
-            if self._batch[item].status != states.DELETED:
-                self._batch[item].change(preview=picture(to_uint8(frames), self._fps[stage]))
-        self._looked = time.monotonic()
-        self._cost = self._looked - now
+        try:
+            seen = look()
+            for item, frames in dict(zip(items, seen, strict=True)).items():
+                if item in wanted:
+                    picture = webp(to_uint8(frames), self._fps[stage])
+                    self._batch[item].change(preview=picture)
+        except Exception:  # noqa: BLE001  (such as a lack of memory, which the video may not need)
+            logging.exception("%s is sampled without previews", stage)
+            self._blind.add(stage)
+        self._previewed = time.monotonic()
+        self._speeds.of_previews[stage] = self._previewed - now
+
+    def _deleted(self) -> set[int]:
+        return {i for i, job in enumerate(self._batch) if job.status == Status.DELETED}
 
 
 def _work_of(engine: Engine, name: str) -> float:
@@ -128,7 +147,7 @@ def _work_of(engine: Engine, name: str) -> float:
     return float(stage.step_count(sampler.solver) * own)
 
 
-def picture(frames: np.ndarray, fps: float) -> bytes:
+def webp(frames: np.ndarray, fps: float) -> bytes:
     """Frames `(frames, height, width, 3)` uint8, or one frame, as an animated WebP picture."""
     several = frames if frames.ndim == 4 else frames[None]
     first, *others = (Image.fromarray(frame) for frame in several)

@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from show1_jax.app import jobs as states
 from show1_jax.app import views
 from show1_jax.app.form import Source, Values
-from show1_jax.app.jobs import Job
+from show1_jax.app.jobs import Job, Status
 from show1_jax.app.requests import Refused, Settings
 from show1_jax.stages import names
 
@@ -78,7 +77,7 @@ def test_the_form_is_filled_from_a_video(tmp_path):
 
 
 def test_texts_of_clients_are_escaped(tmp_path):
-    found = job(tmp_path, STAGES, status=states.FAILED, error="<script>", warnings=["<i>"])
+    found = job(tmp_path, STAGES, status=Status.FAILED, error="<script>", warnings=["<i>"])
     shown = views.panel([found, found], [0, 0], found.id, STAGES) + views.history([found], True)
     shown += views.message("<i>") + views.words_note(["<i>"]) + views.going_on("<i>", STAGES[0])
     assert not re.search("<(script|i>|b>red)", shown)
@@ -90,21 +89,21 @@ def test_texts_of_clients_are_escaped(tmp_path):
     [
         ({}, 0, "Waits: it is next."),
         ({}, 2, "Waits: 2 videos before it."),
-        ({"status": states.IN_PROGRESS}, 0, "Begins."),
+        ({"status": Status.IN_PROGRESS}, 0, "Begins."),
         (
-            {"status": states.IN_PROGRESS, "stage": "a_stage", "done": 2, "steps": 9,
+            {"status": Status.IN_PROGRESS, "stage": "a_stage", "done": 2, "steps": 9,
              "seconds_left": 12.3},
             0,
             "A stage: step 2 of 9, about 12 s left.",
         ),
         (
-            {"status": states.IN_PROGRESS, "stage": "t5", "doing": "compiling",
+            {"status": Status.IN_PROGRESS, "stage": "t5", "doing": "compiling",
              "seconds_left": 300},
             0,
             "T5: compiling, about 5 min left.",
         ),
-        ({"status": states.FAILED, "error": "no memory"}, 0, "Failed: no memory."),
-        ({"status": states.COMPLETED}, 0, "Done."),
+        ({"status": Status.FAILED, "error": "no memory"}, 0, "Failed: no memory."),
+        ({"status": Status.COMPLETED}, 0, "Done."),
     ],
 )  # fmt: skip
 def test_the_state_of_a_video_in_words(tmp_path, fields, place, said):
@@ -112,14 +111,14 @@ def test_the_state_of_a_video_in_words(tmp_path, fields, place, said):
 
 
 def test_clips_appear_as_they_are_made_and_links_when_all_is_done(tmp_path):
-    found = job(tmp_path, STAGES[:1], status=states.IN_PROGRESS, preview=b"picture")
+    found = job(tmp_path, STAGES[:1], status=Status.IN_PROGRESS, preview=b"picture")
     running = views.panel([found], [0], "", STAGES)
     assert running.count("<video") == 1
     assert f"v1/videos/{found.id}/preview" in running
     assert "go_on" not in running
     assert "download=" not in running
     found.made = STAGES
-    found.change(status=states.COMPLETED, preview=b"")
+    found.change(status=Status.COMPLETED, preview=b"")
     done = views.panel([found], [0], "", STAGES)
     assert done.count('data-act="go_on"') == len(STAGES) - 1
     assert re.findall(r"format=(\w+)\" download", done) == ["mp4", "gif", "json"]
