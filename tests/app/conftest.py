@@ -16,6 +16,9 @@ from show1_jax.errors import InputError
 PROMPT = "a small red circle moving left on a black background"
 
 
+BATCH = "--config.batch_size=4"
+
+
 class Sampling:
     """Stands for `Engine.stream`: notes what is asked for, and waits where it is told to.
 
@@ -26,13 +29,14 @@ class Sampling:
       begun: is set when sampling begins.
       error: what it raises, if anything.
       failing: seeds whose first stage fails.
+      stop_after: a result after which the gate closes.
     """
 
     def __init__(self):
         self.batches, self.made = [], []
         self.gate, self.begun = threading.Event(), threading.Event()
         self.gate.set()
-        self.error, self.failing = None, set()
+        self.error, self.failing, self.stop_after = None, set(), None
 
     def stream(self, engine, prompts, seeds, results, progress, items=None, preview=None):
         self.batches.append(list(seeds))
@@ -59,6 +63,8 @@ class Sampling:
                 frames = np.full(stage.shape, seeds[i] / 100, np.float32)
                 results.save(i, name, frames, settings)
                 self.made.append((name, seeds[i]))
+                if self.made[-1] == self.stop_after:
+                    self.gate.clear()
                 yield Made(i, name, frames)
 
 
@@ -80,7 +86,7 @@ def make_service(tmp_path, sampling):
 
     def make(max_queue=100, start=True, **changes):
         flags = [f"--config.{key}={value}" for key, value in changes.items()]
-        config, _ = load_config("tiny", ["--config.batch_size=4", *flags])
+        config, _ = load_config("tiny", flags if "batch_size" in changes else [*flags, BATCH])
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         service = Service(config, config.checkpoint, out, max_queue)

@@ -165,8 +165,8 @@ def load(requests: int, clients: int, out: Path, steps: str) -> dict[str, float]
               f"{status.count('failed')} failed; {seconds:.0f} s in all, killed after "
               f"{killed - begin:.0f} s")  # fmt: skip
         _, listed = server.call("/v1/videos?limit=1000")
-        doubled = len(listed["data"]) - len(accepted)
-        print(f"{doubled} doubled; SIGTERM ends it with status {server.end()}")
+        doubled = len({video["id"] for video in listed["data"]} ^ set(accepted))
+        print(f"{doubled} lost or doubled; SIGTERM ends it with status {server.end()}")
     alone = sampled(asked, out / "batch", *flags)
     print(f"sample.py with all prompts in one job: {alone:.0f} s")
     own = sampled(asked[:1], out / "one", "--steps", steps)
@@ -186,9 +186,9 @@ def load(requests: int, clients: int, out: Path, steps: str) -> dict[str, float]
     }
 
 
-def memory(jobs: int, out: Path, steps: str) -> None:
-    """Watches the resident memory and the compiled programs."""
-    stages = ["keyframes"]
+def memory(jobs: int, out: Path, steps: str) -> list[tuple[float, float]]:
+    """Watches the resident memory (MiB) and the compiled programs: after a tenth, and after all."""
+    stages, found = ["keyframes"], []
     with serving(out / "memory", "--steps", steps) as server:
         for count in range(1, jobs + 1):
             body = {"prompt": prompts(jobs)[count - 1], "seed": count, "stages": stages}
@@ -198,6 +198,8 @@ def memory(jobs: int, out: Path, steps: str) -> None:
                 resident = server.metric("process_resident_memory_bytes") / 2**20
                 compiled = server.metric("show1_compiled_programs")
                 print(f"after job {count}: {resident:.0f} MiB, {compiled:.0f} programs compiled")
+                found.append((resident, compiled))
+    return found[-2:]
 
 
 def main() -> None:

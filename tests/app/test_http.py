@@ -74,6 +74,8 @@ BAD = {
     "an unknown field": {"prompt": PROMPT, "size": "4k"},
     "no steps": {"prompt": PROMPT, "steps": 0},
     "too many steps": {"prompt": PROMPT, "steps": 10**9},
+    "guidance beyond all numbers": {"prompt": PROMPT, "guidance": 1e300},
+    "steps of 4,000 digits": '{"prompt": "a", "steps": ' + "9" * 4000 + "}",
     "steps of an unknown stage": {"prompt": PROMPT, "steps": {"x": 3}},
     "guidance that is infinite": '{"prompt": "a", "guidance": Infinity}',
     "an adapter that is not there": {**KEYFRAMES, "adapters": [{"name": "a.safetensors"}]},
@@ -171,6 +173,9 @@ def test_adapters_are_uploaded_and_change_what_is_made(client, service, tmp_path
     save_adapter(file, Adapter({path: (np.full(shapes[path], 0.02, np.float32),)}))
     other = client.put("/v1/adapters/own.safetensors", content=file.read_bytes())
     assert other.status_code == 409
+    assert client.delete("/v1/adapters/own.safetensors").json()["deleted"]
+    assert client.delete("/v1/adapters/own.safetensors").status_code == 404
+    assert client.get("/v1/adapters").json() == {"data": []}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +194,12 @@ def test_uploads_that_are_refused_leave_nothing(name, size, status, client, serv
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
     assert {path.name for path in files(tmp_path)} <= {"lock"}
+
+
+def test_bodies_without_a_length_are_limited(client):
+    answer = client.post("/v1/videos", content=(bytes(2**16) for _ in range(100)))
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "the request is too large"
 
 
 def test_each_request_has_an_example_in_openapi(client):

@@ -3,11 +3,12 @@
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from show1_jax.media import read_mp4
-from tests.app.load import ROOT, load, serving
+from tests.app.load import ROOT, load, memory, serving
 
 PAGE = ROOT / "docs" / "app.md"
 
@@ -16,6 +17,7 @@ PAGE = ROOT / "docs" / "app.md"
 @pytest.mark.smoke
 def test_the_session_of_the_documentation_works_line_by_line(tmp_path):
     (session,) = re.findall(r"```sh\n(url=.*?)```", PAGE.read_text(), re.DOTALL)
+    (client,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     with serving(tmp_path / "out", "--steps", "5") as server:
         script = session.replace("http://127.0.0.1:7860", server.url)
         done = subprocess.run(
@@ -24,11 +26,17 @@ def test_the_session_of_the_documentation_works_line_by_line(tmp_path):
         )  # fmt: skip
         assert '"status":"completed"' in done.stdout
         assert done.stdout.endswith('"deleted":true}')
+        program = client.replace("http://127.0.0.1:7860", server.url) + "print(path)\n"
+        video = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert read_mp4(video.stdout.splitlines()[-1]).shape == (29, 80, 144, 3)
         assert server.end(signal.SIGTERM) == 0
         assert "".join(server.errors).count("\n") <= 1, server.errors
     assert read_mp4(tmp_path / "video.mp4").shape == (29, 80, 144, 3)
     assert (tmp_path / "keyframes.gif").read_bytes()[:4] == b"GIF8"
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.name[:2] == "20"] == []
+    assert len([path for path in (tmp_path / "out").iterdir() if path.name[:2] == "20"]) == 1
 
 
 @pytest.mark.slow
@@ -37,3 +45,10 @@ def test_many_clients_and_a_kill_lose_and_double_nothing(tmp_path):
     assert found["accepted"] == found["completed"] == 6
     assert found["doubled"] == 0
     assert found["difference"] <= 1
+
+
+@pytest.mark.slow
+def test_memory_and_compiled_programs_do_not_grow(tmp_path):
+    (early, compiled), (late, compiled_late) = memory(100, tmp_path, "5")
+    assert late <= 1.05 * early
+    assert compiled_late == compiled

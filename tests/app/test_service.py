@@ -2,11 +2,12 @@
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from show1_jax.app import jobs
+from show1_jax.app import jobs, watch
 from show1_jax.app.jobs import Job
 from show1_jax.app.requests import Refused, VideoRequest
 from show1_jax.errors import InputError
@@ -30,6 +31,94 @@ def test_jobs_with_the_same_settings_are_sampled_together_in_few_sizes(make_serv
     assert sampling.batches == [[0, 1, 2, 3], [10, 30], [20], [31]]
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "sizes", "batches"),
+    [(3, [1, 2, 3], [[0, 1, 2], [3, 4]]), (5, [1, 2, 4, 5], [[0, 1, 2, 3, 4]]), (1, [1], None)],
+)
+def test_any_batch_size_is_used_up(batch_size, sizes, batches, make_service, sampling):
+    service = make_service(start=False, batch_size=batch_size)
+    names = submit(service, seed=0, n=5)
+    service.start()
+    wait(service, *names)
+    assert service.studio.batch_sizes == sizes
+    assert sampling.batches == (batches or [[seed] for seed in range(5)])
+
+
+def test_batches_fill_all_devices(make_service, sampling, monkeypatch):
+    service = make_service(start=False)
+    monkeypatch.setattr(service.studio, "batch_sizes", [4, 8])  # of a mesh of four
+    names = submit(service, seed=0, n=3)
+    service.start()
+    wait(service, *names)
+    assert sampling.batches == [[0, 1, 2]]
+
+
+def test_settings_that_are_the_same_are_sampled_together_however_they_were_said(
+    make_service, sampling
+):
+    service = make_service(start=False)
+    (steps, guidance) = service.studio.defaults["keyframes"]
+    names = submit(service, seed=0) + submit(service, seed=1, steps=steps)
+    names += submit(service, seed=2, steps={"keyframes": steps}, guidance=guidance)
+    names += submit(service, seed=3, guidance={"keyframes": guidance})
+    service.start()
+    wait(service, *names)
+    assert sampling.batches == [[0, 1, 2, 3]]
+
+
+def test_a_damaged_job_fails_alone_and_says_so_after_a_restart_too(make_service):
+    service = make_service(start=False)
+    names = submit(service, seed=0, n=3)
+    for name in names:
+        job = service.job(name)
+        job.outputs.begin([PROMPT], [job.seed])
+    (service.job(names[1]).folder / "000" / "metadata.json").write_text("{")
+    service.start()
+    jobs = wait(service, *names)
+    assert [job.status for job in jobs] == ["completed", "failed", "completed"]
+    assert jobs[1].error.startswith("000/metadata.json cannot be read")
+    service.close()
+    again = make_service()
+    assert [again.job(name).status for name in names] == [job.status for job in jobs]
+
+
+def test_a_preview_that_fails_stops_no_video(service, monkeypatch, caplog):
+    def fail(frames, fps):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(watch, "webp", fail)
+    (job,) = wait(service, *submit(service, seed=1))
+    assert job.status == "completed"
+    assert "is sampled without previews" in caplog.text
+
+
+def test_nothing_is_drawn_that_nobody_looks_at(make_service, monkeypatch):
+    seen = []
+    service = make_service(start=False)
+    monkeypatch.setattr(watch, "webp", lambda frames, fps: seen.append(fps) or b"picture")
+    names = submit(service, seed=0, n=2)
+    service.start()
+    while service.newest(2)[0].waits_or_runs:  # a list is no look at one
+        time.sleep(0.01)
+    assert seen == []
+    assert names
+
+
+def test_what_a_kill_left_behind_is_removed(make_service, tmp_path):
+    first = make_service()
+    kept = submit(first, seed=1)
+    wait(first, *kept)
+    first.close()
+    out = tmp_path / "out"
+    (out / "20260101-000000-00000000" / "000").mkdir(parents=True)  # no job.json: half removed
+    (out / "adapters" / ".0123.part").write_bytes(b"half")
+    (out / "my own folder").mkdir()
+    again = make_service()
+    assert [job.id for job in again.newest(9)] == kept
+    assert {path.name for path in out.iterdir()} == {*kept, "adapters", "my own folder"}
+    assert list((out / "adapters").iterdir()) == []
+
+
 def test_a_video_is_where_sample_py_would_have_put_it(service, tmp_path):
     (name,) = submit(service, seed=7, stages=None)
     (job,) = wait(service, name)
@@ -46,21 +135,24 @@ def test_a_video_is_where_sample_py_would_have_put_it(service, tmp_path):
 
 def test_what_was_accepted_is_made_after_a_restart_and_nothing_twice(make_service, sampling):
     first = make_service()
-    sampling.gate.clear()
-    running, waiting = submit(first, seed=1, stages=None), submit(first, seed=2, steps=3)
-    sampling.begun.wait(10)
-    wait(first, *running, status=["in_progress"])
-    before = {name: first.job(name).created for name in (*running, *waiting)}
-    first.close()  # as a kill does, it leaves job.json as it is
+    sampling.stop_after = ("keyframes", 1)
+    running, waiting = submit(first, seed=1, stages=None), submit(first, seed=2, steps=5)
+    names = [*running, *waiting]
+    end = time.monotonic() + 30
+    while not sampling.made and time.monotonic() < end:
+        time.sleep(0.01)
+    before = {name: first.job(name).created for name in names}
+    files = {name: (first.job(name).folder / "job.json").read_text() for name in names}
+    first.close()
+    for name, text in files.items():  # as a kill leaves them
+        (first.job(name).folder / "job.json").write_text(text)
+    assert sampling.made == [("keyframes", 1)]
+    sampling.stop_after = None
     sampling.gate.set()
-    made_before = list(sampling.made)
     second = make_service()
-    wait(second, *running, *waiting)
-    assert {name: second.job(name).status for name in before} == dict.fromkeys(before, "completed")
-    assert {name: second.job(name).created for name in before} == before
-    made = sampling.made[len(made_before) :]
-    assert len(set(sampling.made)) == len(sampling.made)
-    assert ("translation", 1) in made
+    assert [job.status for job in wait(second, *names)] == ["completed", "completed"]
+    assert {name: second.job(name).created for name in names} == before
+    assert len(sampling.made) == len(set(sampling.made)) == len(second.studio.stages) + 1
 
 
 def test_stages_that_were_made_before_a_kill_are_kept(make_service, sampling):
@@ -86,6 +178,9 @@ def test_a_full_queue_refuses_and_says_for_how_long(make_service):
     assert 1 <= refused.value.retry_after <= 3600
     submit(service)
     assert len(service.newest(10)) == 3
+    with pytest.raises(Refused, match="n is 4, but at most 3 videos may wait") as refused:
+        submit(service, n=4)
+    assert refused.value.status == 422
 
 
 def test_a_deleted_job_is_given_up_and_others_of_its_batch_are_made(make_service, sampling):
@@ -202,8 +297,9 @@ def test_progress_reaches_those_who_wait(service, sampling, monkeypatch):
     sampling.gate.clear()
     (again,) = submit(service, seed=3)
     wait(service, again, status=["in_progress"])
-    while service.job(again).stage is None:
-        pass
+    end = time.monotonic() + 30
+    while service.job(again).stage is None and time.monotonic() < end:
+        time.sleep(0.01)
     assert service.job(again).seconds_left is not None
 
 

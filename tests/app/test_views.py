@@ -31,13 +31,14 @@ def job(tmp_path, made=(), **changes):
     return new
 
 
-def test_defaults_are_left_out_of_a_request():
+def test_a_request_says_what_the_form_holds():
     request = values().request(DEFAULTS, None)
     assert (request.prompt, request.seed, request.n) == (PROMPT, 3, 2)
-    assert (request.steps, request.guidance, request.negative_prompt) == (None, None, None)
+    assert request.steps == {name: steps for name, (steps, _) in DEFAULTS.items()}
+    assert request.negative_prompt is None
 
 
-def test_a_request_says_what_is_not_default_of_the_stages_that_are_run():
+def test_a_request_says_the_steps_of_the_stages_that_are_run():
     steps = {name: 5 for name in STAGES}
     request = values(random=True, stages=STAGES[1::-1], steps=steps, adapters=["a"], weight=0.5)
     made = request.request(DEFAULTS, None)
@@ -73,7 +74,7 @@ def test_the_form_is_filled_from_a_video(tmp_path):
     filled = Values.of_job(found, DEFAULTS)
     assert Values.of_flat(filled.flat(), STAGES) == filled
     assert filled.steps[STAGES[0]] == 7
-    assert filled.request(DEFAULTS, None).steps == {STAGES[0]: 7}
+    assert filled.request(DEFAULTS, None).steps[STAGES[0]] == 7
 
 
 def test_texts_of_clients_are_escaped(tmp_path):
