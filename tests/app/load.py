@@ -8,89 +8,22 @@ prompt and seed. With `--jobs 200` it goes on with videos of one stage and watch
 """
 
 import argparse
-import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 
 from show1_jax.media import read_mp4
 from show1_jax.shapes.scenes import caption, combinations
+from tests.app.serving import ROOT, Server, serving
 
-ROOT = Path(__file__).parents[2]
 STEPS = "5"
-
-
-class Server:
-    """The service as a process of its own."""
-
-    def __init__(self, out: Path, *flags: str):
-        command = [sys.executable, "-m", "show1_jax.app", "--port", "0", "--out", str(out), *flags]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(self.process.stderr.read())
-        self.url = re.search(r"http://[\w.:]+", line)[0]
-        self.errors: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        self.errors += self.process.stderr
-
-    def call(self, path: str, method: str = "GET", body: object = None) -> tuple[int, object]:
-        """Status and JSON; text where it is no JSON."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                status, text = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            status, text = error.code, error.read()
-        try:
-            return status, json.loads(text)
-        except ValueError:
-            return status, text.decode(errors="replace")
-
-    def metric(self, name: str) -> float:
-        _, text = self.call("/metrics")
-        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
-
-    def wait(self, names: list[str], limit: float = 7200) -> list[dict]:
-        """Waits until videos have ended."""
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
-            found = [self.call(f"/v1/videos/{name}")[1] for name in names]
-            if all(video["status"] in ("completed", "failed") for video in found):
-                return found
-            time.sleep(0.5)
-        raise TimeoutError("\n".join(self.errors[-20:]))
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(how)
-        return self.process.wait(300)
-
-
-@contextlib.contextmanager
-def serving(out: Path, *flags: str):
-    server = Server(out, *flags)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.end(signal.SIGKILL)
 
 
 def prompts(count: int) -> list[str]:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from show1_jax.media import read_mp4
-from tests.app.load import ROOT, load, memory, serving
+from tests.app.load import load, memory
+from tests.app.serving import ROOT, serving
 
 PAGE = ROOT / "docs" / "app.md"
 
