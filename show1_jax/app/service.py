@@ -411,11 +411,10 @@ class Service:
                     job.change(status=Status.QUEUED, stage=None, preview=b"", progress=0.0)
                     self._queue.appendleft(job)
                 else:
-                    if self._finished(job):
-                        job.end(Status.COMPLETED)
-                    else:
-                        job.end(Status.FAILED, job.error or "it was not made")
-                    self.metrics.ended(job.status)
+                    status = Status.COMPLETED if self._finished(job) else Status.FAILED
+                    self.metrics.ended(status)
+                    missing = None if status == Status.COMPLETED else "it was not made"
+                    job.end(status, job.error or missing)
             self._seconds.append(seconds / len(batch))
 
     def _check_wanted(self, batch: Sequence[Job]) -> None:
