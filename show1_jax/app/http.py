@@ -157,12 +157,12 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         return {"id": name, "deleted": True}
 
     @app.get("/v1/videos/{name}/content", tags=["videos"], response_class=FileResponse)
-    def content(name: str, stage: str | None = None, format: Ending = "mp4") -> FileResponse:
-        """A stage's clip, the last one's if none is named; ranges are served. json: metadata."""
+    def content(name: str, stage: str | None = None, format: Ending | None = None) -> FileResponse:
+        """A stage's clip or picture, the last one's if none is named; json: metadata."""
         path = service.file(name, stage, format)
         return FileResponse(
             path,
-            media_type=MEDIA[format],
+            media_type=MEDIA[path.suffix[1:]],
             filename=f"{name}-{path.name}",
             content_disposition_type="inline",
         )
@@ -229,6 +229,14 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         """Counts, for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    @app.api_route(
+        "/v1/{path:path}",
+        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        include_in_schema=False,
+    )
+    def nothing(path: str, request: Request) -> None:
+        raise Refused(f"there is no {request.method} /v1/{path:.60}; see /docs", 404)
+
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
@@ -281,10 +289,10 @@ class _Guard:
             return None
         if request.url.path == "/" and self._is_token(request.query_params.get("token", "")):
             answer = RedirectResponse(".", 303)
-            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="lax")
             return answer
         return _said(
-            "give the token: Authorization: Bearer TOKEN, or /?token=TOKEN in a browser", 401,
+            "give the right token: Authorization: Bearer TOKEN, or /?token=TOKEN in a browser", 401,
             {"WWW-Authenticate": "Bearer"},
         )  # fmt: skip
 

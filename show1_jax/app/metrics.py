@@ -33,6 +33,7 @@ class Metrics:
           queue_length: tells how many jobs wait.
         """
         _count_compilations()
+        prometheus.disable_created_metrics()
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         gauge = prometheus.Gauge("show1_queue_length", "Videos that wait.", registry=registry)

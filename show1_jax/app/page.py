@@ -51,11 +51,18 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
     Returns:
       The application.
     """
-    page = Page(service, max_upload)
     app.add_middleware(_Closed)
+    # Where no event loop runs, Gradio makes some and leaves them open.
+    asyncio.run(_mount(app, service, max_upload))
+    # The connection that each browser keeps open ends with this event.
+    app.state.page_ends = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
+    return app
+
+
+async def _mount(app: FastAPI, service: Service, max_upload: int) -> None:
     gr.mount_gradio_app(
         app,
-        page.blocks,
+        Page(service, max_upload).blocks,
         "/",
         footer_links=[],
         run_history=False,
@@ -67,9 +74,6 @@ def add_page(app: FastAPI, service: Service, max_upload: int = 512 * 2**20) -> F
         theme=_theme(),
         css_paths=ASSETS / "page.css",
     )
-    # The connection that each browser keeps open ends with this event.
-    app.state.page_ends = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
-    return app
 
 
 class _Closed:

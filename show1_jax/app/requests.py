@@ -17,6 +17,12 @@ Number = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
 Steps = Number | dict[str, Number]
 Guidance = Scale | dict[str, Scale]
+ADVICE = {
+    "steps": f"give a whole number from 1 to {MAX_STEPS}, or such numbers by stage",
+    "guidance": f"give a number from 0 to {MAX_GUIDANCE:g}, or such numbers by stage",
+    "adapters": 'give a list such as [{"name": "own.safetensors", "weight": 1.0}]',
+    "the body": "it is no JSON object; send one, with Content-Type: application/json",
+}
 
 
 class _Strict(BaseModel):
@@ -69,8 +75,8 @@ class Settings:
 
     Attributes:
       stages: the stages to run, in order.
-      steps: solver steps, by stage, where they are not the config's.
-      guidance: guidance scales, likewise.
+      steps: solver steps of each.
+      guidance: the guidance scale of each.
       negative_prompt: what guidance leads away from in all stages; None for the config's.
       adapters: names and weights.
     """
@@ -124,5 +130,7 @@ class Refused(Exception):
 def why_invalid(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as one sentence."""
     place = [str(part) for part in error["loc"] if part not in ("body", "query")]
-    what = ".".join(place[:2]) or "the body"
-    return f"{what[:60]}: {error['msg'][0].lower()}{error['msg'][1:200]}"
+    what = (place[0] if place else "the body")[:60]
+    if error["type"] == "extra_forbidden":
+        return f"there is no field {what!r}"
+    return f"{what}: " + ADVICE.get(what, f"{error['msg'][0].lower()}{error['msg'][1:200]}")

@@ -138,7 +138,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _say(port: int, host: str, token: str) -> None:
     if host not in ("127.0.0.1", "::1", "localhost") and not token:
-        logging.warning("Everybody who reaches %s can use the service: give a --token.", host)
+        logging.warning("Everybody who reaches this machine can use the service: give a --token.")
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     query = "?token=..." if token else ""
     print(f"the page: {address}/{query}   for programs: {address}/docs", flush=True)

@@ -164,13 +164,14 @@ class Service:
             if not running:  # else the worker removes it
                 job.remove()
 
-    def file(self, name: str, stage: str | None, ending: str) -> Path:
+    def file(self, name: str, stage: str | None, ending: str | None) -> Path:
         """A file to look at.
 
         Args:
           name: the job's id.
           stage: whose result; None for the last one's, once the job is completed.
-          ending: "mp4", "gif" or, for a stage that makes one frame, "png"; "json" for metadata.
+          ending: "mp4", "gif" or, for a stage that makes one frame, "png"; "json" for metadata;
+            None for "mp4", or "png" of such a stage.
 
         Raises:
           Refused: if it is not there.
@@ -187,7 +188,7 @@ class Service:
                 raise Refused(f"the video has no result of {stage!r:.40}", 404)
             files = job.outputs.shown(0, stage)
         for path in files:
-            if path.suffix == f".{ending}" and path.is_file():
+            if ending in (None, path.suffix[1:]) and path.is_file():
                 return path
         endings = " and ".join(path.suffix[1:] for path in files)
         raise Refused(f"there is no {ending!r:.10} of it, only {endings}", 404)

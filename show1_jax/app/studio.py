@@ -165,20 +165,19 @@ class Studio:
     def _by_stage(
         self, name: str, values: Any, stages: Sequence[str]
     ) -> tuple[tuple[str, Any], ...]:
-        """Values of stages in a fixed order, without the config's own.
+        """The values of all stages to run, in order; the config's where none is given.
 
-        The same settings are then the same however they were said.
+        They are written down with a job, which is then made with them whatever the config is later.
         """
-        if values is None:
-            return ()
         if not isinstance(values, dict):
-            values = dict.fromkeys(stages, values)
+            values = {} if values is None else dict.fromkeys(stages, values)
         for stage in values:
             known_stages.by_name(stage)
             if stage not in stages:
                 raise InputError(f"{name} is given for {stage}, which is not run")
+        kind = int if name == "steps" else float
         return tuple(
-            (stage, values[stage])
+            (stage, kind(values.get(stage, self._config[stage][name])))
             for stage in self.stages
-            if stage in values and values[stage] != self._config[stage][name]
+            if stage in stages
         )

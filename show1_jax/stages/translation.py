@@ -21,6 +21,7 @@ from show1_jax.configuration import build
 from show1_jax.data.clip import ClipSpec
 from show1_jax.diffusion.schedule import add_noise
 from show1_jax.diffusion.solvers import Solver
+from show1_jax.errors import InputError
 from show1_jax.media import from_uint8, resize_uint8, to_uint8
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel.frames import over_frames
@@ -159,7 +160,12 @@ class Translation(Stage):
 
     def check(self, solver: Solver) -> None:
         """Raises InputError if `strength` leaves no step."""
-        solver.first_step(self.strength)
+        try:
+            solver.first_step(self.strength)
+        except InputError as error:
+            least = math.ceil(1 / self.strength) if self.strength > 0 else None
+            advice = f", or at least {least} steps" if least else ""
+            raise InputError(f"{self.name}: {error}{advice}") from None
 
     def step_count(self, solver: Solver) -> int:
         """The steps that `strength` leaves; see `Stage.step_count`."""

@@ -143,7 +143,7 @@ def test_nobody_enters_without_the_token(service):
     for path in ("/", "/docs", "/openapi.json", "/v1/videos", "/metrics", "/?token=wrong"):
         answer = client.get(path)
         assert answer.status_code == 401
-        assert "give the token" in answer.json()["error"]["message"]
+        assert "give the right token" in answer.json()["error"]["message"]
     assert client.get("/healthz").status_code == 200
     wrong, right = ({"Authorization": f"Bearer {text}"} for text in ("wrong", "secret"))
     assert client.get("/v1/videos", headers=wrong).status_code == 401
