@@ -46,7 +46,7 @@ def test_many_clients_and_a_kill_lose_and_double_nothing(tmp_path):
     assert found["accepted"] == found["completed"] == 6
     assert found["doubled"] == 0
     assert found["exact"] <= 1
-    assert found["clips"] <= 0.1
+    assert found["clips"] <= 0.5
 
 
 @pytest.mark.slow
