@@ -12,6 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from show1_jax import stages as known_stages
+from show1_jax.arguments import MAX_SEED
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError, UsageError
@@ -23,7 +24,6 @@ from show1_jax.progress import Progress
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
-MAX_SEED = 2**32 - 1
 
 Item = tuple[str, int]
 """A prompt and its seed."""

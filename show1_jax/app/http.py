@@ -117,7 +117,6 @@ def make_app(service: Service, token: str = "", max_upload: int = 512 * 2**20) -
         redoc_url=None,
         responses={"4XX": {"description": '`{"error": {"message": "one sentence"}}`'}},
     )
-    app.state.service = service
     _add_videos(app, service)
     _add_adapters(app, service, max_upload)
     _add_operation(app, service)
@@ -152,7 +151,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/videos/{name}", tags=["videos"])
     def delete(name: str) -> dict[str, Any]:
-        """Removes a video and its files; one that is being made is given up."""
+        """Removes a video and its files; a running one stops after its current steps."""
         service.delete(name)
         return {"id": name, "deleted": True}
 
@@ -261,7 +260,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class _Guard:
-    """Answers those who do not show the token, and those who send too much."""
+    """Refuses requests without the token, and requests that are too large."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app, self._token = app, token

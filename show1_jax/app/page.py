@@ -142,7 +142,7 @@ class Page:
         self._banner = _html("", "banner")
         self._fresh = gr.Button("Make a new video instead", size="sm", visible=False)
         self._prompt = gr.Textbox(
-            label="Prompt", lines=2, max_lines=5, placeholder="What shall it show?",
+            label="Prompt", lines=2, max_lines=5, placeholder="What should the video show?",
             elem_id="prompt",
         )  # fmt: skip
         self._words = _html("", "words")

@@ -15,10 +15,8 @@ from ml_collections import ConfigDict
 
 from show1_jax.app.http import make_app
 from show1_jax.app.service import Service
-from show1_jax.compilation import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.lock import locked
-from show1_jax.memory import return_freed_memory
 from show1_jax.paths import Checkpoint, local_path
 
 GRACE = 5  # seconds in which open connections may end
@@ -74,7 +72,7 @@ def serve(
     """Serves until a signal ends it.
 
     Args:
-      config: as in `configs/show1.py`.
+      config: as in `configs/show1.py`; see `generate.prepare`.
       checkpoint: a converted checkpoint, or several; see `Engine`.
       out: the output folder.
       host: the address to listen at.
@@ -90,7 +88,6 @@ def serve(
     with _usable(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(folder, "--out"))
-        (folder / "adapters").mkdir(exist_ok=True)
         held = stack.pop_all()
     cache = folder / ".page"
     # Gradio reads these when it is imported.
@@ -98,11 +95,10 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from show1_jax.app.page import add_page
 
-    use_compilation_cache()
-    return_freed_memory()
     with held, _bound(host, port) as bound:
         shutil.rmtree(cache, ignore_errors=True)
-        service = Service(config, checkpoint, folder, max_queue)
+        with _usable(folder):
+            service = Service(config, checkpoint, folder, max_queue)
         app = add_page(make_app(service, token, max_upload), service, max_upload)
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
         try:

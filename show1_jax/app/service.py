@@ -61,9 +61,11 @@ class Service:
 
         Raises:
           InputError: if a setting is wrong, or a network is missing.
+          OSError: if the folder cannot be read or written.
         """
         self.out, self._max_queue = out, max_queue
         self.studio = Studio(config, checkpoint, out / "adapters")
+        self.studio.adapters.mkdir(exist_ok=True)
         self.metrics = Metrics(lambda: len(self._queue))
         self._jobs: dict[str, Job] = {}  # oldest first
         self._queue: collections.deque[Job] = collections.deque()
@@ -233,7 +235,6 @@ class Service:
 
     def start(self) -> None:
         """Starts the worker."""
-        self.studio.adapters.mkdir(exist_ok=True)
         self._thread.start()
 
     def drain(self, then: Callable[[], None]) -> None:

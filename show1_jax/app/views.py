@@ -14,7 +14,7 @@ from show1_jax.app.jobs import Job, Status
 
 STATUS = {
     Status.QUEUED: "waits",
-    Status.IN_PROGRESS: "in work",
+    Status.IN_PROGRESS: "running",
     Status.COMPLETED: "done",
     Status.FAILED: "failed",
 }
@@ -69,7 +69,7 @@ def sentence(job: Job, place: int) -> str:
     if job.status == Status.IN_PROGRESS:
         if job.stage is None:
             return "Begins."
-        what = job.doing or (f"step {job.done} of {job.steps}" if job.steps else "in work")
+        what = job.doing or (f"step {job.done} of {job.steps}" if job.steps else "running")
         left = "" if job.seconds_left is None else f", about {_duration(job.seconds_left)} left"
         return f"{stage_title(job.stage)}: {what}{left}."
     if job.status == Status.FAILED:

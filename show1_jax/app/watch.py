@@ -40,7 +40,7 @@ class Speeds:
 
 
 class Watch:
-    """What the jobs of a batch tell while they are sampled."""
+    """Updates the jobs of a batch while they are sampled."""
 
     def __init__(
         self,

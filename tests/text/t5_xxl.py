@@ -172,6 +172,8 @@ def main() -> None:
     args = parser.parse_args()
     # So that the files are removed then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    if args.dir is not None:
+        Path(args.dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="t5-xxl-", dir=args.dir) as name:
         folder = Path(name)
         build_t5(folder / "source")
