@@ -10,9 +10,9 @@ in everything (docs/tiny.md). The second trains them anew, in some 5½ hours, on
 how good they get by that one command has not been measured.
 """
 
-from pathlib import Path
 from typing import Any
 
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 import show1_jax

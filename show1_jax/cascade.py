@@ -10,11 +10,11 @@ import copy
 import dataclasses
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from show1_jax import stages
@@ -27,7 +27,7 @@ from show1_jax.errors import InputError
 from show1_jax.invert import find_noise, inverting_engine
 from show1_jax.memory import free_memory, return_freed_memory
 from show1_jax.parallel.mesh import sampling_dtype
-from show1_jax.paths import Checkpoint, local_paths
+from show1_jax.paths import Checkpoint, as_paths
 from show1_jax.progress import Progress
 from show1_jax.stages.inversion import Noise
 from show1_jax.stages.results import Memory, checked
@@ -88,7 +88,7 @@ class Cascade:
         Raises:
           InputError: if a setting is wrong, or a network is missing.
         """
-        self.config, self.checkpoints = FrozenConfigDict(config), local_paths(checkpoint)
+        self.config, self.checkpoints = FrozenConfigDict(config), as_paths(checkpoint)
         self._config, self._devices = copy.deepcopy(config), devices
         folders = find_stages(*self.checkpoints)
         dtype = sampling_dtype(config.dtype)

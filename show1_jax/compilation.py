@@ -5,10 +5,18 @@ import os
 import jax
 from absl import logging
 
+from show1_jax.paths import as_path
+
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, unless JAX was told where already."""
+    """Keeps compiled programs on disk, unless JAX was told where already.
+
+    Raises:
+      InputError: if JAX was told of a place that cannot be reached.
+    """
     told = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if told:
+        as_path(told)  # reaches buckets
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
         # Without a home folder, as of a user ID that the system does not list, "~" stays.
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -5,11 +5,11 @@ import importlib.util
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags
+from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 import show1_jax.configs

@@ -15,18 +15,18 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
     sys.exit(main())
 
 from collections.abc import Callable
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
+from etils.epath import Path
 from jax.typing import DTypeLike
 
 from show1_jax.checkpoints.conversion import convert_pipelines
 from show1_jax.checkpoints.networks import network, read_json
 from show1_jax.checkpoints.torch_files import find_weights
 from show1_jax.checkpoints.torch_params import params_from_torch
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 
 
 def load_diffusers(
@@ -81,4 +81,4 @@ def convert(
       InputError: if anything is wrong with `src` or `dst`; then `dst` is not made.
     """
     cast = None if dtype is None else np.dtype(dtype)
-    convert_pipelines(local_path(src), local_path(dst), to_torch, cast, verify, report=report)
+    convert_pipelines(as_path(src), as_path(dst), to_torch, cast, verify, report=report)

@@ -5,10 +5,10 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 from absl import logging
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax import stages as known_stages
@@ -19,11 +19,12 @@ from show1_jax.errors import InputError, UsageError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.parallel import hosts
-from show1_jax.paths import Checkpoint, local_path, local_paths
+from show1_jax.paths import AnyPath, Checkpoint, as_path, as_paths
 from show1_jax.progress import Progress
 from show1_jax.stages.inversion import load_noise
 
 DEFAULT_OUT = Path("outputs")
+AT_ONCE = 512  # items; T5-XXL's embedding of a prompt has 1.3 MB
 
 Item = tuple[str, int]
 """A prompt and its seed."""
@@ -42,6 +43,7 @@ def generate(
     stages: Sequence[str] | None = None,
     overrides: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> None:
     """Samples prompts and writes their videos.
 
@@ -62,6 +64,8 @@ def generate(
       stages: the stages to run; None for all that the checkpoint has.
       overrides: for "steps" and "guidance", a value for all stages or `stage=value`s.
       overwrite: whether results that other settings made may be replaced.
+      shard: makes every n-th item from the i-th on, for i and n; None for all. Programs that make
+        the other shards need not know of each other; `merge_shards` tells what is missing.
 
     Raises:
       InputError: if anything given is wrong, or an item failed; the others are made.
@@ -76,23 +80,75 @@ def generate(
         engine = Engine(config, folder, stages, jax.local_devices())
         with hosts.first_alone("items"):
             if not engine.loaded.inputs(next(iter(engine.stages))):
-                outputs, items, places = _folder_for(asked, seeds, out)
+                outputs, items, places = _folder_for(asked, seeds, out, _part(shard))
             else:
-                outputs = Outputs(local_path(out or DEFAULT_OUT), keeper=hosts.first())
+                outputs = Outputs(as_path(out or DEFAULT_OUT), _part(shard))
                 items, places = _found(outputs, asked, seeds)
+            if shard is not None:
+                places = [place for place in places if place % shard[1] == shard[0]]
             engine.check_inputs(places, outputs)
             known = [place for place in places if outputs.knows(place)]
             replaced = _check_settings(outputs, engine, known, overwrite)
+            own = places[jax.process_index() :: jax.process_count()]
             all_prompts, all_seeds = [prompt for prompt, _ in items], [seed for _, seed in items]
-            outputs.begin(all_prompts, all_seeds)
-            if hosts.first():
-                outputs.complete(known)
+            outputs.begin(all_prompts, all_seeds, own)
+            outputs.complete(set(known) & set(own))
         bars.clear()
         if replaced:
             hosts.say(replaced)
-        own = places[jax.process_index() :: jax.process_count()]
-        engine.run(all_prompts, all_seeds, outputs, bars.update, own)
+        # Texts and results of so many items are in memory at once.
+        for start in range(0, len(own), AT_ONCE):
+            some = own[start : start + AT_ONCE]
+            engine.run(all_prompts, all_seeds, outputs, bars.update, some)
     _report(outputs, list(engine.stages), places)
+
+
+def merge_shards(out: AnyPath) -> str:
+    """Makes one manifest of a folder's, and tells whether all items are complete.
+
+    Args:
+      out: the folder that several programs wrote to.
+
+    Returns:
+      A sentence on what is there.
+
+    Raises:
+      InputError: if an item is missing, or the folder cannot be read or written.
+    """
+    outputs = Outputs(as_path(out))
+    stages, missing = outputs.merge()
+    count = len(outputs.prompts)
+    if not stages:
+        raise InputError(f"{outputs.folder} has {count} item(s), but no result yet")
+    if not missing:
+        return f"{count} item(s) in {outputs.folder} are complete: {', '.join(stages)}"
+    lacking = sorted({item for item, _ in missing})
+    named = ", ".join(map(str, lacking[:20])) + (", ..." if lacking[20:] else "")
+    reasons = (f"; {stage} of {item}: {text}" for (item, stage), text in missing.items() if text)
+    raise InputError(
+        f"{len(lacking)} of {count} item(s) in {outputs.folder} lack results: {named}"
+        f"{next(reasons, '')}; run their shards again, item modulo N of --shard I/N, then --merge"
+    )
+
+
+def _part(shard: tuple[int, int] | None) -> str:
+    """What this process's manifest is called among those that share a folder."""
+    own = [] if shard is None else [f"{shard[0]}-of-{shard[1]}"]
+    if jax.process_count() > 1:
+        own.append(f"process-{jax.process_index()}")
+    return "-".join(own)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """A shard such as "3/64": the fourth of 64, as "0/64" is the first.
+
+    Raises:
+      InputError: if it is not such.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise InputError(f"--shard {text!r}: give I/N, with I from 0 to N - 1")
+    return int(match[1]), int(match[2])
 
 
 def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> None:
@@ -101,13 +157,15 @@ def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> N
         tuple(failure) for each in hosts.gather(outputs.failures) for failure in each
     ]
     if jax.process_count() > 1:
-        outputs.write_manifest()
+        hosts.wait("items are made")
+        if hosts.first():
+            outputs.merge()
     if outputs.failures:
         item, stage, why = outputs.failures[0]
         count = len({item for item, *_ in outputs.failures})
         raise InputError(
             f"{count} of {len(places)} item(s) failed: {stage} of item {item}: {why}"
-            + (f"; see {outputs.folder}/manifest.jsonl" if outputs.failures[1:] else "")
+            + (f"; see {outputs.manifest}" if outputs.failures[1:] else "")
         )
     made, removed = (
         {tuple(result) for each in hosts.gather(sorted(results)) for result in each}
@@ -121,7 +179,7 @@ def _report(outputs: Outputs, stages: Sequence[str], places: Sequence[int]) -> N
         + (f" ({again} of them again)" if again else "")
         + f", {kept} there already"
         + (f", {gone} earlier result(s) removed" if gone else "")
-        + f"; see {outputs.shown(places[0], stages[-1])[0]}"
+        + (f"; see {outputs.shown(places[0], stages[-1])[0]}" if places else "")
     )
 
 
@@ -150,7 +208,7 @@ def _start_from_noise(
     Raises:
       InputError: if the noise is damaged, or what it decides is asked for otherwise.
     """
-    stage = load_noise(local_path(config.from_noise)).stage
+    stage = load_noise(as_path(config.from_noise)).stage
     if len(seeds or ()) > 1:
         raise InputError("--from-noise is the same for all seeds: give one")
     if any(text.rpartition("=")[0] in ("", stage) for text in overrides.get("steps", ())):
@@ -168,7 +226,7 @@ def _asked(
     """
     asked: list[Asked] = [(prompt, None) for prompt in prompts]
     if prompts_file:
-        path = local_path(prompts_file)
+        path = as_path(prompts_file)
         asked += _read_prompts(path)
         if seeds is not None and any(seed is not None for _, seed in asked):
             raise InputError(f"{path} has seeds of its own: leave --seeds out")
@@ -176,7 +234,7 @@ def _asked(
 
 
 def _folder_for(
-    asked: list[Asked], seeds: Sequence[int] | None, out: Path | None
+    asked: list[Asked], seeds: Sequence[int] | None, out: Path | None, part: str
 ) -> tuple[Outputs, list[Item], list[int]]:
     """Where items are made: in the folder given, or in the first default one for them.
 
@@ -188,8 +246,8 @@ def _folder_for(
     ]
     if not items:
         raise UsageError("give a --prompt or a file of --prompts")
-    for folder in [local_path(out)] if out else _default_folders():
-        outputs = Outputs(folder, keeper=hosts.first())
+    for folder in [as_path(out)] if out else _default_folders():
+        outputs = Outputs(folder, part)
         found = outputs.items()
         if not found or {prompt for prompt, _ in found} & {prompt for prompt, _ in items}:
             return outputs, *_placed(found, items)
@@ -252,7 +310,7 @@ def _found(
 
 def _read_prompts(path: Path) -> list[Asked]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]
@@ -332,7 +390,7 @@ def prepare(
     use_compilation_cache()
     return_freed_memory()
     override(config, overrides)
-    return local_paths(checkpoint)
+    return as_paths(checkpoint)
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Sequence[str]]) -> None:

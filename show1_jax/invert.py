@@ -5,11 +5,11 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.data.decoding import is_picture, read_clip

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 from absl import logging
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ from show1_jax.diffusion.solvers import make_solver
 from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import low_memory, sampling_dtype
-from show1_jax.paths import Checkpoint, local_path, local_paths
+from show1_jax.paths import Checkpoint, as_path, as_paths
 from show1_jax.stages import Stage, inversion
 from show1_jax.stages.sampling import Sampler
 
@@ -80,10 +80,10 @@ def load_stages(
       InputError: if a stage is unknown or not there, a size does not fit, or there
         are adapters for a stage that is not run.
     """
-    checkpoints = local_paths(checkpoint)
+    checkpoints = as_paths(checkpoint)
     noise_file = config.from_noise if noise is None else ""
     if noise_file:
-        noise = inversion.load_noise(local_path(noise_file))
+        noise = inversion.load_noise(as_path(noise_file))
     loaded = Loaded(
         checkpoints,
         find_stages(*checkpoints),

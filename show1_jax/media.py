@@ -1,19 +1,19 @@
 """Reads and writes videos and images. A video is `(frames, height, width, 3)` uint8."""
 
 import io
-import secrets
 from fractions import Fraction
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import Colorspace
+from etils.epath import Path
 from numpy.typing import ArrayLike
 from PIL import Image
 
 from show1_jax.errors import InputError
+from show1_jax.files import open_bytes, write_whole
 
 
 def to_uint8(video: ArrayLike) -> np.ndarray:
@@ -101,7 +101,7 @@ def read_mp4(path: str | PathLike[str]) -> np.ndarray:
       InputError: if the file cannot be read.
     """
     try:
-        with av.open(str(path)) as container:
+        with open_bytes(path) as file, av.open(file) as container:
             frames = [to_rgb(frame) for frame in container.decode(video=0)]
     except (OSError, av.FFmpegError, IndexError) as error:
         raise InputError(f"{path} cannot be read: {_reason(error)}") from None
@@ -222,13 +222,7 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> None:
       InputError: if the file cannot be written.
     """
     try:
-        path = Path(path)
-        partial = path.with_name(f".{secrets.token_hex(4)}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {_reason(error)}") from None
 

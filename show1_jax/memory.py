@@ -5,9 +5,9 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 
 # Of glibc's malloc.h: what `mallopt` sets, and defaults.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8

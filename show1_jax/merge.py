@@ -14,11 +14,10 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
 
     sys.exit(main())
 
-import shutil
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
+from etils.epath import Path
 
 from show1_jax.adapters.files import apply_adapters, load_adapter, parse_adapter
 from show1_jax.checkpoints.export import export_network
@@ -26,6 +25,7 @@ from show1_jax.checkpoints.layout import PARAMS, reference, write_reference
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError
+from show1_jax.files import copy_folder, move, remove
 from show1_jax.models.unet import UNet
 from show1_jax.stages import STAGES
 
@@ -55,23 +55,22 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
     changed = apply_adapters(params, loaded)
     partial = merged.with_name(f".{merged.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         for stage, each in folders.items():
             if stage == own.name:  # where the network is written, whatever the folder was called
-                name, ignored = own.folder, shutil.ignore_patterns("unet")
+                copy_folder(each.folder, partial / own.folder, without=["unet"])
             else:
-                name, ignored = each.folder.name, None
-            shutil.copytree(each.folder, partial / name, ignore=ignored)
+                copy_folder(each.folder, partial / each.folder.name)
         for network in partial.glob("*/*"):
             owner, _, part = (reference(network) or "").partition("/")
             if owner == folder.folder.name:
                 write_reference(network, f"{own.folder}/{part}")
         export_network(partial, own.name, unet, changed)
-        partial.rename(merged)
+        move(partial, merged)
     except OSError as error:
         raise InputError(f"{merged} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
     for adapter, _ in loaded:
         if adapter.timesteps is not None:
             first, end = adapter.timesteps

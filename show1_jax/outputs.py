@@ -1,34 +1,59 @@
 """The folder that sampling writes: for each item its clips, exact results and metadata.
 
+OUT/items.jsonl                 prompt and seed of each item, in order
 OUT/000/keyframes.mp4, .gif     to look at
 OUT/000/keyframes.npy           exact, to go on from
 OUT/000/first_frame.png, .npy
 OUT/000/metadata.json           prompt, seed, and the settings that made each of them
-OUT/manifest.jsonl              a line for each item and stage that is finished, or failed and why
+OUT/1000-1999/1234/             item 1234: no folder has more than some thousand entries
+OUT/manifest.jsonl              a line for each result that was made, or removed, or failed and why
+
+Several processes write manifests of their own beside it, `manifest-NAME.jsonl`, until `merge`.
 """
 
+import io
 import json
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+import math
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 
 from show1_jax import stages as known_stages
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
+from show1_jax.files import (
+    Log,
+    copy_file,
+    files_in,
+    log_parts,
+    open_bytes,
+    read_log,
+    replace,
+    size_of,
+    write_whole,
+)
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
+from show1_jax.paths import in_bucket
 from show1_jax.stages.results import checked
 
 # Settings that are noted but change nothing that would need making again.
 CIRCUMSTANCES = ("checkpoint", "versions", "platform")
+ITEMS = "items.jsonl"
+MANIFEST = "manifest"
+FOLDER_ITEMS = 1000  # in one folder
+
+Result = tuple[int, str]
+"""An item and a stage."""
 
 
 class Outputs:
-    """Results of a run, on disk; see `stages.results.Results`.
+    """Results of a run, on disk or in a bucket; see `stages.results.Results`.
 
     Attributes:
       folder: of the run.
@@ -39,62 +64,84 @@ class Outputs:
       removed: items and stages whose results were removed, some of them to be made again.
     """
 
-    def __init__(self, folder: Path, keeper: bool = True):
+    def __init__(self, folder: os.PathLike[str], part: str = ""):
         """A folder that may exist already; nothing is written before `begin`.
 
         Args:
           folder: of the run.
-          keeper: whether to write the manifest anew where it is out of date. Of
-            processes that share a folder one does; the others only add lines.
+          part: names the manifest of this process among those that share the folder; "" for the
+            only one.
         """
-        self.folder, self._keeper = folder, keeper
+        self.folder = Path(folder)
+        self.manifest = self.folder / f"{MANIFEST}{part and '-'}{part}.jsonl"
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
-        self.made: set[tuple[int, str]] = set()
-        self.removed: set[tuple[int, str]] = set()
+        self.made: set[Result] = set()
+        self.removed: set[Result] = set()
+        self._log: Log | None = None
 
     def items(self) -> list[tuple[str, int]]:
         """Prompt and seed of the items that are here, in order.
 
         Raises:
-          InputError: if one of them cannot be read.
+          InputError: if they cannot be read.
         """
-        found: list[tuple[str, int]] = []
-        while self.knows(len(found)):
-            metadata = self._metadata(len(found))
-            found.append((metadata["prompt"], metadata["seed"]))
-        return found
+        path = self.folder / ITEMS
+        if not path.is_file():
+            return []
+        try:
+            rows = [parse_json(line) for line in path.read_text().splitlines()]
+            items = [(row["prompt"], row["seed"]) for row in rows]
+            if all(isinstance(text, str) and type(seed) is int for text, seed in items):
+                return items
+            raise ValueError("it does not list prompts and seeds")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
 
-    def begin(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    def begin(
+        self, prompts: Sequence[str], seeds: Sequence[int], own: Iterable[int] | None = None
+    ) -> None:
         """Says which items the results will be of, and makes the folder.
+
+        Args:
+          prompts: of all items that the folder will hold.
+          seeds: likewise.
+          own: the items that this process makes; None for all.
 
         Raises:
           InputError: if it holds other items, or cannot be written.
         """
         self.prompts, self.seeds, self.failures = prompts, seeds, []
         self.made, self.removed = set(), set()
-        missing = []
-        for item, own in enumerate(zip(prompts, seeds, strict=True)):
-            if not self.knows(item):
-                missing.append(item)
-                continue
-            known = self._metadata(item)
-            if (known["prompt"], known["seed"]) != own:
-                raise InputError(
-                    f"{self._item(item)} holds another prompt or seed; give another --out"
-                )
+        items = list(zip(prompts, seeds, strict=True))
+        if (known := self.items()) != items[: len(known)]:
+            raise InputError(f"{self.folder} holds other prompts or seeds; give another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for item in missing:
-                self._item(item).mkdir(exist_ok=True)
-                self._describe(item, {})
-            # The last run may have been cut off before it wrote a line.
-            self.write_manifest()
+            if known != items:
+                rows = (json.dumps({"prompt": text, "seed": seed}) for text, seed in items)
+                write_whole(self.folder / ITEMS, "".join(f"{row}\n" for row in rows).encode())
+            noted = self._noted()
+            for item in range(len(items)) if own is None else own:
+                self._begin_item(item, noted)
         except FileExistsError:
             raise InputError(f"{self.folder} is a file: give a folder to write to") from None
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
+
+    def _begin_item(self, item: int, noted: Collection[Result]) -> None:
+        """Makes an item's folder, or notes what the last run was cut off before it noted."""
+        if not self.knows(item):
+            self._item(item).mkdir(parents=True, exist_ok=True)
+            self._describe(item, {})
+            return
+        known = self._metadata(item)
+        if (known["prompt"], known["seed"]) != (self.prompts[item], self.seeds[item]):
+            raise InputError(f"{self._item(item)} holds another prompt or seed; give another --out")
+        for stage in known["stages"]:
+            if (item, stage) not in noted and self._there(item, stage):
+                self._note(item, stage)
 
     def outdated(self, item: int, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """The stages whose results would go if stages were run with these settings, and why.
@@ -177,7 +224,7 @@ class Outputs:
                     if path.is_file():
                         _link(path, self._item(0) / path.name)
                 self._describe(0, {stage: settings[stage]})
-            self.write_manifest()
+                self._note(0, stage)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from None
 
@@ -193,7 +240,10 @@ class Outputs:
     def fail(self, item: int, stage: str, error: InputError) -> None:
         """Notes why an item could not be made, in `failures` and in the manifest."""
         self.failures.append((item, stage, str(error)))
-        self._note(self._line(item, stage, error=str(error)))
+        try:
+            self._note(item, stage, error=str(error))
+        except OSError as problem:
+            raise InputError(f"{self.manifest} cannot be written: {problem.strerror}") from None
 
     def load(self, item: int, stage: str) -> np.ndarray:
         """The exact result of a stage.
@@ -226,8 +276,9 @@ class Outputs:
             if not _same(found.get(stage), settings):
                 old = names[names.index(stage) :]
                 self._describe(item, {}, without=old)
-                if found.keys() & set(old):
-                    self.write_manifest()
+                for name in old:
+                    if name in found:
+                        self._note(item, name, removed=True)
             self.removed |= {(item, name) for name in old if name in found}
             for name in old:
                 for ending in (".npy", ".mp4", ".gif", ".png"):
@@ -235,9 +286,9 @@ class Outputs:
             for shown in self.shown(item, stage):
                 _write(shown, to_uint8(result), settings.get("fps", 1))
             if not _is_last(stage):
-                _replace(self._exact(item, stage), lambda file: np.save(file, result))
+                replace(self._exact(item, stage), lambda file: np.save(file, result))
             self._describe(item, {stage: settings})
-            self._note(self._line(item, stage))
+            self._note(item, stage)
             self.made.add((item, stage))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
@@ -247,48 +298,74 @@ class Outputs:
         endings = (".png",) if known_stages.by_name(stage).image else (".mp4", ".gif")
         return [self._item(item) / (stage + ending) for ending in endings]
 
-    def write_manifest(self) -> None:
-        """Writes the manifest anew, from what is there and what has failed.
+    def merge(self) -> tuple[list[str], dict[Result, str]]:
+        """Makes one manifest of those that several processes wrote.
 
-        Lines that other processes add meanwhile may be lost: with several, the
-        keeper does this again when all are done.
+        Returns:
+          The stages that were run, in order, and by item and stage what is missing, with the
+          reason that a manifest gives or "".
+
+        Raises:
+          InputError: if there are no items, or a file cannot be read or written.
         """
-        if not self._keeper:
-            return
-        lines = [
-            self._line(item, stage)
-            for item in range(len(self.prompts))
-            for stage in self._metadata(item)["stages"]
-            if self._there(item, stage)
-        ]
-        lines += [self._line(item, stage, error=why) for item, stage, why in self.failures]
-        _replace(self._manifest, lambda file: file.write("".join(lines).encode()))
+        items = self.items()
+        if not items:
+            raise InputError(f"{self.folder} holds no items of sample.py")
+        self.prompts, self.seeds = [text for text, _ in items], [seed for _, seed in items]
+        try:
+            files = {str(path) for path in files_in(self.folder)}
+            logs = sorted(self.folder.glob(f"{MANIFEST}*.jsonl"))
+            last: dict[Result, dict[str, Any]] = {}
+            for line in sorted(
+                (line for path in logs for line in _lines(path)), key=lambda line: line["time"]
+            ):
+                last[line["item"], line["stage"]] = line
+            names = [name for name in known_stages.names() if name in {stage for _, stage in last}]
+            missing = {}
+            for item in range(len(items)):
+                for name in names:
+                    path = self.shown(item, name)[0] if _is_last(name) else self._exact(item, name)
+                    if str(path) not in files:
+                        missing[item, name] = last.get((item, name), {}).get("error", "")
+            order = sorted(last, key=lambda result: (result[0], names.index(result[1])))
+            kept = [last[result] for result in order]
+            whole = self.folder / f"{MANIFEST}.jsonl"
+            Log(whole, kept="".join(json.dumps(line) + "\n" for line in kept).encode())
+            for path in logs:
+                for part in log_parts(path) if path != whole else ():
+                    part.unlink()
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be merged: {error.strerror}") from None
+        return names, missing
 
     def _there(self, item: int, stage: str) -> bool:
         """Whether a stage that the metadata names has its file; the last has no exact one."""
         if _is_last(stage):
             return (self._item(item) / f"{stage}.mp4").is_file()
         try:
-            _load(self._exact(item, stage), mmap_mode="r")
+            return _is_whole(self._exact(item, stage))
         except ARRAY_DAMAGE:
             return False
-        return True
 
-    def _line(self, item: int, stage: str, **more: str) -> str:
+    def _note(self, item: int, stage: str, **more: Any) -> None:
+        """Adds a line to the manifest; raises OSError."""
         known = {"item": item, "stage": stage, "prompt": self.prompts[item]}
-        return json.dumps(known | {"seed": self.seeds[item]} | more) + "\n"
+        line = known | {"seed": self.seeds[item]} | more | {"time": round(time.time(), 3)}
+        if self._log is None:
+            self._log = Log(self.manifest)
+        self._log.add((json.dumps(line) + "\n").encode())
 
-    def _note(self, line: str) -> None:
-        """Adds a line to the manifest."""
-        try:
-            with self._manifest.open("a") as file:
-                file.write(line)
-        except OSError as error:
-            raise InputError(f"{self._manifest} cannot be written: {error.strerror}") from None
-
-    @property
-    def _manifest(self) -> Path:
-        return self.folder / "manifest.jsonl"
+    def _noted(self) -> set[Result]:
+        """The results that manifests say are here."""
+        made: set[Result] = set()
+        for path in sorted({self.folder / f"{MANIFEST}.jsonl", self.manifest}):
+            for line in _lines(path):
+                key = (line["item"], line["stage"])
+                if "error" in line or "removed" in line:
+                    made.discard(key)
+                else:
+                    made.add(key)
+        return made
 
     def _describe(
         self, item: int, stages: Mapping[str, Any], without: Collection[str] = ()
@@ -302,8 +379,7 @@ class Outputs:
             "seed": self.seeds[item],
             "stages": {**kept, **stages},
         }
-        text = json.dumps(metadata, indent=2) + "\n"
-        _replace(path, lambda file: file.write(text.encode()))
+        write_whole(path, (json.dumps(metadata, indent=2) + "\n").encode())
 
     def _metadata(self, item: int) -> dict[str, Any]:
         path = self._metadata_path(item)
@@ -319,7 +395,10 @@ class Outputs:
             raise InputError(f"{path} cannot be read: {error}") from None
 
     def _item(self, item: int) -> Path:
-        return self.folder / f"{item:03d}"
+        if item < FOLDER_ITEMS:
+            return self.folder / f"{item:03d}"
+        first = item - item % FOLDER_ITEMS
+        return self.folder / f"{first}-{first + FOLDER_ITEMS - 1}" / str(item)
 
     def _exact(self, item: int, stage: str) -> Path:
         return self._item(item) / f"{stage}.npy"
@@ -331,9 +410,9 @@ class Outputs:
 def _link(path: Path, other: Path) -> None:
     """Makes a file appear in another place, too. None is changed after it was written."""
     try:
-        other.hardlink_to(path)
+        os.link(path, other)
     except OSError:  # some file systems have no links
-        shutil.copyfile(path, other)
+        copy_file(path, other)
 
 
 def _is_last(stage: str) -> bool:
@@ -341,11 +420,41 @@ def _is_last(stage: str) -> bool:
     return stage == known_stages.names()[-1]
 
 
-def _load(path: Path, **options: Any) -> np.ndarray:
-    array = np.load(path, **options)
+def _load(path: Path) -> np.ndarray:
+    array = np.load(io.BytesIO(path.read_bytes()))
     if not isinstance(array, np.ndarray):
         raise ValueError("it holds several arrays")
     return array
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file has all of its array; objects in buckets always have."""
+    if in_bucket(path) or not path.is_file():
+        return path.is_file()
+    with open_bytes(path) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        header = read.get(version, np.lib.format.read_array_header_2_0)
+        shape, _, dtype = header(file)
+        return file.tell() + math.prod(shape) * dtype.itemsize == size_of(path)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a manifest that are whole: the last may have been cut off."""
+    found = []
+    for text in read_log(path).splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        kinds = {"item": int, "stage": str, "time": float}
+        if (
+            isinstance(line, dict)
+            and all(type(line.get(key)) is kind for key, kind in kinds.items())
+            and line["stage"] in known_stages.names()
+        ):
+            found.append(line)
+    return found
 
 
 def _write(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -382,14 +491,3 @@ def _difference(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     (key, (old, new)), *more = _different(found, settings).items()
     others = f" and {len(more)} more" if more else ""
     return f"{key} was {old} and is {new} now{others}"
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file beside its place, then moves it there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from show1_jax.adapters.files import parse_adapter
 from show1_jax.checkpoints.released import encoder_folder
 from show1_jax.checkpoints.store import fingerprint
 from show1_jax.loading import Loaded
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 from show1_jax.stages import Stage
 
 
@@ -60,4 +60,4 @@ def _files(loaded: Loaded, stage: Stage) -> list[str]:
 
 
 def _digest(file: str) -> str:
-    return hashlib.sha256(local_path(file).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(as_path(file).read_bytes()).hexdigest()[:16]

@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import tempfile
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from show1_jax.errors import InputError
 from show1_jax.media import to_uint8, write_gif, write_mp4

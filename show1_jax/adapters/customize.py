@@ -7,15 +7,14 @@ attention), or low-rank changes of it, and kept as an adapter; see
 
 import itertools
 import math
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -28,10 +27,11 @@ from show1_jax.data.decoding import read_clip
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
+from show1_jax.files import check_writable, size_of
 from show1_jax.models.unet import UNet
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import put_array, put_batch, shardings
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 from show1_jax.stages import STAGES
 from show1_jax.stages.training import Example, denoising_loss, drop_captions, noised
 from show1_jax.text.cleaning import cleaner
@@ -57,7 +57,7 @@ def customize(config: ConfigDict) -> Path:
         the loss is not finite.
     """
     settings, stage = config.customize, STAGES[0].from_config(config)
-    mesh, out = make_mesh(config.mesh), local_path(config.out)
+    mesh, out = make_mesh(config.mesh), as_path(config.out)
     check(settings, "customize", batch_parts(mesh))
     _check_out(out)
     prompts, paths = _several(config.prompt), _several(config.video)
@@ -66,10 +66,10 @@ def customize(config: ConfigDict) -> Path:
             f"{len(paths)} clip(s) and {len(prompts)} prompt(s): give --config.video=FILE and "
             "--config.prompt=TEXT, several with | between them"
         )
-    videos = np.stack([read_clip(local_path(path), stage.clip) for path in paths])
+    videos = np.stack([read_clip(as_path(path), stage.clip) for path in paths])
     if not config.checkpoint:
         raise InputError("give --config.checkpoint: this config comes without one")
-    folders = find_stages(local_path(config.checkpoint))
+    folders = find_stages(as_path(config.checkpoint))
     if stage.name not in folders:
         raise InputError(f"{config.checkpoint} has no {stage.name} to customize")
     folder, dtype = folders[stage.name], compute_dtype(settings)
@@ -110,7 +110,7 @@ def customize(config: ConfigDict) -> Path:
     )
     save_adapter(out, adapter)
     count = sum(part.size for change in adapter.changes.values() for part in change)
-    print(f"{out}: {count:,} numbers, {out.stat().st_size / 2**20:.2f} MiB")
+    print(f"{out}: {count:,} numbers, {size_of(out) / 2**20:.2f} MiB")
     return out
 
 
@@ -122,8 +122,7 @@ def _check_out(path: Path) -> None:
         raise InputError(f"--config.out={path}: give a file that ends in .safetensors")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_writable(path.parent)
     except OSError as error:
         raise InputError(f"--config.out={path} cannot be written: {error.strerror}") from None
 

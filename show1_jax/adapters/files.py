@@ -11,12 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from etils.epath import Path
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from show1_jax.checkpoints.fields import parse_json
@@ -26,8 +26,9 @@ from show1_jax.checkpoints.tables import UNET
 from show1_jax.checkpoints.torch_files import read_header, read_metadata
 from show1_jax.checkpoints.torch_writer import write_file
 from show1_jax.errors import InputError
+from show1_jax.files import written_on_disk
 from show1_jax.parallel.sharding import in_kernel_order
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 
 DIFFERENCE = ".diff"
 FACTORS = (".lora_A.weight", ".lora_B.weight")
@@ -100,14 +101,10 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
         ]
         config = {"r": max(ranks), "lora_alpha": max(ranks), "target_modules": modules}
         metadata[PEFT] = json.dumps({f"unet.{name}": value for name, value in config.items()})
-    partial = path.with_name(f".{path.name}.partial.safetensors")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with written_on_disk(path) as partial:
             write_file(partial, tensors, metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -305,11 +302,11 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         raise InputError(f"adapters are files or FILE=WEIGHT, not {text!r:.40}")
     file, _, weight = text.rpartition("=")
     if not file:
-        return local_path(text), 1.0
+        return as_path(text), 1.0
     try:
         value = float(weight)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
         raise InputError(f"adapter {text!r}: {weight!r} is not a weight, such as 0.8")
-    return local_path(file), value
+    return as_path(file), value

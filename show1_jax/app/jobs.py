@@ -16,11 +16,11 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from absl import logging
+from etils.epath import Path
 
 from show1_jax.app.requests import Settings
 from show1_jax.checkpoints.fields import parse_json

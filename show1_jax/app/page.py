@@ -9,11 +9,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anyio
 import gradio as gr
+from etils.epath import Path
 from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -6,11 +6,11 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from absl import logging
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.app.http import make_app

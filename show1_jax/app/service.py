@@ -13,12 +13,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.app.jobs import Job, JobResults, Status, load_jobs

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax import stages as known_stages

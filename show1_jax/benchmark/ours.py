@@ -3,12 +3,12 @@
 import contextlib
 import copy
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.aot.prediction import Program

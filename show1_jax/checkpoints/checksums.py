@@ -7,9 +7,11 @@ may fail, or give wrong numbers.
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.errors import InputError
+from show1_jax.files import files_in, open_bytes, write_whole
 
 FILE = "checksums.json"
 CHUNK = 2**20  # bytes read at once
@@ -21,9 +23,7 @@ def write_checksums(folder: Path) -> None:
     Raises:
       OSError: if a file cannot be read or written.
     """
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(_checksums(folder), indent=1) + "\n")
-    temporary.rename(folder / FILE)
+    write_whole(folder / FILE, (json.dumps(_checksums(folder), indent=1) + "\n").encode())
 
 
 def check_files(folder: Path) -> None:
@@ -51,16 +51,16 @@ def check_files(folder: Path) -> None:
 
 def _checksums(folder: Path) -> dict[str, int]:
     """Computes the checksums of all files except `FILE`, by path within the folder."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = files_in(folder)
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor() as pool:
         found = dict(zip(names, pool.map(_checksum, paths), strict=True))
-    return {name: value for name, value in found.items() if not name.startswith(FILE)}
+    return {name: value for name, value in found.items() if name != FILE}
 
 
 def _checksum(path: Path) -> int:
     value, chunk = 0, memoryview(bytearray(CHUNK))
-    with path.open("rb", buffering=0) as file:
+    with open_bytes(path) as file:
         while size := file.readinto(chunk):
             value = zlib.crc32(chunk[:size], value)
     return value

@@ -3,11 +3,11 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils.epath import Path
 from flax.traverse_util import unflatten_dict
 
 from show1_jax.checkpoints.layout import ORIGIN, PARAMS, params_folder, write_reference
@@ -44,6 +44,7 @@ from show1_jax.checkpoints.torch_params import (
 )
 from show1_jax.checkpoints.torch_writer import WeightWriter
 from show1_jax.errors import InputError, Preempted
+from show1_jax.files import written_on_disk
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
 from show1_jax.progress import Progress
@@ -322,8 +323,8 @@ class _ToTorch:
             for key, layout in keys:
                 dtype = self._dtype or described[path].dtype
                 tensors[key] = (torch_shape(layout, described[path].shape), dtype)
-        writers = _writers(job.dst, origin["files"], tensors, by_path)
         digests: Digests = {}
+        writers: dict[str, WeightWriter] = {}
 
         def put(key: str, array: np.ndarray) -> None:
             writers[origin["files"][key]].write(key, array)
@@ -336,7 +337,12 @@ class _ToTorch:
             self._progress.add(array.nbytes)
 
         total = sum(v.size * (self._dtype or v.dtype).itemsize for v in described.values())
-        with self._progress.bar(job.label, total):
+        with self._progress.bar(job.label, total), contextlib.ExitStack() as files:
+            places = {
+                name: files.enter_context(written_on_disk(job.dst / name))
+                for name in dict.fromkeys(origin["files"].values())
+            }
+            writers |= _writers(places, origin["files"], tensors, by_path)
             for key, array in buffers.items():
                 put(key, array)
             visit_params(params, visit)
@@ -370,7 +376,7 @@ def _compare(job: _Job, written: Digests, read: Digests) -> None:
 
 
 def _writers(
-    folder: Path,
+    places: Mapping[str, Path],
     files: dict[str, str],
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]],
     by_path: dict[str, list[tuple[str, Any]]],
@@ -385,7 +391,7 @@ def _writers(
             for key in keys
             if key in path_of and first.setdefault(path_of[key], key) != key
         }
-        writers[name] = WeightWriter(folder / name, {key: tensors[key] for key in keys}, tied)
+        writers[name] = WeightWriter(places[name], {key: tensors[key] for key in keys}, tied)
     return writers
 
 

@@ -1,12 +1,11 @@
 """Writes trained networks in the released layout, with Orbax parameters, ready for sampling."""
 
 import json
-import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from show1_jax import stages
 from show1_jax.checkpoints.layout import PARAMS, REFERENCE, params_folder
@@ -16,6 +15,7 @@ from show1_jax.checkpoints.store import discard, save_params
 from show1_jax.checkpoints.unet_config import unet_json
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
+from show1_jax.files import copy_folder, exchange, move, write_whole
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.models.unet import UNet
@@ -101,10 +101,9 @@ def export_copy(checkpoint: Path, stage: str, source: Path) -> None:
         return
 
     def write(folder: Path) -> None:
-        ignored = shutil.ignore_patterns(REFERENCE)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+        copy_folder(source, folder, without=[REFERENCE])
         if (params := params_folder(source)).parent != source:
-            shutil.copytree(params, folder / PARAMS)
+            copy_folder(params, folder / PARAMS)
 
     _put(checkpoint, stage, source.name, write)
 
@@ -117,38 +116,29 @@ def _put(checkpoint: Path, stage: str, name: str, write: Any) -> None:
     own = stages.by_name(stage)
     folder, kind = own.folder, own.pipeline
     pipeline = checkpoint / folder
+    work = checkpoint.absolute().parent / f".{name}-{secrets.token_hex(4)}"
     try:
         checkpoint.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=checkpoint.absolute().parent))
         try:
-            (work / name).mkdir()
+            (work / name).mkdir(parents=True)
             write(work / name)
             if not pipeline.exists():
                 (work / folder).mkdir()
                 _write_json(work / folder / INDEX, _index(work / folder, kind))
-                os.rename(work / folder, pipeline)
-            if (pipeline / name).exists():
-                os.rename(pipeline / name, work / "old")
-            try:
-                os.rename(work / name, pipeline / name)
-            except OSError:
-                if (work / "old").exists():
-                    os.rename(work / "old", pipeline / name)
-                raise
+                move(work / folder, pipeline)
+            exchange(work / name, pipeline / name, work / "old")
         finally:
             discard(work)
         _write_json(pipeline / INDEX, _index(pipeline, kind))
     except OSError as error:
-        why = error.strerror
-        if isinstance(error, shutil.Error):  # has source, target and reason of each file
-            why = str(error.args[0][0][2]).split(": ")[0]
-        raise InputError(f"{pipeline / name} cannot be written: {why}") from None
+        raise InputError(f"{pipeline / name} cannot be written: {error.strerror}") from None
 
 
 def _index(pipeline: Path, kind: str) -> dict[str, Any]:
     """Returns the `model_index.json` for the contents of a pipeline's folder."""
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.19.3"}
-    for folder in sorted(path for path in pipeline.iterdir() if path.is_dir()):
+    found = pipeline.iterdir() if pipeline.is_dir() else ()
+    for folder in sorted(path for path in found if path.is_dir()):
         if part := _class_of(folder):
             index[folder.name] = [_CLASSES.get(part, "diffusers"), part]
     return index
@@ -168,6 +158,4 @@ _TEXT = {"t5": "T5EncoderModel", "clip_text_model": "CLIPTextModel"}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

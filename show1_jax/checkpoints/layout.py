@@ -2,7 +2,8 @@
 
 import json
 import re
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.errors import InputError

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 

@@ -1,16 +1,19 @@
 """The folder that a conversion writes to, from which the same conversion can continue."""
 
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, TypedDict
+
+from etils.epath import Path
 
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.store import discard
 from show1_jax.errors import InputError
+from show1_jax.files import changed_at, files_in, move, size_of, write_whole
+from show1_jax.lock import FILE, locked
+from show1_jax.paths import in_bucket
 
 RECORD = "conversion.json"
 # Version of what conversions write. Increase it when that changes.
@@ -50,19 +53,17 @@ class Partial:
         self.folder = dst.absolute().with_name(dst.name + ".partial")
         self.checkpoint = self.folder / "checkpoint"
         self.networks: dict[str, Finished] = {}
-        self._new_parents = [each for each in self.folder.parents if not each.exists()]
+        parents = [] if in_bucket(self.folder) else self.folder.parents
+        self._new_parents = [each for each in parents if not each.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if any(self.folder.iterdir()) and not (self.folder / RECORD).is_file():
+            found = {path.name for path in self.folder.iterdir()} - {FILE}
+            if found and RECORD not in found:
                 raise InputError(
                     f"{self.folder} exists, but is not an unfinished conversion; move it away"
                 )
-        except BlockingIOError:
-            raise InputError(
-                f"{self.folder} is in use by another process; wait for it to end"
-            ) from None
+            self._lock = contextlib.ExitStack()
+            self._lock.enter_context(locked(self.folder, "DST"))
         except OSError as error:
             self._remove_parents()
             raise InputError(f"{dst} cannot be written: {error.strerror}") from None
@@ -88,7 +89,7 @@ class Partial:
 
     def publish(self) -> None:
         """Renames the checkpoint to its final folder, and removes the rest."""
-        os.rename(self.checkpoint, self._dst)
+        move(self.checkpoint, self._dst)
         self.remove()
 
     def leave(self) -> str:
@@ -109,7 +110,7 @@ class Partial:
 
     def close(self) -> None:
         """Unlocks the folder."""
-        os.close(self._lock)
+        self._lock.close()
 
     def _remove_parents(self) -> None:
         for folder in self._new_parents:
@@ -135,22 +136,18 @@ class Partial:
             return {}
 
     def _write(self) -> None:
-        temporary = self.folder / f"{RECORD}.tmp"
-        with temporary.open("w") as file:
-            json.dump({"networks": self.networks}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.folder / RECORD)
+        content = json.dumps({"networks": self.networks}).encode()
+        write_whole(self.folder / RECORD, content, durable=True)
 
 
 def _prune(folder: Path, kept: Collection[Path]) -> None:
     """Removes the contents of a folder, except the folders in `kept` and their parents."""
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path in kept:
             continue
         if any(each.is_relative_to(path) for each in kept):
             _prune(path, kept)
-        elif path.is_dir() and not path.is_symlink():
+        elif path.is_dir():
             discard(path)
         else:
             path.unlink()
@@ -164,11 +161,6 @@ def signature(network: Path, params: Path, how: Any) -> str:
       params: the folder of its parameters, which another network may own.
       how: options that JSON can hold.
     """
-    files = [*network.rglob("*"), *(params.rglob("*") if params.parent != network else ())]
-    found = sorted(
-        (str(path.absolute()), status.st_size, status.st_mtime_ns)
-        for path in files
-        if path.is_file()
-        for status in [path.stat()]
-    )
+    files = [*files_in(network), *(files_in(params) if params.parent != network else ())]
+    found = sorted((str(path.absolute()), size_of(path), changed_at(path)) for path in files)
     return hashlib.sha256(json.dumps([FORMAT, how, found]).encode()).hexdigest()

@@ -1,16 +1,18 @@
 """Finds the networks and other parts of released folders."""
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from etils.epath import Path
+
+from show1_jax import files
 from show1_jax.checkpoints import torch_files
 from show1_jax.checkpoints.layout import ORIGIN, PARAMS, REFERENCE, has_params, params_folder
 from show1_jax.checkpoints.networks import Network, network, read_json
 from show1_jax.checkpoints.scheduler_config import solver_config
 from show1_jax.checkpoints.torch_params import match
 from show1_jax.errors import InputError
+from show1_jax.files import real_path
 
 ENCODERS = {"T5EncoderModel", "CLIPTextModel"}
 NETWORKS = {"UNet3DConditionModel", "UNet2DConditionModel", "AutoencoderKL"} | ENCODERS
@@ -140,17 +142,17 @@ def copy_file(file: Path, folder: Path, within: Sequence[Path]) -> None:
       InputError: if the file is a link out of these folders. A stranger's checkpoint could have a
         link to a private file, and the copy may be published.
     """
-    actual = file.resolve()
+    actual = real_path(file)
     if not any(actual.is_relative_to(each) for each in within):
         raise InputError(
             f"{file} is a link to {actual}, outside of the checkpoint; replace it with a copy"
         )
-    shutil.copy(file, folder)
+    files.copy_file(file, folder / file.name)
 
 
 def trusted_folders(src: Path, pipelines: Sequence[Path]) -> list[Path]:
     """Returns the folders that a checkpoint's files may be in: its own, and the Hub's cache."""
-    own = [folder.resolve() for folder in (src, *pipelines)]
+    own = [real_path(folder) for folder in (src, *pipelines)]
     # In the Hub's cache, each file of `snapshots/REVISION/` is a link into `blobs/`.
     above = [parent for folder in own for parent in folder.parents]
     return own + [each.parent / "blobs" for each in above if each.name == "snapshots"]

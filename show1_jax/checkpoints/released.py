@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 from jax.typing import DTypeLike
 
 from show1_jax import stages
@@ -19,6 +19,7 @@ from show1_jax.checkpoints.store import StoredParams
 from show1_jax.diffusion.schedule import NoiseSchedule
 from show1_jax.diffusion.solvers import SolverConfig
 from show1_jax.errors import InputError
+from show1_jax.files import files_in, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ class StageFolder:
 
     def size(self, name: str) -> int:
         """How many bytes a network's parameters have on disk."""
-        files = params_folder(self.folder / name).rglob("*")
-        return sum(path.stat().st_size for path in files if path.is_file())
+        files = files_in(params_folder(self.folder / name))
+        return sum(size_of(path) for path in files)
 
     def stored(
         self, name: str, module: nn.Module, dtype: DTypeLike, check: bool = True

@@ -6,21 +6,21 @@ Restoring puts arrays on the mesh set by `jax.set_mesh`; see `parallel/sharding.
 import contextlib
 import hashlib
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
 from show1_jax.errors import InputError, is_out_of_memory
+from show1_jax.files import files_in, read_range, remove, size_of, written_folder
 from show1_jax.parallel.mesh import concrete_mesh, is_shared
 from show1_jax.parallel.sharding import placed
 
@@ -68,9 +68,11 @@ def save_params(folder: Path, params: Mapping[str, Any]) -> None:
     """
     lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
     try:
-        with _checkpointer(_largest(params), LazyHandler() if lazy else None) as checkpointer:
-            checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
-        write_checksums(folder)
+        # Orbax would write many small objects, which would have to be read again for checksums.
+        with written_folder(folder) as place:
+            with _checkpointer(_largest(params), LazyHandler() if lazy else None) as checkpointer:
+                checkpointer.save(place.absolute(), ocp.args.PyTreeSave(params))
+            write_checksums(place)
     except InputError:
         raise
     except (ValueError, OSError) as error:
@@ -84,7 +86,7 @@ def discard(folder: Path) -> None:
     until the folder stays away.
     """
     for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         time.sleep(0.05)
         if not folder.exists():
             return
@@ -282,16 +284,14 @@ def fingerprint(folder: Path, parts: Sequence[str], salt: bytes = b"") -> str:
     digest = hashlib.sha256(salt)
     for part in parts:
         own, params = folder / part, params_folder(folder / part)
-        files = {path.relative_to(folder).as_posix(): path for path in own.rglob("*")}
+        files = {path.relative_to(folder).as_posix(): path for path in files_in(own)}
         files.pop(f"{part}/{REFERENCE}", None)
         if params.parent != own:
-            for path in params.rglob("*"):
+            for path in files_in(params):
                 files[f"{part}/{path.relative_to(params.parent).as_posix()}"] = path
         for name, path in sorted(files.items(), key=lambda item: Path(item[0])):
-            if path.is_file():
-                digest.update(f"{name} {path.stat().st_size}".encode())
-                with path.open("rb") as file:
-                    digest.update(file.read(SAMPLED_BYTES))
+            digest.update(f"{name} {size_of(path)}".encode())
+            digest.update(read_range(path, 0, SAMPLED_BYTES))
     return digest.hexdigest()[:16]
 
 

@@ -11,14 +11,15 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from etils.epath import Path
 
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.errors import InputError
+from show1_jax.files import open_bytes, read_range, same_file, size_of
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "weights")
 # If a folder has several, full precision comes first.
@@ -64,16 +65,13 @@ class Stored(NamedTuple):
         Raises:
           InputError: if the file is truncated or cannot be read.
         """
-        count = math.prod(self.shape)
         try:
-            with self.file.open("rb") as file:
-                file.seek(self.offset)
-                flat = np.fromfile(file, self.dtype, count)
+            content = read_range(self.file, self.offset, self.nbytes)
         except OSError as error:
             raise InputError(f"{self.file} cannot be read: {error.strerror}") from None
-        if flat.size != count:
+        if len(content) != self.nbytes:
             raise InputError(f"{self.file} is truncated; copy it again")
-        return flat.reshape(self.shape)
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
 
 
 def same_tensors(
@@ -100,10 +98,10 @@ def same_tensors(
 
 def _same_bytes(one: Stored, other: Stored, note: Callable[[int], None]) -> bool:
     try:
-        if one.offset == other.offset and one.file.samefile(other.file):
+        if one.offset == other.offset and same_file(one.file, other.file):
             note(one.nbytes)
             return True
-        with one.file.open("rb") as first, other.file.open("rb") as second:
+        with open_bytes(one.file) as first, open_bytes(other.file) as second:
             first.seek(one.offset)
             second.seek(other.offset)
             for start in range(0, one.nbytes, CHUNK):
@@ -193,7 +191,7 @@ def read_header(file: Path) -> dict[str, Stored]:
       InputError: if the file is damaged, or is a `.bin` and PyTorch is not installed.
     """
     try:
-        size = file.stat().st_size
+        size = size_of(file)
         tensors = _bin_header(file) if file.suffix == ".bin" else _safetensors_header(file)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -211,7 +209,7 @@ def _safetensors_header(file: Path) -> dict[str, Stored]:
         tensors = {
             key: _safetensors_entry(file, start, key, entry) for key, entry in header.items()
         }
-        _check_layout(tensors, start, file.stat().st_size)
+        _check_layout(tensors, start, size_of(file))
     except (ValueError, KeyError) as error:
         raise InputError(f"{file} is not a safetensors file, or is damaged: {error}") from None
     return tensors
@@ -224,7 +222,7 @@ def _safetensors_json(file: Path) -> tuple[int, dict[str, Any]]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if length > min(file.stat().st_size, MAX_HEADER):
+            if length > min(size_of(file), MAX_HEADER):
                 raise ValueError("the header is longer than the file or the limit")
             header = json.loads(stream.read(length), object_pairs_hook=_unique)
         if not isinstance(header, dict):
@@ -295,7 +293,8 @@ def _bin_header(file: Path) -> dict[str, Stored]:
         # Fake tensors have no bytes, but know where in the file theirs are.
         with FakeTensorMode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # errors for strange files are raised below
-            state = torch.load(file, weights_only=True, map_location="cpu")
+            with open_bytes(file) as stream:
+                state = torch.load(stream, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:
         raise InputError(
             f"{file} has objects other than tensors, or is damaged, and was not unpickled; copy it "

@@ -7,10 +7,10 @@ import types
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from etils.epath import Path
 
 from show1_jax.checkpoints.torch_files import (
     SAFETENSORS_NAMES,
@@ -36,7 +36,7 @@ class WeightWriter:
         """Writes the header, and leaves room for the tensors.
 
         Args:
-          file: to write.
+          file: to write, on a disk; an object in a bucket cannot be written in any order.
           tensors: shape and dtype of each tensor by key, in the file's order.
           tied: maps keys to other keys of `tensors` that hold the same tensor.
           metadata: of a `.safetensors` file; ignored for a `.bin`.
@@ -63,13 +63,13 @@ class WeightWriter:
             if place.offset in self._checksums:
                 return
             self._checksums[place.offset] = zlib.crc32(flat)
-        with self._file.open("r+b") as stream:
+        with open(self._file, "r+b") as stream:
             stream.seek(place.offset)
             stream.write(flat)
 
     def finish(self) -> None:
         """Completes the file, and waits until its bytes are on the disk."""
-        with self._file.open("r+b") as stream:
+        with open(self._file, "r+b") as stream:
             if self._file.suffix == ".bin":
                 _put_checksums(stream, self._checksums)
             stream.flush()

@@ -4,10 +4,11 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import InputError
 
@@ -39,7 +40,7 @@ def parser() -> Parser:
         help="0 for any that is free (default: 7860)",
     )  # fmt: skip
     where.add_argument(
-        "--out", action=LocalPath, default=Path("outputs"), metavar="DIR",
+        "--out", action=PathFlag, default=Path("outputs"), metavar="DIR",
         help="the output folder (default: outputs)",
     )  # fmt: skip
     limits = made.add_argument_group("who may do what")

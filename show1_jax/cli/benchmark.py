@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import InputError, UsageError
 
@@ -41,7 +41,7 @@ def parser() -> Parser:
         help="clips of a training step on each device (default: 1)",
     )  # fmt: skip
     what.add_argument(
-        "--profile", action=LocalPath, metavar="DIR", help="write a trace there (XProf, Perfetto)"
+        "--profile", action=PathFlag, metavar="DIR", help="write a trace there (XProf, Perfetto)"
     )
     what.add_argument("--torch", action="store_true", help="compare with PyTorch, on CPUs")
     what.add_argument(

@@ -10,7 +10,7 @@ from typing import Any
 
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import Preempted
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 DESCRIPTION = """\
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> int:
-    src, dst = local_path(args.src), local_path(args.dst)
+    src, dst = as_path(args.src), as_path(args.dst)
     import jax
     import jax.numpy as jnp
 

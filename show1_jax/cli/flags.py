@@ -6,19 +6,19 @@ from typing import Any
 
 from show1_jax.cli.program import Parser
 from show1_jax.errors import InputError, UsageError
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 
 MAX_SEED = 2**32 - 1
 
 
-class LocalPath(argparse.Action):
-    """A path on this machine; "" is None. Raises the InputError of `local_path`."""
+class PathFlag(argparse.Action):
+    """A path on a disk or in a bucket; "" is None. Raises the InputError of `as_path`."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Stores it."""
-        setattr(namespace, self.dest, local_path(values) if values else None)
+        setattr(namespace, self.dest, as_path(values) if values else None)
 
 
 def listed(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from show1_jax.cli.program import Parser, run
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 
 DESCRIPTION = """\
 Put adapters into a checkpoint for good.
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> None:
-    checkpoint, merged = local_path(args.checkpoint), local_path(args.merged)
+    checkpoint, merged = as_path(args.checkpoint), as_path(args.merged)
     from show1_jax.merge import merge
 
     merge(checkpoint, merged, args.adapters)

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import UsageError
 
@@ -58,7 +59,7 @@ def parser() -> Parser:
     )
     what = made.add_argument_group("what to do")
     what.add_argument(
-        "--make", action=LocalPath, metavar="DIR", help="only draw the clips to be taught, there"
+        "--make", action=PathFlag, metavar="DIR", help="only draw the clips to be taught, there"
     )
     what.add_argument("--motion", choices=MOTIONS, help="which motion was taught")
     what.add_argument(
@@ -80,7 +81,7 @@ def parser() -> Parser:
         help="ask for other backgrounds than the taught clip's",
     )  # fmt: skip
     how.add_argument(
-        "--sheet", action=LocalPath, metavar="FILE",
+        "--sheet", action=PathFlag, metavar="FILE",
         help="the contact sheet (default: outputs/motion.png)",
     )  # fmt: skip
     flags.add_config(made, "tiny")

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import UsageError
 
@@ -47,7 +48,7 @@ def parser() -> Parser:
         help="random seeds such as 0-3,7; each makes a video of every prompt (default: 0)",
     )  # fmt: skip
     what.add_argument(
-        "--out", action=LocalPath, metavar="DIR",
+        "--out", action=PathFlag, metavar="DIR",
         help="the folder to write (default: outputs, or outputs-2, ... beside other prompts)",
     )  # fmt: skip
     what.add_argument(
@@ -65,14 +66,24 @@ def parser() -> Parser:
         "--adapter", action="append", default=[], metavar="FILE[=WEIGHT]",
         help="what training made of a clip; may be given several times",
     )  # fmt: skip
+    many = made.add_argument_group("many items")
+    many.add_argument(
+        "--shard", metavar="I/N",
+        help="make every N-th item from the I-th on, 0/N to N-1/N: for jobs that do not know of "
+        "each other",
+    )  # fmt: skip
+    many.add_argument(
+        "--merge", action="store_true",
+        help="make nothing: tell which items of --out are missing, and join its manifests",
+    )  # fmt: skip
     clips = made.add_argument_group("from a clip")
     clips.add_argument(
-        "--invert", action=LocalPath, metavar="CLIP",
+        "--invert", action=PathFlag, metavar="CLIP",
         help="only find the noise from which the stage in --stages (keyframes) makes this clip: "
         "OUT/STAGE.noise.npz",
     )  # fmt: skip
     clips.add_argument(
-        "--from-noise", action=LocalPath, metavar="FILE",
+        "--from-noise", action=PathFlag, metavar="FILE",
         help="start the file's stage from such noise",
     )  # fmt: skip
     flags.add_config(made, "tiny")
@@ -89,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(args: argparse.Namespace) -> None:
     if args.json and not args.aot:
         raise UsageError("--json is for --aot")
+    if args.merge:
+        _merge(args)
+        return
     config, checkpoint = args.config, flags.checkpoint(args)
     flags.check_stages(args, ("t5", "clip") if args.aot else ())
     if args.aot:
@@ -100,12 +114,15 @@ def _call(args: argparse.Namespace) -> None:
         override(config, flags.overrides(args))
         programs.predict_sampling(config, args.stages or None, args.aot, args.json)
         return
-    from show1_jax.generate import generate, parse_seeds
+    from show1_jax.generate import generate, parse_seeds, parse_shard
     from show1_jax.stages import STAGES
 
     if args.adapter:
         config[STAGES[0].name].adapters = tuple(args.adapter)
     seeds = None if args.seeds is None else flags.read(parse_seeds, args.seeds)
+    shard = None if args.shard is None else flags.read(parse_shard, args.shard)
+    if shard and args.out is None:
+        raise UsageError("--shard needs --out, the folder that all shards share")
     if args.invert:
         _invert(args, checkpoint, seeds)
         return
@@ -122,7 +139,16 @@ def _call(args: argparse.Namespace) -> None:
         stages=args.stages or None,
         overrides=flags.overrides(args),
         overwrite=args.overwrite,
+        shard=shard,
     )
+
+
+def _merge(args: argparse.Namespace) -> None:
+    if args.out is None or args.prompt or args.prompts or args.shard:
+        raise UsageError("--merge takes --out alone")
+    from show1_jax.generate import merge_shards
+
+    print(merge_shards(args.out))
 
 
 def _invert(args: argparse.Namespace, checkpoint: list[str], seeds: list[int] | None) -> None:

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import MAX_SEED, LocalPath
+from show1_jax.cli.flags import MAX_SEED, PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import UsageError
 
@@ -65,11 +66,11 @@ def parser() -> Parser:
     )  # fmt: skip
     results = made.add_argument_group("results")
     results.add_argument(
-        "--out", action=LocalPath, metavar="DIR",
+        "--out", action=PathFlag, metavar="DIR",
         help="keep results there, to go on from later (default: they are not kept)",
     )  # fmt: skip
     results.add_argument(
-        "--sheet", action=LocalPath, metavar="FILE",
+        "--sheet", action=PathFlag, metavar="FILE",
         help="the contact sheet (default: OUT/sheet.png or outputs/evaluation.png)",
     )  # fmt: skip
     flags.add_config(made, "tiny")

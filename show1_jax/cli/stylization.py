@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.motion import MOTIONS
 from show1_jax.cli.program import Parser, run
 
@@ -44,7 +45,7 @@ def parser() -> Parser:
         help="decides the clips and prompts (default: 0)",
     )  # fmt: skip
     what.add_argument(
-        "--sheet", action=LocalPath, metavar="FILE",
+        "--sheet", action=PathFlag, metavar="FILE",
         help="the contact sheet (default: outputs/stylization.png)",
     )  # fmt: skip
     flags.add_config(made, "tiny")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import MAX_SEED, LocalPath
+from show1_jax.cli.flags import MAX_SEED, PathFlag
 from show1_jax.cli.program import Parser, run
 
 DESCRIPTION = """\
@@ -43,7 +43,7 @@ def parser() -> Parser:
         help="the guidance scales to try (default: 2)",
     )  # fmt: skip
     what.add_argument(
-        "--plot", action=LocalPath, metavar="FILE", help="the picture to draw, such as sweep.png"
+        "--plot", action=PathFlag, metavar="FILE", help="the picture to draw, such as sweep.png"
     )
     flags.add_config(made, "tiny")
     return made

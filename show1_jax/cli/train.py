@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from show1_jax.cli import flags
-from show1_jax.cli.flags import LocalPath
+from show1_jax.cli.flags import PathFlag
 from show1_jax.cli.program import Parser, run
 from show1_jax.errors import InputError, UsageError
 
@@ -31,7 +31,7 @@ def parser() -> Parser:
         EXAMPLES,
     )
     runs = made.add_argument_group("runs")
-    runs.add_argument("--workdir", action=LocalPath, metavar="DIR", help="the folder of the runs")
+    runs.add_argument("--workdir", action=PathFlag, metavar="DIR", help="the folder of the runs")
     runs.add_argument(
         "--curve", action="store_true", help="only draw the losses so far, WORKDIR/PART/loss.png"
     )

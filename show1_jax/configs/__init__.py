@@ -3,6 +3,6 @@
 `pyproject.toml` takes the files of the package `show1_jax.configs` from that folder.
 """
 
-from pathlib import Path
+from etils.epath import Path
 
 __path__ = [str(Path(__file__).parents[2] / "configs")]

@@ -3,12 +3,12 @@
 import dataclasses
 import io
 import struct
-from pathlib import Path
 from typing import Any, cast
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
+from etils.epath import Path
 from PIL import Image, ImageOps
 
 from show1_jax.data.clip import ROUNDING, ClipSpec, UnusableClip

@@ -6,10 +6,10 @@ DIR/000-keyframes.npy   fp32 pixels in [-1, 1]; those of the last stage are uint
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError

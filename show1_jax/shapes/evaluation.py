@@ -3,9 +3,9 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.engine import Engine

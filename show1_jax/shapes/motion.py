@@ -21,15 +21,16 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from show1_jax.adapters.files import Adapter
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
+from show1_jax.files import size_of
 from show1_jax.generate import prepare
 from show1_jax.media import make_folder, to_uint8, write_bytes, write_mp4, write_png
 from show1_jax.paths import Checkpoint
@@ -158,7 +159,7 @@ def follow(
     print()
     for (own, _), text in zip(loaded, adapters, strict=True):
         numbers = sum(part.size for change in own.changes.values() for part in change)
-        size = Path(own.source).stat().st_size / 2**20
+        size = size_of(Path(own.source)) / 2**20
         print(f"{text}: {numbers:,} numbers, {size:.2f} MiB")
     make_folder(sheet.parent)
     joints = [path.joint for path in paths]

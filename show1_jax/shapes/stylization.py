@@ -22,12 +22,12 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
     sys.exit(main())
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 from tqdm import tqdm
 

@@ -17,8 +17,8 @@ if __name__ == "__main__":  # before the imports, for which --help does not wait
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax.diffusion.solvers import SolverConfig, make_solver

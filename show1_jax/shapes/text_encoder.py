@@ -19,11 +19,11 @@ import io
 import itertools
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import sentencepiece
+from etils.epath import Path
 
 from show1_jax.checkpoints.export import export_text_encoder
 from show1_jax.checkpoints.layout import PARAMS

@@ -10,12 +10,12 @@ of a step is an error that adds up.
 import dataclasses
 import functools
 import io
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 
 from show1_jax import stages
 from show1_jax.diffusion.schedule import to_clean, to_epsilon

@@ -12,16 +12,17 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ftfy
 import numpy as np
 import sentencepiece
 from absl import logging
+from etils.epath import Path
 
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import InputError
+from show1_jax.files import on_disk
 
 LENGTH = 77  # CLIP has a position for each of its tokens
 MAX_EXTRA = 10_000  # sentinels; T5 has 100 of them
@@ -182,7 +183,8 @@ def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
     vocabulary, merges = _file(folder, "vocab.json"), _file(folder, "merges.txt")
     _settings(folder)
     try:
-        loaded = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with on_disk(Path(folder)) as local:
+            loaded = CLIPTokenizer.from_pretrained(str(local), local_files_only=True)
         tokens = json.loads(vocabulary.read_text(encoding="utf-8"))
         made = {line.replace(" ", "") for line in merges.read_text(encoding="utf-8").split("\n")}
     except Exception as error:  # the library raises bare Exceptions

@@ -3,13 +3,13 @@
 import hashlib
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from google.protobuf.json_format import ParseError
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 from show1_jax.text.cleaning import cleaner
 from show1_jax.text.encoding import TextEncoder, load_encoder
 from show1_jax.training.tasks import compute_dtype
@@ -37,7 +37,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
     Raises:
       InputError: if it is neither "moving_shapes" nor a folder of clips, or is damaged.
     """
-    data_dir = local_path(train.data_dir)
+    data_dir = as_path(train.data_dir)
     if train.dataset == SHAPES:
         from show1_jax.shapes import moving_shapes  # a data set like others: nothing here needs it
 
@@ -45,7 +45,7 @@ def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Ite
         shapes = moving_shapes.MovingShapesConfig(train=train.clips)
         builder = _builder(moving_shapes.MovingShapes, shapes, data_dir)
         return builder, moving_shapes.read, captions
-    folder = local_path(train.dataset)
+    folder = as_path(train.dataset)
     config = video_folder.VideoFolderConfig(folder)
     builder = _builder(video_folder.VideoFolder, config, data_dir)
     return builder, video_folder.read, video_folder.captions(folder)
@@ -82,7 +82,7 @@ def open_text(
     """
     dtype = compute_dtype(train)
     name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{dtype.name}"
-    cache = local_path(train.data_dir) / "text" / name
+    cache = as_path(train.data_dir) / "text" / name
     prepare = cleaner(clean)
     encoder: list[TextEncoder] = []
 

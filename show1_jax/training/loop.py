@@ -5,12 +5,12 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -32,7 +32,7 @@ from show1_jax.parallel.sharding import (
     put_rows,
     shardings,
 )
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 from show1_jax.stages import Part, Stage
 from show1_jax.text.tokenizers import token_count
 from show1_jax.training import data, sheet
@@ -68,7 +68,7 @@ def train(
         a loss is not finite.
       Preempted: if SIGTERM or Ctrl-C came; a checkpoint of the last step is complete.
     """
-    workdir = local_path(workdir)
+    workdir = as_path(workdir)
     if "train" not in config:
         raise InputError("the config has no section train: there is nothing to train")
     parts = [stages.part(config.stage)] if config.stage else list(stages.parts().values())
@@ -152,7 +152,7 @@ class Run:
                 hosts.say(f"{self.name} goes on from step {int(state.step):,}")
             if int(state.step) < self.settings.steps:
                 metrics = Metrics(self.folder.folder, int(state.step), hosts.first())
-                with contextlib.closing(metrics), hosts.Preemption() as preemption:
+                with hosts.Preemption() as preemption:
                     state = self._loop(state, metrics, preemption)
                     self.told_to_end = preemption.due()  # too late to stop before the end
             params = merge(averaged(state.optimizer), state.frozen)

@@ -3,20 +3,22 @@
 import contextlib
 import json
 import resource
+import struct
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils.epath import Path
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import masked_crc32c
 
 from show1_jax.errors import InputError
+from show1_jax.files import Log, read_log
 from show1_jax.media import new_figure, write_figure
 
 FILE = "metrics.jsonl"
@@ -35,10 +37,7 @@ class Metrics:
             return
         with self._writing():
             kept = [line for line in _read(self._path) if line["step"] <= step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.rename(self._path)
-            self._file = self._path.open("a")
+            self._log = Log(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._board = Board(folder / "tensorboard", step + 1)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -46,8 +45,7 @@ class Metrics:
         if not self._active:
             return
         with self._writing():
-            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-            self._file.flush()
+            self._log.add((json.dumps({"step": step, **numbers}) + "\n").encode())
             self._board.write(step, *(summary.scalar(*number) for number in numbers.items()))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -56,13 +54,6 @@ class Metrics:
             return
         with self._writing():
             self._board.write(step, summary.image(name, image, dataformats="HWC"))
-
-    def close(self) -> None:
-        """Closes the files."""
-        if not self._active:
-            return
-        with self._writing(), contextlib.closing(self._board):
-            self._file.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -82,7 +73,7 @@ class Board:
     def __init__(self, folder: Path, step: int):
         """Begins a file beside those of earlier runs, of which steps from `step` on are dropped."""
         folder.mkdir(exist_ok=True)
-        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._log = Log(folder / f"events.out.tfevents.{time.time_ns()}")
         start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
         self._events(Event(file_version="brain.Event:2"), start)
 
@@ -91,14 +82,18 @@ class Board:
         self._events(*(Event(step=step, summary=each) for each in summaries))
 
     def _events(self, *events: Any) -> None:
+        content = b""
         for event in events:
             event.wall_time = time.time()
-            self._file.write(event.SerializeToString())
-        self._file.flush()
+            content += _record(event.SerializeToString())
+        self._log.add(content)
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+
+def _record(data: bytes) -> bytes:
+    """Data in the format of TFRecord files: its length, its content, and the checksums of both."""
+    length = struct.pack("<Q", len(data))
+    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(checksums) + data + next(checksums)
 
 
 class Stopwatch:
@@ -187,9 +182,7 @@ def loss_curve(folder: Path) -> Path:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The lines of a file that are whole: the last may have been cut off, others be damaged."""
-    if not path.is_file():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, _ = read_log(path).split(b"\n")
     found = [numbers for line in lines if (numbers := _numbers(line))]
     if damaged := sum(map(bool, lines)) - len(found):
         logging.warning("%d damaged line(s) of %s are skipped", damaged, path)

@@ -6,10 +6,10 @@ config's checkpoint.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from show1_jax import stages
@@ -20,7 +20,7 @@ from show1_jax.errors import InputError
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.parallel import hosts
-from show1_jax.paths import local_path
+from show1_jax.paths import as_path
 from show1_jax.stages import Part, Stage
 from show1_jax.training.data import make_text_encoders, params_fingerprint
 
@@ -68,7 +68,7 @@ class Networks:
         """
         setting = f"train.{self._part.name}.init"
         if init not in stages.parts():
-            path = local_path(init)
+            path = as_path(init)
             folder, name = StageFolder(path.parent), path.name
             if not folder.has(name):
                 raise InputError(f"{setting}: {folder.folder / name} has no params/")
@@ -186,7 +186,7 @@ class Networks:
         if own and any(trained.glob("*/model_index.json")):
             yield find_stages(trained)
         if self._config.get("checkpoint"):
-            yield find_stages(local_path(self._config.checkpoint))
+            yield find_stages(as_path(self._config.checkpoint))
 
 
 def check_kinship(source: Any, module: UNet | VAE, where: str) -> None:

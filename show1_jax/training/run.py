@@ -10,18 +10,19 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.networks import read_json
 from show1_jax.checkpoints.store import reason, restoring
 from show1_jax.errors import InputError
+from show1_jax.files import write_whole
 from show1_jax.lock import locked
 from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
@@ -106,9 +107,7 @@ class RunFolder:
             if self._manager.latest_step() is not None:
                 _compare(folder, read_json(path), settings)
             if first():
-                temporary = path.with_name("config.json.tmp")
-                temporary.write_text(json.dumps(settings, indent=2) + "\n")
-                temporary.rename(path)
+                write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
             self._lock = stack.pop_all()
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:

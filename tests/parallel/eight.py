@@ -219,8 +219,7 @@ def sampled():
         patch.setattr(jax, "process_count", lambda: 2)
         for process in range(2):
             patch.setattr(jax, "process_index", lambda process=process: process)
-            with contextlib.closing(Metrics(folder, 0, process == 0)) as metrics:
-                loop.Run._sample(run, state, process, metrics)
+            loop.Run._sample(run, state, process, Metrics(folder, 0, process == 0))
         assert {path.name for path in (folder / "samples").iterdir()} == {
             "00000000.png",
             "00000000.mp4",

@@ -33,7 +33,6 @@ def write(folder, after, steps, value=1.0):
     log = Metrics(folder, after)
     for step in steps:
         log.write(step, {"loss": value})
-    log.close()
 
 
 def test_what_an_interrupted_run_wrote_after_its_checkpoint_is_dropped(tmp_path):
@@ -75,7 +74,6 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path, caplog):
 def test_pictures_are_on_tensorboard(tmp_path):
     log = Metrics(tmp_path, 0)
     log.picture(3, "samples", np.zeros((4, 6, 3), np.uint8))
-    log.close()
     (event,) = [event for event in events(tmp_path) if event.summary.value]
     (value,) = event.summary.value
     assert (event.step, value.tag) == (3, "samples")
@@ -90,8 +88,6 @@ def test_a_full_disk_is_one_line(tmp_path):
             log.picture(2, "samples", np.zeros((4, 6, 3), np.uint8))
         with pytest.raises(InputError, match="File too large"):
             log.write(2, {"loss": 1.0, "grad_norm": 1.0, "a long name of a number": 1.0})
-        with pytest.raises(InputError, match="File too large"):
-            log.close()
     write(tmp_path, 1, [2])
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
@@ -139,7 +135,6 @@ def test_loss_curve(tmp_path):
     for step in range(1, 20):
         log.write(step, {"loss": 1 / step, "grad_norm": 1.0})
     log.write(19, {"validation_loss": 0.1})
-    log.close()
     path = loss_curve(tmp_path)
     assert path == tmp_path / "loss.png"
     picture = np.asarray(Image.open(path).convert("RGB"))
