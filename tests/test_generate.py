@@ -19,7 +19,7 @@ from show1_jax.data.decoding import read_clip
 from show1_jax.engine import Engine
 from show1_jax.errors import InputError
 from show1_jax.evaluation.metrics import psnr
-from show1_jax.generate import free_folder, generate, parse_seeds
+from show1_jax.generate import free_folder, generate, merge_shards, parse_seeds, parse_shard
 from show1_jax.invert import invert_clip
 from show1_jax.media import from_uint8, to_uint8, write_mp4
 from show1_jax.outputs import Outputs
@@ -200,7 +200,15 @@ def test_without_a_first_frame_it_is_upscaled_bilinearly_and_said(made, tmp_path
 
 
 def lines(out):
-    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    """The last line of each result that is there or failed, in the order of these lines."""
+    last = {}
+    for text in (out / "manifest.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        assert isinstance(line.pop("time"), float)
+        last.pop((line["item"], line["stage"]), None)
+        if "removed" not in line:
+            last[line["item"], line["stage"]] = line
+    return list(last.values())
 
 
 def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatch):
@@ -242,16 +250,39 @@ def test_a_job_makes_what_is_missing_and_nothing_else(made, tmp_path, monkeypatc
     assert sorted(map(str, lines(out))) == sorted(map(str, expected))
 
 
-def test_only_one_of_several_processes_writes_the_manifest_anew(made, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(made, out)
-    with (out / "manifest.jsonl").open("a") as file:
-        file.write('{"item": 9, "stage": "of another process"}\n')
-    before = lines(out)
-    for keeper, expected in ((False, before), (True, before[:-1])):
-        outputs = Outputs(out, keeper)
-        outputs.begin(PROMPTS, [4, 4])
-        assert sorted(map(str, lines(out))) == sorted(map(str, expected))
+def test_shards_make_each_item_once_and_one_tells_what_is_missing(made, tmp_path):
+    out, both = tmp_path / "out", {"stages": ["keyframes"], "seeds": [4, 5]}
+    with pytest.raises(InputError, match="holds no items of sample"):
+        merge_shards(out)
+    run(out, PROMPTS, shard=(1, 3), **both)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "001",
+        "items.jsonl",
+        "manifest-1-of-3.jsonl",
+    ]
+    with pytest.raises(InputError, match=r"^3 of 4 item\(s\) in .* lack results: 0, 2, 3; run"):
+        merge_shards(out)
+    before = (out / "001" / "keyframes.npy").stat().st_mtime_ns
+    for shard in range(3):
+        run(out, PROMPTS, shard=(shard, 3), **both)
+    assert (out / "001" / "keyframes.npy").stat().st_mtime_ns == before
+    assert merge_shards(out) == f"4 item(s) in {out} are complete: keyframes"
+    assert [line["item"] for line in lines(out)] == [0, 1, 2, 3]
+    assert not list(out.glob("manifest-*"))
+    np.testing.assert_allclose(
+        np.load(out / "002/keyframes.npy"), np.load(made / "001/keyframes.npy"), atol=1e-4
+    )
+    run(out, [*PROMPTS, "another one"], stages=["keyframes"], seeds=[4])
+    assert merge_shards(out) == f"5 item(s) in {out} are complete: keyframes"
+    (out / "003" / "keyframes.npy").unlink()
+    with pytest.raises(InputError, match=r"^1 of 5 item\(s\) in .* lack results: 3; run"):
+        merge_shards(out)
+
+
+@pytest.mark.parametrize("text", ["", "3", "3/3", "-1/3", "a/b", "1/0", "0/3/4"])
+def test_bad_shards(text):
+    with pytest.raises(InputError, match="--shard"):
+        parse_shard(text)
 
 
 def test_other_weights_make_it_again_and_a_copy_of_them_does_not(made, tmp_path):
@@ -477,7 +508,7 @@ def test_a_folder_of_other_items_is_not_taken_over(made, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made, out)
     shutil.rmtree(out / "000")
-    with pytest.raises(InputError, match="001 holds another prompt or seed; give another --out"):
+    with pytest.raises(InputError, match="out holds other prompts; give another --out"):
         run(out, ["something else", "and more"])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file: give a folder"):
@@ -611,10 +642,10 @@ def test_the_command_line_shows_progress_and_nothing_else(tmp_path):
         (["--from-noise=a.npz", "--prompt=x"], "a.npz is no noise"),
         (["--adapter=a.safetensors=1", "--prompt=x"], "there is no adapter a.safetensors"),
         (["--json", "--prompt=x"], "--json"),
-        (["--prompt=x", "--checkpoint=s3://b/c"], "paths with s3:// are not supported"),
-        (["--prompts=gs://b/p.txt"], "paths with gs:// are not supported"),
-        (["--prompt=x", "--adapter=gs://b/a.safetensors=1"], "paths with gs:// are not"),
-        (["--from-noise=gs://b/a.npz", "--prompt=x"], "paths with gs:// are not supported"),
+        (["--prompt=x", "--checkpoint=az://b/c"], "paths with az:// are not supported"),
+        (["--prompts=az://b/p.txt"], "paths with az:// are not supported"),
+        (["--prompt=x", "--adapter=az://b/a.safetensors=1"], "paths with az:// are not"),
+        (["--from-noise=az://b/a.npz", "--prompt=x"], "paths with az:// are not supported"),
         (["--invert=a.mp4", "--prompt=x", "--steps=interpolation=3"], "--steps"),
     ],
 )

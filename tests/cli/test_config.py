@@ -85,7 +85,7 @@ def test_wrong_changes_are_wrong_command_lines(change, message, capsys):
         ("customize:shew1", "there is no base 'shew1': take tiny or show1"),
         ("/", "the config file / cannot be read: Is a directory"),
         ("", "there is no file ''; give a file"),
-        ("gs://bucket/a.py", "gs://bucket/a.py is not on this machine, and paths with"),
+        ("az://bucket/a.py", "az://bucket/a.py is not on this machine, and paths with"),
     ],
 )
 def test_files_that_are_not_there_are_named(file, message, tmp_path, monkeypatch, capsys):

@@ -122,13 +122,13 @@ def test_motions_that_can_be_named_are_those_that_there_are():
 def test_paths_with_a_scheme_are_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = {
-        "convert": [str(tmp_path), "gs://bucket/x"],
-        "merge": [str(tmp_path), "gs://bucket/x", "a.safetensors"],
-        "benchmark": ["keyframes", "--profile=gs://bucket/x"],
+        "convert": [str(tmp_path), "az://bucket/x"],
+        "merge": [str(tmp_path), "az://bucket/x", "a.safetensors"],
+        "benchmark": ["keyframes", "--profile=az://bucket/x"],
     }[name]
     assert command(name)(arguments) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: gs://bucket/x is not on this machine")
+    assert said.startswith("error: az://bucket/x is not on this machine")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,193 @@
+"""Files, logs, locks, results and parameters in buckets, against emulators on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from show1_jax import files, lock
+from show1_jax.checkpoints.store import StoredParams, save_params
+from show1_jax.errors import InputError
+from show1_jax.outputs import Outputs
+from show1_jax.paths import as_path
+from tests.buckets.emulators import BUCKET, Faults, emulated, environment
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+pytest.importorskip("gcp_storage_emulator")
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def faults(request):
+    """The proxy in front of an emulator, which this process uses from then on."""
+    from show1_jax import buckets
+
+    with emulated(request.param) as port, pytest.MonkeyPatch.context() as patch:
+        faults = Faults(port)
+        for name, value in environment(request.param, faults.port).items():
+            patch.setenv(name, value)
+        buckets._system.cache_clear()
+        for kind in (buckets._Gcs, buckets._S3):
+            kind.clear_instance_cache()
+        faults.scheme = request.param
+        yield faults
+        faults.close()
+
+
+@pytest.fixture
+def folder(faults, request, monkeypatch):
+    """A folder of its own for each test; faults pass without a pause."""
+    monkeypatch.setattr("show1_jax.buckets.time.sleep", lambda seconds: None)
+    yield as_path(f"{faults.scheme}://{BUCKET}/{request.node.name.split('[')[0]}")
+    faults.clear()
+
+
+def test_objects_are_files_and_prefixes_are_folders(folder):
+    assert not folder.exists()
+    assert list(folder.iterdir()) == []
+    files.write_whole(folder / "a" / "one.json", b"1")
+    files.write_whole(folder / "two.json", b"0123456789")
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "two.json"]
+    assert (folder / "a").is_dir()
+    assert (folder / "two.json").is_file()
+    assert [path.name for path in folder.glob("*/*.json")] == ["one.json"]
+    assert files.read_range(folder / "two.json", 3, 4) == b"3456"
+    assert files.read_range(folder / "two.json", 8, 4) == b"89"
+    assert files.size_of(folder / "two.json") == 10
+    files.move(folder / "a", folder / "b")
+    assert files.files_in(folder) == [folder / "b" / "one.json", folder / "two.json"]
+    files.remove(folder)
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError) as found:
+        (folder / "two.json").read_bytes()
+    assert found.value.strerror == "there is no such object or bucket"
+
+
+def test_folders_are_copied_between_buckets_and_disks(folder, tmp_path):
+    for name in ("config.json", "params/0", "left/out"):
+        files.write_whole(folder / name, name.encode())
+    there, back = files.Path(tmp_path / "there"), folder / "back"
+    files.copy_folder(folder, there, without=["left"])
+    assert (tmp_path / "there" / "params" / "0").read_bytes() == b"params/0"
+    assert not (tmp_path / "there" / "left").exists()
+    files.copy_folder(there, back)
+    assert [path.name for path in files.files_in(back)] == ["config.json", "0"]
+    with files.on_disk(back) as local:
+        assert (local / "params" / "0").read_text() == "params/0"
+
+
+def test_what_fails_for_a_moment_is_repeated_and_counted(folder, faults, caplog):
+    from show1_jax import buckets
+
+    files.write_whole(folder / "x", b"1")
+    before = buckets.retries()
+    for kind in (503, 429, 500, "drop"):
+        faults.add(kind, times=2)
+        assert (folder / "x").read_bytes() == b"1"
+        faults.clear()
+        faults.add(kind, times=2)
+        files.write_whole(folder / "x", b"1")
+        faults.clear()
+    assert buckets.retries() >= before + 8
+    assert "attempt 2 of 6" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (403, "the credentials have no right to do this"),
+        (503, "the bucket answered 503"),
+        (400, "the bucket answered 400"),
+    ],
+)
+def test_what_stays_wrong_is_an_error_like_that_of_a_disk(folder, faults, fault, reason):
+    faults.add(fault)
+    for call in (
+        lambda: files.write_whole(folder / "x", b"1"),
+        lambda: (folder / "x").read_bytes(),
+    ):
+        with pytest.raises(OSError, match=r"\[Errno") as found:
+            call()
+        assert found.value.strerror.startswith(reason)
+
+
+def test_a_log_grows_over_several_objects(folder, monkeypatch):
+    monkeypatch.setattr(files, "PART_BYTES", 20)
+    path = folder / "metrics.jsonl"
+    log = files.Log(path, kept=b"")
+    for number in range(5):
+        log.add(b'{"n": %d}\n' % number)
+    assert len(files.log_parts(path)) == 2
+    files.Log(path).add(b'{"n": 5}\n')
+    numbers = [json.loads(line)["n"] for line in files.read_log(path).splitlines()]
+    assert numbers == list(range(6))
+    files.Log(path, kept=b"again\n")
+    assert files.read_log(path) == b"again\n"
+
+
+def test_only_one_program_has_a_lock(folder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "DEAD_SECONDS", 20.0)
+    with lock.locked(folder, "--workdir"), pytest.raises(InputError, match="in use by another"):
+        lock.locked(folder, "--workdir").__enter__()
+    assert not (folder / lock.FILE).exists()
+    # One that was killed is gone at once on its own machine,
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    own = {"host": lock.socket.gethostname(), "process": dead.pid, "token": "x", "time": 0}
+    files.write_whole(folder / lock.FILE, json.dumps(own).encode())
+    with lock.locked(folder, "--workdir"):
+        pass
+    # and on others when it has shown no sign of life.
+    monkeypatch.setattr(lock, "DEAD_SECONDS", 0.2)
+    files.write_whole(folder / lock.FILE, json.dumps(own | {"host": "another"}).encode())
+    with lock.locked(folder, "--workdir"):
+        assert json.loads((folder / lock.FILE).read_bytes())["process"] == os.getpid()
+
+
+def test_a_lock_shows_signs_of_life(folder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    with lock.locked(folder, "--out"):
+        first = (folder / lock.FILE).read_bytes()
+        for _ in range(200):
+            if (folder / lock.FILE).read_bytes() != first:
+                break
+            time.sleep(0.02)
+        assert (folder / lock.FILE).read_bytes() != first
+
+
+def test_results_of_two_shards(folder):
+    frames = np.linspace(-1, 1, 2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    prompts, settings = ["a red circle"] * 4, {"fps": 2, "steps": 3}
+    for shard in range(2):
+        outputs = Outputs(folder, f"{shard}-of-2")
+        outputs.begin(prompts, [0] * 4, range(shard, 4, 2))
+        for item in range(shard, 4, 2):
+            outputs.save(item, "keyframes", frames, settings)
+    again = Outputs(folder)
+    assert again.items() == [("a red circle", 0)] * 4
+    assert again.done(3, "keyframes", settings)
+    np.testing.assert_array_equal(again.load(3, "keyframes"), frames)
+    assert again.merge() == (["keyframes"], {})
+    assert [path.name for path in folder.glob("manifest*")] == ["manifest.jsonl"]
+    assert all(path.is_file() for path in again.shown(0, "keyframes"))
+
+
+def test_parameters_are_what_was_written(folder):
+    params = {"a": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "b": jnp.ones(5, jnp.bfloat16)}
+    save_params(folder / "params", params)
+    found = StoredParams(folder / "params").read()
+    np.testing.assert_array_equal(found["a"]["kernel"], params["a"]["kernel"])
+    assert found["b"].dtype == jnp.bfloat16
+    data = [path for path in files.files_in(folder / "params") if path.parent.name == "d"]
+    data[0].write_bytes(data[0].read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"is damaged: .* has changed; copy the checkpoint again"):
+        StoredParams(folder / "params")
