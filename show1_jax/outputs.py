@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from absl import logging
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
 
+from show1_jax import manifest
 from show1_jax import stages as known_stages
 from show1_jax.checkpoints.fields import parse_json
 from show1_jax.errors import ARRAY_DAMAGE, InputError
@@ -31,13 +31,12 @@ from show1_jax.files import (
     Log,
     copy_file,
     files_in,
-    log_parts,
     open_bytes,
-    read_log,
     replace,
     size_of,
     write_whole,
 )
+from show1_jax.manifest import Result
 from show1_jax.media import read_mp4, to_uint8, write_gif, write_mp4, write_png
 from show1_jax.paths import in_bucket
 from show1_jax.stages.results import checked
@@ -45,11 +44,7 @@ from show1_jax.stages.results import checked
 # Settings that are noted but change nothing that would need making again.
 CIRCUMSTANCES = ("checkpoint", "versions", "platform")
 ITEMS = "items.jsonl"
-MANIFEST = "manifest"
 FOLDER_ITEMS = 1000  # in one folder
-
-Result = tuple[int, str]
-"""An item and a stage."""
 
 
 class Outputs:
@@ -73,7 +68,7 @@ class Outputs:
             only one.
         """
         self.folder = Path(folder)
-        self.manifest = self.folder / f"{MANIFEST}{part and '-'}{part}.jsonl"
+        self.manifest = manifest.path(self.folder, part)
         self.prompts: Sequence[str] = ()
         self.seeds: Sequence[int] = ()
         self.failures: list[tuple[int, str, str]] = []
@@ -122,7 +117,7 @@ class Outputs:
             if known != items:
                 rows = (json.dumps({"prompt": text, "seed": seed}) for text, seed in items)
                 write_whole(self.folder / ITEMS, "".join(f"{row}\n" for row in rows).encode())
-            noted = self._noted()
+            noted = manifest.noted(self.folder, self.manifest)
             for item in range(len(items)) if own is None else own:
                 self._begin_item(item, noted)
         except FileExistsError:
@@ -313,29 +308,17 @@ class Outputs:
             raise InputError(f"{self.folder} holds no items of sample.py")
         self.prompts, self.seeds = [text for text, _ in items], [seed for _, seed in items]
         try:
+            last = manifest.merge(self.folder)
             files = {str(path) for path in files_in(self.folder)}
-            logs = sorted(self.folder.glob(f"{MANIFEST}*.jsonl"))
-            last: dict[Result, dict[str, Any]] = {}
-            for line in sorted(
-                (line for path in logs for line in _lines(path)), key=lambda line: line["time"]
-            ):
-                last[line["item"], line["stage"]] = line
-            names = [name for name in known_stages.names() if name in {stage for _, stage in last}]
-            missing = {}
-            for item in range(len(items)):
-                for name in names:
-                    path = self.shown(item, name)[0] if _is_last(name) else self._exact(item, name)
-                    if str(path) not in files:
-                        missing[item, name] = last.get((item, name), {}).get("error", "")
-            order = sorted(last, key=lambda result: (result[0], names.index(result[1])))
-            kept = [last[result] for result in order]
-            whole = self.folder / f"{MANIFEST}.jsonl"
-            Log(whole, kept="".join(json.dumps(line) + "\n" for line in kept).encode())
-            for path in logs:
-                for part in log_parts(path) if path != whole else ():
-                    part.unlink()
         except OSError as error:
             raise InputError(f"{self.folder} cannot be merged: {error.strerror}") from None
+        names = [name for name in known_stages.names() if name in {stage for _, stage in last}]
+        missing = {}
+        for item in range(len(items)):
+            for name in names:
+                path = self.shown(item, name)[0] if _is_last(name) else self._exact(item, name)
+                if str(path) not in files:
+                    missing[item, name] = last.get((item, name), {}).get("error", "")
         return names, missing
 
     def _there(self, item: int, stage: str) -> bool:
@@ -349,23 +332,9 @@ class Outputs:
 
     def _note(self, item: int, stage: str, **more: Any) -> None:
         """Adds a line to the manifest; raises OSError."""
-        known = {"item": item, "stage": stage, "prompt": self.prompts[item]}
-        line = known | {"seed": self.seeds[item]} | more | {"time": round(time.time(), 3)}
         if self._log is None:
             self._log = Log(self.manifest)
-        self._log.add((json.dumps(line) + "\n").encode())
-
-    def _noted(self) -> set[Result]:
-        """The results that manifests say are here."""
-        made: set[Result] = set()
-        for path in sorted({self.folder / f"{MANIFEST}.jsonl", self.manifest}):
-            for line in _lines(path):
-                key = (line["item"], line["stage"])
-                if "error" in line or "removed" in line:
-                    made.discard(key)
-                else:
-                    made.add(key)
-        return made
+        self._log.add(manifest.line(item, stage, self.prompts[item], self.seeds[item], **more))
 
     def _describe(
         self, item: int, stages: Mapping[str, Any], without: Collection[str] = ()
@@ -437,24 +406,6 @@ def _is_whole(path: Path) -> bool:
         header = read.get(version, np.lib.format.read_array_header_2_0)
         shape, _, dtype = header(file)
         return file.tell() + math.prod(shape) * dtype.itemsize == size_of(path)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a manifest that are whole: the last may have been cut off."""
-    found = []
-    for text in read_log(path).splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        kinds = {"item": int, "stage": str, "time": float}
-        if (
-            isinstance(line, dict)
-            and all(type(line.get(key)) is kind for key, kind in kinds.items())
-            and line["stage"] in known_stages.names()
-        ):
-            found.append(line)
-    return found
 
 
 def _write(path: Path, frames: np.ndarray, fps: float) -> None:

@@ -346,6 +346,8 @@ def test_a_batch_that_cannot_be_made_is_noted(made, tmp_path):
 def test_earlier_results_that_are_no_such_pixels_are_refused(made, tmp_path, change, message):
     folder = tmp_path / "out" / "000"
     shutil.copytree(made / "000", folder, ignore=shutil.ignore_patterns("inter*"))
+    first, _ = (made / "items.jsonl").read_text().splitlines()
+    (folder.parent / "items.jsonl").write_text(first + "\n")
     np.save(folder / "keyframes.npy", change(np.load(folder / "keyframes.npy")))
     with pytest.raises(InputError, match=message):
         run(folder.parent, stages=["interpolation"], overwrite=True)

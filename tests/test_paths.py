@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import show1_jax
 from show1_jax.errors import InputError
 from show1_jax.paths import as_path, in_bucket, local_path
 
@@ -25,7 +26,8 @@ def test_buckets_are_paths_where_they_can_be(path, monkeypatch):
     assert found.parent / "x" == found == found.absolute()
     with pytest.raises(InputError, match="is in a bucket, but this must be on a local disk"):
         local_path(path)
-    monkeypatch.delitem(sys.modules, "show1_jax.buckets", raising=False)
+    monkeypatch.delitem(sys.modules, "show1_jax.buckets")
+    monkeypatch.delattr(show1_jax, "buckets")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=r"needs gcsfs; run pip install 'show1-jax\[cloud\]'$"):
         as_path(path)

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import os
 import re
 import socket
 import subprocess
@@ -12,7 +11,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import pytest
+
 BUCKET = "show1-tests"
+for _module in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
+    pytest.importorskip(_module)
+
 PROGRAMS = {
     "gs": ("gcp_storage_emulator", "start", "--host=127.0.0.1", "--in-memory", "--port={port}"),
     "s3": ("moto.server", "-H", "127.0.0.1", "-p", "{port}"),
@@ -70,6 +74,20 @@ def environment(scheme, port):
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+@contextlib.contextmanager
+def reached(scheme, port):
+    """Leads this process to an emulator."""
+    from show1_jax import buckets
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(scheme, port).items():
+            patch.setenv(name, value)
+        buckets._system.cache_clear()
+        for kind in (buckets._Gcs, buckets._S3):
+            kind.clear_instance_cache()
+        yield
 
 
 class Faults:
@@ -164,8 +182,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
-
-
-def own_environment(scheme, port, **more):
-    """The environment of a program that uses an emulator."""
-    return {**os.environ, **environment(scheme, port), **more}

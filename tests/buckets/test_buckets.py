@@ -15,28 +15,17 @@ from show1_jax.checkpoints.store import StoredParams, save_params
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.paths import as_path
-from tests.buckets.emulators import BUCKET, Faults, emulated, environment
-
-pytest.importorskip("gcsfs")
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-pytest.importorskip("gcp_storage_emulator")
+from tests.buckets.emulators import BUCKET, Faults, emulated, reached
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def faults(request):
     """The proxy in front of an emulator, which this process uses from then on."""
-    from show1_jax import buckets
-
-    with emulated(request.param) as port, pytest.MonkeyPatch.context() as patch:
+    with emulated(request.param) as port:
         faults = Faults(port)
-        for name, value in environment(request.param, faults.port).items():
-            patch.setenv(name, value)
-        buckets._system.cache_clear()
-        for kind in (buckets._Gcs, buckets._S3):
-            kind.clear_instance_cache()
         faults.scheme = request.param
-        yield faults
+        with reached(request.param, faults.port):
+            yield faults
         faults.close()
 
 
