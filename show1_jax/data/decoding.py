@@ -52,10 +52,12 @@ def decode(
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     picture = _picture(file)
     try:
-        if picture:
+        if isinstance(picture, Image.Image):
             if spec.frames > 1:
                 raise UnusableClip(f"it is a still picture, but {spec.frames} frames are needed")
             return _fit(picture, spec, _place(rng))[None]
+        if picture:
+            return _decode_animation(*picture, spec, rng, window)
         file.seek(0)
         with av.open(file, "r", **_LENIENT) as container:
             frames = _frames(container, spec, rng, window)
@@ -114,11 +116,7 @@ def _frames(
     if not (base and rate and length):
         raise UnusableClip("it has no duration")
     first, period = float((stream.start_time or 0) * base), float(1 / rate)
-    begin = min(window[0], max(length - period, 0))
-    length = min(window[1], length) - begin
-    if spec.fps is None and round(length * rate) < spec.frames:
-        raise UnusableClip(f"it has {round(length * rate)} frame(s), but {spec.frames} are needed")
-    times = first + begin + spec.times(max(length - period, 0), rng)
+    times = first + _times(spec, rng, window, length, period)
 
     container.seek(int(times[0] / base), stream=stream)
     frames: list[av.VideoFrame] = []
@@ -140,22 +138,60 @@ def _frames(
     return frames + [shown] * (len(times) - len(frames))
 
 
+def _times(
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float],
+    length: float,
+    period: float,
+) -> np.ndarray:
+    """Chooses times within a window of a file of some length and time between frames."""
+    begin = min(window[0], max(length - period, 0))
+    length = min(window[1], length) - begin
+    if spec.fps is None and round(length / period) < spec.frames:
+        raise UnusableClip(
+            f"it has {round(length / period)} frame(s), but {spec.frames} are needed"
+        )
+    return begin + spec.times(max(length - period, 0), rng)
+
+
+def _decode_animation(
+    frames: list[Image.Image],
+    seconds: list[float],
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float],
+) -> np.ndarray:
+    """Makes a clip of the frames of an animation, each of which is shown for some seconds."""
+    ends = np.cumsum(seconds)
+    times = _times(spec, rng, window, float(ends[-1]), float(ends[-1]) / len(frames))
+    shown = np.minimum(np.searchsorted(ends, times + ROUNDING, side="right"), len(frames) - 1)
+    place = _place(rng)
+    fitted = {number: _fit(frames[number], spec, place) for number in set(shown.tolist())}
+    return np.stack([fitted[number] for number in shown.tolist()])
+
+
 def is_picture(path: Path) -> bool:
     """Returns whether a file is a still picture; raises InputError if it cannot be read."""
     try:
-        return _picture(io.BytesIO(path.read_bytes())) is not None
+        return isinstance(_picture(io.BytesIO(path.read_bytes())), Image.Image)
     except (OSError, UnusableClip) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot use {path} as a clip: {reason}") from None
 
 
-def _picture(file: BinaryIO) -> Image.Image | None:
-    """Decodes a still picture, rotated by its tags; returns None if the file is something else."""
+def _picture(file: BinaryIO) -> Image.Image | tuple[list[Image.Image], list[float]] | None:
+    """Decodes a file with Pillow.
+
+    Returns:
+      A still picture, rotated by its tags. Frames and seconds of an animated WebP, which FFmpeg
+      cannot decode. None for anything else.
+    """
     try:
         picture = Image.open(file, formats=PICTURES)
         # A JPEG may have a second, small picture. Several pictures in other formats are a video.
         if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
-            return None
+            return _animation(picture) if picture.format == "WEBP" else None
         if picture.mode.startswith(("I", "F")):  # Pillow would clip these at 255
             raise UnusableClip("it is a gray picture of more than 8 bits per pixel")
         return ImageOps.exif_transpose(picture).convert("RGB")
@@ -167,6 +203,18 @@ def _picture(file: BinaryIO) -> Image.Image | None:
         Image.DecompressionBombError,
     ) as error:
         raise UnusableClip(f"it cannot be decoded: {error}") from None
+
+
+def _animation(picture: Any) -> tuple[list[Image.Image], list[float]]:
+    """Frames, on white where they are transparent, and the seconds that each is shown."""
+    frames, seconds = [], []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        frame = picture.convert("RGBA")
+        white = Image.new("RGBA", frame.size, "white")
+        frames.append(Image.alpha_composite(white, frame).convert("RGB"))
+        seconds.append(max(picture.info.get("duration", 0), 1) / 1000)
+    return frames, seconds
 
 
 def _fit_frame(
