@@ -1,23 +1,29 @@
 """WebDataset shards, read where they are."""
 
+import io
 import json
 import pickle
+import runpy
 import subprocess
 import sys
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 from etils.epath import backend
+from PIL import Image
 
 from show1_jax.data import clips, files, index
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.index import Team
 from show1_jax.errors import InputError
 from tests.data.videos import numbers, opened, write_clip, write_shard
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -367,3 +373,28 @@ def test_indexing_needs_no_jax():
     text = "import sys, show1_jax.data.index; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.lower()) is False
+
+
+def test_the_shards_of_the_example_are_read(tmp_path):
+    """A package as npm has them, of animations and a still picture."""
+    example = runpy.run_path(str(ROOT / "examples" / "emoji_shards.py"))
+    frames = [Image.new("RGB", (32, 32), (0, 8 * i, 255)) for i in range(16)]
+    package = io.BytesIO()
+    with tarfile.open(fileobj=package, mode="w:gz") as file:
+        for key, count in (("1f600", 16), ("1f44b-1f3fd", 16), ("1f1eb-1f1f7", 16), ("1f601", 1)):
+            content = io.BytesIO()
+            more = {"save_all": True, "append_images": frames[1:], "duration": 125}
+            frames[0].save(content, "WEBP", **(more if count > 1 else {}))
+            example["add"](file, f"package/assets/{key}.webp", content.getvalue())
+    package.seek(0)
+    assert example["write_shards"](package, tmp_path / "emoji", 2) == 3
+    dataset = opened(tmp_path / "emoji", tmp_path / "data", {"duration": (2, 2)})
+    assert list(dataset.captions())[::2] == [
+        "an animated emoji of grinning face",
+        "an animated emoji of waving hand sign with medium skin",
+        "an animated emoji of the flag of FR",
+    ]
+    for record in records(dataset).values():
+        made = clips.read(record, ClipSpec(3, 16, 16, 2.0), None)
+        green = made[:, 8, 8, 1].astype(int)
+        assert np.abs(np.diff(green) - 32).max() <= 6
