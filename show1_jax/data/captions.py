@@ -75,7 +75,6 @@ class Files:
         """
         candidates, caption = _clip(row)
         if self._remote:
-            path = posixpath.join(self._folder, candidates[0])
             name, split = candidates[0], posixpath.normpath(candidates[0])
         else:
             paths = [os.path.join(self._folder, name) for name in candidates]

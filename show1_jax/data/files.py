@@ -88,8 +88,15 @@ def retried(call: Callable[[], T], path: str) -> T:
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec file system of a path in a bucket, the one that epath uses."""
-    return backend.fsspec_backend.fs(path)
+    """The fsspec file system of a path in a bucket, the one that epath uses.
+
+    Raises:
+      InputError: if the package for this kind of bucket is missing.
+    """
+    try:
+        return backend.fsspec_backend.fs(path)
+    except ImportError as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _remote(path: str, start: int | None, end: int | None) -> bytes:

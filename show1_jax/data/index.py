@@ -80,6 +80,8 @@ class Source(Protocol):
 
 def open_source(where: str) -> Source:
     """Finds out what a dataset is; raises InputError if it is neither shards nor a folder."""
+    if not is_remote(where):
+        where = os.path.abspath(where)  # the index may be used from elsewhere
     if shards := find_shards(where):
         return _Shards(where, tuple(shards))
     path = captions.find_caption_file(epath.Path(where))

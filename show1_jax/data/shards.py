@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from show1_jax.data.files import filesystem, is_remote, read_range
+from show1_jax.data.files import filesystem, is_remote, read_range, retried
 from show1_jax.data.rows import Rows, numbers
 from show1_jax.errors import InputError
 
@@ -117,8 +117,8 @@ def _expanded(where: str) -> Iterator[str]:
 
 def _matching(pattern: str) -> list[Shard]:
     if is_remote(pattern):
-        scheme, files = pattern.partition("://")[0], filesystem(pattern)
-        found = files.glob(pattern, detail=True)
+        scheme = pattern.partition("://")[0]
+        found = retried(lambda: filesystem(pattern).glob(pattern, detail=True), pattern)
         return [
             Shard(f"{scheme}://{name}", info["size"], str(_version(info)))
             for name, info in sorted(found.items())
@@ -137,7 +137,7 @@ def _stat(paths: list[str]) -> list[Shard]:
     def one(path: str) -> Shard:
         try:
             if is_remote(path):
-                info = filesystem(path).info(path)
+                info = retried(lambda: filesystem(path).info(path), path)
                 return Shard(path, info["size"], str(_version(info)))
             found = os.stat(path)
             return Shard(path, found.st_size, str(found.st_mtime_ns))
