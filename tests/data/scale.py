@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 BEGUN = time.monotonic()
-PROCESSES, BATCH, EPOCHS = 2, 1000, 3
+PROCESSES, EPOCHS = 2, 3
 CAPTIONS = 5
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=200_000)
     parser.add_argument("--shards", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--process", type=int)
     parser.add_argument("--port", type=int)
     parser.add_argument("--epochs", type=int, default=0)
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace, epochs: int) -> None:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "tests.data.scale", f"--dir={args.dir}", f"--port={port}"]
-    command.append(f"--epochs={epochs}")
+    command += [f"--epochs={epochs}", f"--batch={args.batch}"]
     running = [subprocess.Popen([*command, f"--process={i}"]) for i in range(PROCESSES)]
     if any([process.wait() for process in running]):
         sys.exit("a process failed")
@@ -108,7 +109,7 @@ def train(args: argparse.Namespace) -> None:
     hosts.join(f"localhost:{args.port}", PROCESSES, args.process, 60, preemptible=False)
     settings = tiny.get_config("vae").train.vae
     settings.update(dataset=(str(args.dir / "shards"),), data_dir=str(args.dir / "data"))
-    settings.update(batch_size=BATCH, threads=4)
+    settings.update(batch_size=args.batch, threads=4)
     settings.filters = {"duration": (1, None)}
     spec = ClipSpec(1, 8, 8)
     with jax.set_mesh(make_mesh({"data": -1})), Watch() as watch:
@@ -129,7 +130,7 @@ def train(args: argparse.Namespace) -> None:
             read_epochs(args, batches, settings, dataset)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
-        f"  process {args.process}: opened in {opened:.1f} s, first batch of {BATCH} clips "
+        f"  process {args.process}: opened in {opened:.1f} s, first batch of {args.batch} clips "
         f"{first:.1f} s after the start; at most {watch.memory:.2f} GiB above its baseline of "
         f"{watch.baseline:.2f} GiB, {watch.files} open files; largest worker {children:.2f} GiB",
         flush=True,
@@ -142,7 +143,7 @@ def read_epochs(args, batches, settings, dataset) -> None:
     from show1_jax.data.clip import ClipSpec
     from show1_jax.training import data
 
-    count = args.epochs * (len(dataset.split("train")[0].records) // BATCH)
+    count = args.epochs * (len(dataset.split("train")[0].records) // args.batch)
     middle, more = count // 2, 20
     found, begin = [], time.monotonic()
     for number in range(count):

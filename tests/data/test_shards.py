@@ -1,6 +1,7 @@
 """WebDataset shards, read where they are."""
 
 import io
+import itertools
 import json
 import pickle
 import runpy
@@ -20,6 +21,7 @@ from PIL import Image
 from show1_jax.data import clips, files, index
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.index import Team
+from show1_jax.data.pipeline import Source, make_pipeline
 from show1_jax.errors import InputError
 from tests.data.videos import numbers, opened, write_clip, write_shard
 
@@ -373,6 +375,46 @@ def test_indexing_needs_no_jax():
     text = "import sys, show1_jax.data.index; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.lower()) is False
+
+
+def test_processes_share_the_epochs_of_shards_and_resume(tmp_path):
+    folder = write_shards(tmp_path / "clips", count=5, each=8)
+    split = opened(folder, tmp_path / "data").split("train")  # 38 clips
+
+    def read(record, spec, rng):
+        return np.full((1, 1, 1, 3), content(record)[-1])
+
+    def batches(rows=None):
+        made = make_pipeline([Source(split, read)], ClipSpec(1, 1, 1), batch_size=2, seed=0,
+                             training=True, rows=rows)  # fmt: skip
+        return iter(made)
+
+    def epoch(iterator):
+        found = itertools.islice(iterator, 19)
+        return np.array([batch["video"][:, 0, 0, 0, 0] for batch in found])
+
+    first, second, alone = batches([0]), batches([1]), batches()
+    whole = [np.concatenate([epoch(first), epoch(second)], axis=1) for _ in range(3)]
+    expected = sorted(record["name"][-6:] for record in split)
+    for each in whole:
+        assert [b"%06d" % number for number in sorted(each.ravel())] == expected
+    assert not any(np.array_equal(whole[i], whole[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    np.testing.assert_array_equal(epoch(alone), whole[0])
+    for _ in range(7):
+        next(alone)
+    restored = batches()
+    restored.set_state(json.loads(json.dumps(alone.get_state())))
+    np.testing.assert_array_equal(epoch(restored)[:12], whole[1][7:])
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_at_scale(tmp_path):
+    """The figures are nobody's business here; the order is."""
+    command = [sys.executable, "-m", "tests.data.scale", f"--dir={tmp_path}", "--clips=4000"]
+    command += ["--shards=20", "--batch=100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "3 epochs of 3,800 clips: disjoint in 2 processes, each clip once" in done.stdout
+    assert "restored exactly" in done.stdout
 
 
 def test_the_shards_of_the_example_are_read(tmp_path):
