@@ -60,7 +60,7 @@ def digest(path: epath.Path) -> str:
     return found.hexdigest()
 
 
-class Files:
+class Finder:
     """Finds the files of rows in a folder, and names them."""
 
     def __init__(self, folder: str):

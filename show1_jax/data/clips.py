@@ -8,7 +8,7 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from etils import epath
@@ -22,7 +22,7 @@ from show1_jax.data.table import ENDS, Table
 from show1_jax.errors import InputError
 
 VALIDATION_SHARE = 0.05  # of the files
-MAX_WHOLE = 1 << 24  # bytes of a file that is read at once, although part of it is needed
+MAX_WHOLE = 1 << 24  # bytes that are read at once; of a larger file, what is needed
 BLOCK = 1 << 20
 
 
@@ -49,13 +49,13 @@ class Clips:
       messages: how many clips each filter removes.
     """
 
-    def __init__(self, source: indexes.Source, index: Table, selection: Selection):
+    def __init__(self, files: indexes.Files, index: Table, selection: Selection):
         """Chooses clips.
 
         Raises:
           InputError: if there is no such field, or no clip is left.
         """
-        self.where, self.identity = source.where, indexes.identity(index)
+        self.where, self.identity = files.where, indexes.identity(index)
         self._index, self._selection = index, selection
         self.warnings: list[str] = index.about["notes"]
         fields = indexes.fields(index)
@@ -205,20 +205,23 @@ def open_clips(where: str, data_dir: epath.Path, selection: Selection, team: ind
     Raises:
       InputError: if there are no clips, a field is unknown, or something cannot be read.
     """
-    source = indexes.open_source(where)
-    return Clips(source, indexes.open_index(source, data_dir, team), selection)
+    files = indexes.find_files(where)
+    return Clips(files, indexes.open_index(files, data_dir, team), selection)
 
 
 def read(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
     """Reads and decodes the clip of a record; see `decoding.decode`."""
     path, offset, size = record["path"], record["offset"], record["size"]
     try:
+        if size < 0 and not is_remote(path):
+            size = os.path.getsize(path)
         if size < 0:
-            return decode(read_file(path), spec, rng, record["window"])
-        if size > MAX_WHOLE and record["window"] != (0, math.inf):
-            member = io.BufferedReader(_Member(path, offset, size), BLOCK)
-            return decode(member, spec, rng, record["window"])
-        return decode(read_range(path, offset, size), spec, rng, record["window"])
+            content: bytes | BinaryIO = read_file(path)
+        elif size > MAX_WHOLE:
+            content = io.BufferedReader(_Member(path, offset, size), BLOCK)
+        else:
+            content = read_range(path, offset, size)
+        return decode(content, spec, rng, record["window"])
     except FileNotFoundError:
         raise UnusableClip(f"{path} is missing") from None
 

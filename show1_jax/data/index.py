@@ -59,7 +59,7 @@ class Team:
     wait: Callable[[str], None] = lambda name: None
 
 
-class Source(Protocol):
+class Files(Protocol):
     """The files that an index is made of."""
 
     @property
@@ -78,18 +78,18 @@ class Source(Protocol):
         """The parts, in order. Other processes call them."""
 
 
-def open_source(where: str) -> Source:
+def find_files(where: str) -> Files:
     """Finds out what a dataset is; raises InputError if it is neither shards nor a folder."""
     if not is_remote(where):
         where = os.path.abspath(where)  # the index may be used from elsewhere
     if shards := find_shards(where):
-        return _Shards(where, tuple(shards))
+        return _ShardFiles(where, tuple(shards))
     path = captions.find_caption_file(epath.Path(where))
-    return _Folder(where, str(path), captions.digest(path))
+    return _FolderFiles(where, str(path), captions.digest(path))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shards:
+class _ShardFiles:
     where: str
     shards: tuple[Shard, ...]
 
@@ -120,7 +120,7 @@ class _ShardsWork:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Folder:
+class _FolderFiles:
     where: str
     captions: str  # path of the caption file
     digest: str
@@ -145,8 +145,8 @@ class _FolderWork:
     some: list[captions.Row]
 
     def __call__(self) -> tuple[Rows, dict[str, Any]]:
-        rows, files = Rows(), captions.Files(self.folder)
-        lost = [path for row in self.some if (path := files.add(row, rows))]
+        rows, finder = Rows(), captions.Finder(self.folder)
+        lost = [path for row in self.some if (path := finder.add(row, rows))]
         return rows, {"missing": [len(lost), lost[: captions.MAX_NAMED]]}
 
 
@@ -154,72 +154,72 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def open_index(source: Source, data_dir: epath.Path, team: Team) -> table.Table:
+def open_index(files: Files, data_dir: epath.Path, team: Team) -> table.Table:
     """Opens a dataset's index, and builds it if it does not exist yet.
 
     All processes of a team have to call this. If they do not share `data_dir`, each builds all of
     it.
 
     Args:
-      source: of `open_source`.
+      files: of `find_files`.
       data_dir: of the config, on a disk or in a bucket.
       team: the processes.
 
     Raises:
       InputError: if the dataset has no clips, or the index is damaged or cannot be written.
     """
-    label = re.sub(r"[^\w.-]+", "-", source.where.rstrip("/").rpartition("/")[2])[:60]
-    folder = data_dir / "clips" / f"{label}-{source.key}"
+    label = re.sub(r"[^\w.-]+", "-", files.where.rstrip("/").rpartition("/")[2])[:60]
+    folder = data_dir / "clips" / f"{label}-{files.key}"
     path = folder / "index"
     if not path.exists():
         make_folder(folder)
-        _build_parts(source, folder, team)
+        _build_parts(files, folder, team)
     team.wait(f"parts of {folder.name}")
     if team.index == 0:
-        _complete(source, folder)
+        _complete(files, folder)
     team.wait(f"index of {folder.name}")
-    _complete(source, folder)
+    _complete(files, folder)
     return table.Table(_on_disk(path))
 
 
-def _complete(source: Source, folder: epath.Path) -> None:
+def _complete(files: Files, folder: epath.Path) -> None:
     """Builds what is missing."""
     if not (folder / "index").exists():
         make_folder(folder)
-        _build_parts(source, folder, Team())
+        _build_parts(files, folder, Team())
         try:
-            _join(source, folder)
+            _join(files, folder)
         except (InputError, OSError):
             # Another run may have joined the same parts, and removed them.
             if not (folder / "index").exists():
                 raise
 
 
-def _build_parts(source: Source, folder: epath.Path, team: Team) -> None:
+def _build_parts(files: Files, folder: epath.Path, team: Team) -> None:
     """Builds this process's share of the parts."""
     there = {path.name for path in folder.iterdir()}
     mine = (
         (work, folder / _part(number))
-        for number, work in enumerate(source.parts())
+        for number, work in enumerate(files.parts())
         if number % team.count == team.index and _part(number) not in there
     )
     few = list(itertools.islice(mine, MIN_PARTS))
-    if len(few) < MIN_PARTS and not is_remote(source.where):
+    if len(few) < MIN_PARTS and not is_remote(files.where):
         for work, path in few:
             _build_part(work, path)
         return
     try:
-        with _executor(source) as pool:
+        with _executor(files) as pool:
             _run(pool, itertools.chain(few, mine))
     except BrokenProcessPool:
         raise InputError(
-            f"{source.where}: a process that indexed it was killed, perhaps because memory is "
+            f"{files.where}: a process that indexed it was killed, perhaps because memory is "
             "short; the same command goes on with what is done"
         ) from None
 
 
-def _executor(source: Source) -> Executor:
-    if is_remote(source.where):
+def _executor(files: Files) -> Executor:
+    if is_remote(files.where):
         return ThreadPoolExecutor(THREADS)
     # Forking would copy the threads of JAX.
     count = min(os.cpu_count() or 1, MAX_WORKERS)
@@ -253,7 +253,7 @@ def _part(number: int) -> str:
     return f"part-{number:05}"
 
 
-def _join(source: Source, folder: epath.Path) -> None:
+def _join(files: Files, folder: epath.Path) -> None:
     """Joins the parts to the index, and removes them."""
     parts = sorted(path for path in folder.iterdir() if path.name.startswith("part-"))
     with tempfile.TemporaryDirectory() as local:
@@ -262,9 +262,9 @@ def _join(source: Source, folder: epath.Path) -> None:
             paths = [str(Path(local) / part.name) for part in parts]
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(_copy, parts, paths))
-        about = source.about | _summary(source, [table.read_about(path) for path in paths])
+        about = files.about | _summary(files, [table.read_about(path) for path in paths])
         with table.writing(folder / "index") as writer:
-            if isinstance(source, _Folder):
+            if isinstance(files, _FolderFiles):
                 whole = Path(local) / "rows"
                 with whole.open("wb") as file:
                     rows = table.Writer(file)
@@ -278,18 +278,18 @@ def _join(source: Source, folder: epath.Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _summary(source: Source, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(files: Files, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What is to be said about all parts; raises InputError if they have no clips."""
     notes = [note for part in parts for note in part.get("notes", [])]
     if len(notes) > MAX_NOTES:
-        notes = [*notes[:MAX_NOTES], f"{source.where}: {len(notes) - MAX_NOTES} more such warnings"]
+        notes = [*notes[:MAX_NOTES], f"{files.where}: {len(notes) - MAX_NOTES} more such warnings"]
     count = sum(part["missing"][0] for part in parts if "missing" in part)
     names = [name for part in parts if "missing" in part for name in part["missing"][1]]
     total = count + sum(part["clips"] for part in parts)
     lost = captions.missing(names, count)
     if total == count:
         what = f"all {count} files are missing: {lost}" if count else "it lists none"
-        where = source.captions if isinstance(source, _Folder) else source.where
+        where = files.captions if isinstance(files, _FolderFiles) else files.where
         raise InputError(f"{where} gives no clips: {'; '.join(notes) or what}")
     if count:
         notes.append(f"{count} of {total} clips are missing and skipped: {lost}")

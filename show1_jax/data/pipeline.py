@@ -137,7 +137,8 @@ def make_pipeline(
     dataset replaces them. An incomplete last batch is dropped.
 
     Of several datasets, training takes the clips in proportion to their weights, exactly so in
-    every few batches. Each has epochs of its own. Validation has all of their clips once.
+    every few batches. Each has epochs of its own. Validation has all of their clips once, in these
+    proportions until one dataset is at its end.
 
     Args:
       sources: one dataset, or several that are mixed.
@@ -204,14 +205,17 @@ def _mixed(
         return each[0]
     if training:
         return grain.MapDataset.mix(each, weights=proportions(weights))
-    return grain.MapDataset.source(_Interleaved(each))
+    return grain.MapDataset.source(_Interleaved(each, weights))
 
 
 class _Interleaved:
-    """All examples of several datasets, spread evenly: the first few are of all datasets."""
+    """All examples of several datasets, in proportion to their weights until one is at its end."""
 
-    def __init__(self, each: Sequence[grain.MapDataset]):
-        places = [(np.arange(len(examples)) + 0.5) / len(examples) for examples in each]
+    def __init__(self, each: Sequence[grain.MapDataset], weights: Sequence[float]):
+        places = [
+            (np.arange(len(examples)) + 0.5) / weight
+            for examples, weight in zip(each, weights, strict=True)
+        ]
         numbers = np.concatenate(
             [np.full(len(place), number, np.int32) for number, place in enumerate(places)]
         )

@@ -249,11 +249,11 @@ def validation_batches(
         threads=train.threads,
     )
     size = train.validation_batch_size
-    clips = list(itertools.islice(examples, train.validation_batches * size))
-    if not clips:
+    found = list(itertools.islice(examples, train.validation_batches * size))
+    if not found:
         raise InputError("no clip of the split for validation can be used")
-    size = min(size, len(clips))
+    size = min(size, len(found))
     return [
-        {key: np.concatenate([clip[key] for clip in clips[i : i + size]]) for key in clips[0]}
-        for i in range(0, len(clips) - size + 1, size)
+        {key: np.concatenate([clip[key] for clip in found[i : i + size]]) for key in found[0]}
+        for i in range(0, len(found) - size + 1, size)
     ]

@@ -125,10 +125,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         write(tmp_path / "in" / name, "bytes")
     record = opened(tmp_path / "in", tmp_path / "data").split("train")[0]
 
-    def fail(path, mode):
+    def fail(path, flags):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "open", fail, raising=False)
+    monkeypatch.setattr(files.os, "open", fail)
     with pytest.raises(InputError, match=r"[12]\.mp4 cannot be read: Permission denied"):
         clips.read(record, ClipSpec(1, 4, 6), None)
     monkeypatch.undo()
