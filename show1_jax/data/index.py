@@ -16,6 +16,8 @@ import os
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -223,7 +225,18 @@ def _executor(files: Files) -> Executor:
         return ThreadPoolExecutor(THREADS)
     # Forking would copy the threads of JAX.
     count = min(os.cpu_count() or 1, MAX_WORKERS)
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(count, get_context("spawn"), _end_with, (os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is killed: the pool's workers would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(pool: Executor, jobs: Iterable[tuple[Work, epath.Path]]) -> None:
