@@ -16,7 +16,7 @@ from etils import epath
 from show1_jax.data import index as indexes
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.data.decoding import decode
-from show1_jax.data.files import is_remote, read_file, read_range
+from show1_jax.data.files import forget, is_remote, read_file, read_range
 from show1_jax.data.filters import CAPTION_LENGTH, Filter, find_field, kept
 from show1_jax.data.table import ENDS, Table
 from show1_jax.errors import InputError
@@ -205,6 +205,7 @@ def open_clips(where: str, data_dir: epath.Path, selection: Selection, team: ind
     Raises:
       InputError: if there are no clips, a field is unknown, or something cannot be read.
     """
+    forget()
     files = indexes.find_files(where)
     return Clips(files, indexes.open_index(files, data_dir, team), selection)
 

@@ -144,10 +144,21 @@ class OpenFiles:
                 entry.users -= 1
                 self._close_some()
 
-    def _close_some(self) -> None:
+    def close_unused(self) -> None:
+        """Closes the files that nobody is reading."""
+        with self._lock:
+            self._close_some(0)
+
+    def _close_some(self, limit: int | None = None) -> None:
+        limit = self._limit if limit is None else limit
         unused = (path for path, entry in list(self._entries.items()) if not entry.users)
-        while len(self._entries) > self._limit and (path := next(unused, None)) is not None:
+        while len(self._entries) > limit and (path := next(unused, None)) is not None:
             os.close(self._entries.pop(path).descriptor)
 
 
 _open_files = OpenFiles(MAX_OPEN)
+
+
+def forget() -> None:
+    """Closes files that others may have replaced: what was opened stays as it was."""
+    _open_files.close_unused()

@@ -170,10 +170,14 @@ def test_a_damaged_shard_is_named_and_used_up_to_there(tmp_path, damage):
 def test_a_changed_shard_is_indexed_anew_and_noticed_while_used(tmp_path):
     folder = write_shards(tmp_path / "clips")
     dataset = opened(folder, tmp_path / "data")
-    record = records(dataset)["caption 29"]
+    assert content(records(dataset)["caption 29"])
+    for path in folder.iterdir():
+        path.unlink()  # which leaves what is open as it was
     write_shards(folder, each=11)
     again = opened(folder, tmp_path / "data")
     assert len(list(again.captions())) == 33
+    assert content(records(again)["caption 32"]) == b"bytes" + bytes([32])
+    record = records(again)["caption 32"]
     assert again.identity != dataset.identity
     (folder / "00002.tar").write_bytes(b"cut")
     with pytest.raises(InputError, match=r"00002.tar has changed while it was used"):
