@@ -75,8 +75,13 @@ def pixel_solver(threshold_max: float, **changes: Any) -> dict[str, Any]:
 def training(**changes: Any) -> dict[str, Any]:
     """How a part is trained, with changes. Nobody has published what Show-1 was trained with."""
     return {
-        "dataset": "moving_shapes",  # or a folder of clips, WebVid's layout included
+        # moving_shapes, a folder of shards (.tar) or of clips, or names of shards; several, each
+        # perhaps PATH=WEIGHT, are mixed.
+        "dataset": ("moving_shapes",),
         "clips": 20_000,  # of moving_shapes
+        # Of other datasets, ranges of metadata: {"duration": (2.0, 60.0), "width": (320, None)}.
+        "filters": {},
+        "clip_seconds": 0.0,  # each stretch of a file of so many seconds is a clip; 0 for one
         "data_dir": "~/tensorflow_datasets",
         "init": "",  # a part, or a folder with config.json and params/; "" for random parameters
         "trainable": "all",  # or temporal, temporal_attention, temporal_attention_qkv

@@ -1,7 +1,7 @@
 """Folders in buckets, `gs://` and `s3://`, as `epath.Path`s.
 
-Importing this module registers `BucketPath` for both schemes, in this process, and lets Orbax
-write to S3. Buckets have no rename, no append and no locks; `files.py` has what stands in for them.
+Importing this module registers `BucketPath` for both schemes, in this process. Buckets have no
+rename, no append and no locks; `files.py` has what stands in for them.
 
 Requests that fail for a moment are repeated by `BucketPath`, which counts and logs them. The
 libraries underneath do not repeat them, so that a bucket that is out of reach is an error within a
@@ -29,8 +29,6 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from etils import epath
 from etils.epath.gpath import PosixGPath
 from etils.epath.stat_utils import StatResult
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 SCHEMES = ("gs://", "s3://")
 ATTEMPTS = 6
@@ -132,6 +130,20 @@ class BucketPath(PosixGPath):
         found = _attempt(self, lambda: self._fs.glob(f"{self}/{pattern}"))
         return (type(self)(f"{scheme}://{name}") for name in sorted(found))
 
+    def listed(self) -> list[tuple[str, int, str]]:
+        """The objects whose names match this one, a pattern; see `described`."""
+        scheme = str(self).partition(":")[0]
+        found = _attempt(self, lambda: self._fs.glob(str(self), detail=True))
+        return [
+            (f"{scheme}://{name}", info["size"], _version(info))
+            for name, info in sorted(found.items())
+        ]
+
+    def described(self) -> tuple[str, int, str]:
+        """Its URL, its size in bytes, and what changes when it is written again."""
+        info = _attempt(self, lambda: self._fs.info(str(self)))
+        return str(self), info["size"], _version(info)
+
     def walk(self, **_: Any) -> Any:
         """Folders, names of folders and of objects, from the top."""
         scheme = str(self).partition(":")[0]
@@ -230,6 +242,11 @@ class BucketPath(PosixGPath):
         if "b" not in mode:
             return io.StringIO(self.read_bytes().decode())
         return io.BufferedReader(_Ranges(self), buffer_size=2**24)
+
+
+def _version(info: dict[str, Any]) -> str:
+    keys = ("generation", "ETag", "etag", "mtime", "LastModified")
+    return str(next((info[key] for key in keys if info.get(key)), 0))
 
 
 class _Written(io.BytesIO):
@@ -343,46 +360,3 @@ def _status(error: BaseException) -> int | None:
             return 502
         each = each.__cause__
     return None
-
-
-def _reach_buckets() -> None:
-    """Lets Orbax write to S3 as to GCS, and lets TensorStore give up within a minute."""
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(READ_SECONDS))
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
-    patience = {"max_retries": ATTEMPTS, "initial_delay": "500ms", "max_delay": "8s"}
-    for context in (
-        tensorstore_utils._BASE_TS_CONTEXT,
-        tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
-    ):
-        context.update({f"{name}_request_retries": patience for name in ("gcs", "s3")})
-    gcs = gcs_utils.get_kvstore_for_gcs
-
-    def key_value_store(path: str) -> dict[str, Any]:
-        if not path.startswith("s3://"):
-            return gcs(path)
-        bucket, _, key = path.removeprefix("s3://").partition("/")
-        return {"driver": "s3", "bucket": bucket, "path": key, **_s3_settings()}
-
-    def normalized(path: str) -> str:
-        scheme, separator, rest = path.partition("://")
-        return f"{scheme}://{os.path.normpath(rest)}" if separator else os.path.normpath(path)
-
-    gcs_utils._GCS_PATH_PREFIX = SCHEMES
-    gcs_utils.get_kvstore_for_gcs = key_value_store
-    tensorstore_utils._use_gcs_driver = lambda path: path.startswith(SCHEMES)
-    tensorstore_utils._normalize_path = normalized
-
-
-def _s3_settings() -> dict[str, Any]:
-    """What s3fs takes from the environment, for TensorStore."""
-    settings: dict[str, Any] = {}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        settings["endpoint"] = endpoint
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        settings["aws_region"] = region
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        settings["aws_credentials"] = {"type": "environment"}
-    return settings
-
-
-_reach_buckets()

@@ -57,6 +57,14 @@ def in_bucket(path: AnyPath) -> bool:
     return os.fspath(path).partition("://")[0] in BUCKETS
 
 
+def has_generations(path: AnyPath) -> bool:
+    """Returns whether a place can hold a database of arrays (OCDBT), written in many steps.
+
+    All can but the emulators of GCS, which tell no generations of what is downloaded.
+    """
+    return not (os.fspath(path).startswith("gs:") and os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
 def as_paths(checkpoint: Checkpoint) -> list[Path]:
     """The folders of one or several checkpoints; see `as_path`."""
     several = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint

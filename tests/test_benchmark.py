@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from show1_jax.benchmark import ours, side_by_side
+from show1_jax.benchmark import decoding, ours, side_by_side
 from show1_jax.cli.benchmark import main
 from show1_jax.configs import show1, tiny
 from show1_jax.errors import InputError
@@ -31,6 +31,14 @@ def test_programs_run(name, capsys, tmp_path, monkeypatch):
     ))  # fmt: skip
     assert int(found[1].replace(",", "")) > 1000
     assert float(found[2]) > 0
+
+
+def test_decoding_is_compared(capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "SIZES", ((48, 64),))
+    decoding.measure(tiny.get_config(), calls=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"48p to 8 x 10 x 16 at .* fps \(keyframes\): clips .*: PyAV \d+", lines[2])
+    assert all(re.search(r", ours [\d.]+.*; ours \d+% of PyAV$", line) for line in lines)
 
 
 def test_parameters_are_made_in_the_order_that_gpus_want(capsys, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_configs_that_are_there_are_good(config):
             3,
             "unet.channels is 3, but must be a value like",
         ),
-        ("train.vae.dataset", "a\0b", "which is not valid text"),
+        ("train.vae.dataset", ("a\0b",), "which is not valid text"),
         ("checkpoint", "\ud800", "which is not valid text"),
         (
             "text.clean_captions",

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils.epath import Path
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from show1_jax.checkpoints import objects as objects  # for Orbax
 from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler

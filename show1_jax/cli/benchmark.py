@@ -17,6 +17,7 @@ Measure seconds and peak memory of the programs that sampling and training run.
 
 A stage's name is one guided denoising step, t5 and clip a batch of texts, translation.encode and
 .decode the autoencoder on the clips of a batch, train.PART a step of training on --batch clips.
+decoding is reading H.264 for training, on one core.
 With --torch (extra bench) the same network from PyTorch's libraries, with the same parameters and
 inputs, alternates with ours."""
 EXAMPLES = """\
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> None:
-    from show1_jax.benchmark import ours, side_by_side
+    from show1_jax.benchmark import decoding, ours, side_by_side
 
     config = args.config
     if args.dtype:
@@ -74,6 +75,8 @@ def _call(args: argparse.Namespace) -> None:
         _one_by_one(chosen, args)
     elif args.torch:
         side_by_side.compare(config, chosen[0], args.calls, args.frames)
+    elif chosen[0] == decoding.NAME:
+        decoding.measure(config, args.calls)
     else:
         ours.measure(config, chosen[0], args.calls, args.batch, args.profile)
 
@@ -81,12 +84,14 @@ def _call(args: argparse.Namespace) -> None:
 def _names(config: Any) -> Iterator[str]:
     """What can be measured of a config."""
     from show1_jax import stages
+    from show1_jax.benchmark import decoding
 
     yield from (encoder for encoder in ("t5", "clip") if encoder in config.text)
     yield from stages.names()
     for stage in stages.build(config).values():
         yield from (f"{stage.name}.{extra.name}" for extra in stage.extras(1, 1))
     yield from (f"train.{part}" for part in stages.parts())
+    yield decoding.NAME
 
 
 def _one_by_one(chosen: Sequence[str], args: argparse.Namespace) -> None:

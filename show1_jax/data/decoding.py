@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+import math
 import struct
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
 from etils.epath import Path
 from PIL import Image, ImageOps
 
@@ -23,16 +26,22 @@ _LENIENT: dict[str, Any] = (
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names
 
 
-def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> np.ndarray:
+def decode(
+    content: bytes | BinaryIO,
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float] = (0, math.inf),
+) -> np.ndarray:
     """Decodes a video to the size and timing of `spec`.
 
     Rotates the frames and converts their colors according to the file's tags. Crops the largest
     part with the aspect ratio of `spec`, and resizes it.
 
     Args:
-      content: of the file. A still picture is a clip of one frame.
+      content: of the file, or the opened file. A still picture is a clip of one frame.
       spec: size and timing.
       rng: chooses the times of the frames, and the place of the crop; None for the middle of both.
+      window: seconds within the file to take the frames from.
 
     Returns:
       `(frames, height, width, 3)` uint8.
@@ -40,21 +49,25 @@ def decode(content: bytes, spec: ClipSpec, rng: np.random.Generator | None) -> n
     Raises:
       UnusableClip: if the clip is damaged or too short.
     """
-    picture = _picture(content)
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    picture = _picture(file)
     try:
-        if picture:
+        if isinstance(picture, Image.Image):
             if spec.frames > 1:
                 raise UnusableClip(f"it is a still picture, but {spec.frames} frames are needed")
             return _fit(picture, spec, _place(rng))[None]
-        with av.open(io.BytesIO(content), "r", **_LENIENT) as container:
-            frames = _frames(container, spec, rng)
-            place = _place(rng)
-            return np.stack(
-                [
-                    _fit(Image.fromarray(_upright(to_rgb(frame), frame)), spec, place)
-                    for frame in frames
-                ]
-            )
+        if picture:
+            return _decode_animation(*picture, spec, rng, window)
+        file.seek(0)
+        with av.open(file, "r", **_LENIENT) as container:
+            frames = _frames(container, spec, rng, window)
+            place, reformatters = _place(rng), (VideoReformatter(), VideoReformatter())
+            # A slow clip shows some frames several times; converting each once is enough.
+            fitted = {
+                id(frame): _fit_frame(frame, spec, place, reformatters)
+                for frame in {id(frame): frame for frame in frames}.values()
+            }
+            return np.stack([fitted[id(frame)] for frame in frames])
     except av.FFmpegError as error:
         raise UnusableClip(f"it cannot be decoded: {error.strerror}") from None
 
@@ -85,7 +98,10 @@ def read_clip(path: Path, spec: ClipSpec) -> np.ndarray:
 
 
 def _frames(
-    container: av.container.InputContainer, spec: ClipSpec, rng: np.random.Generator | None
+    container: av.container.InputContainer,
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float],
 ) -> list[av.VideoFrame]:
     """Decodes the frame that is shown at each time that `spec` chooses."""
     if not container.streams.video:
@@ -100,9 +116,7 @@ def _frames(
     if not (base and rate and length):
         raise UnusableClip("it has no duration")
     first, period = float((stream.start_time or 0) * base), float(1 / rate)
-    if spec.fps is None and round(length * rate) < spec.frames:
-        raise UnusableClip(f"it has {round(length * rate)} frame(s), but {spec.frames} are needed")
-    times = first + spec.times(max(length - period, 0), rng)
+    times = first + _times(spec, rng, window, length, period)
 
     container.seek(int(times[0] / base), stream=stream)
     frames: list[av.VideoFrame] = []
@@ -124,22 +138,60 @@ def _frames(
     return frames + [shown] * (len(times) - len(frames))
 
 
+def _times(
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float],
+    length: float,
+    period: float,
+) -> np.ndarray:
+    """Chooses times within a window of a file of some length and time between frames."""
+    begin = min(window[0], max(length - period, 0))
+    length = min(window[1], length) - begin
+    if spec.fps is None and round(length / period) < spec.frames:
+        raise UnusableClip(
+            f"it has {round(length / period)} frame(s), but {spec.frames} are needed"
+        )
+    return begin + spec.times(max(length - period, 0), rng)
+
+
+def _decode_animation(
+    frames: list[Image.Image],
+    seconds: list[float],
+    spec: ClipSpec,
+    rng: np.random.Generator | None,
+    window: tuple[float, float],
+) -> np.ndarray:
+    """Makes a clip of the frames of an animation, each of which is shown for some seconds."""
+    ends = np.cumsum(seconds)
+    times = _times(spec, rng, window, float(ends[-1]), float(ends[-1]) / len(frames))
+    shown = np.minimum(np.searchsorted(ends, times + ROUNDING, side="right"), len(frames) - 1)
+    place = _place(rng)
+    fitted = {number: _fit(frames[number], spec, place) for number in set(shown.tolist())}
+    return np.stack([fitted[number] for number in shown.tolist()])
+
+
 def is_picture(path: Path) -> bool:
     """Returns whether a file is a still picture; raises InputError if it cannot be read."""
     try:
-        return _picture(path.read_bytes()) is not None
+        return isinstance(_picture(io.BytesIO(path.read_bytes())), Image.Image)
     except (OSError, UnusableClip) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot use {path} as a clip: {reason}") from None
 
 
-def _picture(content: bytes) -> Image.Image | None:
-    """Decodes a still picture, rotated by its tags; returns None if the file is something else."""
+def _picture(file: BinaryIO) -> Image.Image | tuple[list[Image.Image], list[float]] | None:
+    """Decodes a file with Pillow.
+
+    Returns:
+      A still picture, rotated by its tags. Frames and seconds of an animated WebP, which FFmpeg
+      cannot decode. None for anything else.
+    """
     try:
-        picture = Image.open(io.BytesIO(content), formats=PICTURES)
+        picture = Image.open(file, formats=PICTURES)
         # A JPEG may have a second, small picture. Several pictures in other formats are a video.
         if getattr(picture, "is_animated", False) and picture.format not in ("JPEG", "MPO"):
-            return None
+            return _animation(picture) if picture.format == "WEBP" else None
         if picture.mode.startswith(("I", "F")):  # Pillow would clip these at 255
             raise UnusableClip("it is a gray picture of more than 8 bits per pixel")
         return ImageOps.exif_transpose(picture).convert("RGB")
@@ -153,19 +205,52 @@ def _picture(content: bytes) -> Image.Image | None:
         raise UnusableClip(f"it cannot be decoded: {error}") from None
 
 
-def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Rotates and mirrors pixels `(height, width, 3)` by the frame's display matrix.
+def _animation(picture: Any) -> tuple[list[Image.Image], list[float]]:
+    """Frames, on white where they are transparent, and the seconds that each is shown."""
+    frames, seconds = [], []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        frame = picture.convert("RGBA")
+        white = Image.new("RGBA", frame.size, "white")
+        frames.append(Image.alpha_composite(white, frame).convert("RGB"))
+        seconds.append(max(picture.info.get("duration", 0), 1) / 1000)
+    return frames, seconds
 
-    The matrix maps (x, y) to (a x + c y, b x + d y). It is rounded to quarter turns.
+
+def _fit_frame(
+    frame: av.VideoFrame,
+    spec: ClipSpec,
+    place: np.ndarray,
+    reformatters: Sequence[VideoReformatter],
+) -> np.ndarray:
+    """Resizes a frame so that `spec` covers as much of it as it can, turns it and crops it."""
+    swap, down, right = _turn(frame)
+    seen = (frame.width, frame.height) if swap else (frame.height, frame.width)
+    wanted = np.array([spec.height, spec.width])
+    scale = (np.array(seen) / wanted).min()
+    size = np.maximum(np.round(np.array(seen) / scale).astype(int), wanted)
+    height, width = map(int, size[::-1] if swap else size)
+    pixels = to_rgb(frame, (height, width), reformatters)
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    top, left = np.round(place[::-1] * (size - wanted)).astype(int)
+    return pixels[::down, ::right][top : top + spec.height, left : left + spec.width]
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """Whether a frame's axes are swapped, and the steps, 1 or -1, to then go down and right.
+
+    The display matrix maps (x, y) to (a x + c y, b x + d y). It is rounded to quarter turns.
     """
     # `frame.rotation` ignores mirroring. The cast is for PyAV's stubs, whose keys are strings.
     data: Any = frame.side_data.get(cast(Any, SideDataType.DISPLAYMATRIX))
     if data is None:
-        return pixels
+        return False, 1, 1
     a, b, _, c, d = (int(number) for number in np.frombuffer(bytes(data), np.int32)[:5])
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    if swap:
+        a, d = c, b
+    return swap, -1 if d < 0 else 1, -1 if a < 0 else 1
 
 
 def _place(rng: np.random.Generator | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Makes batches of clips from a stored dataset, with one Grain pipeline for all datasets.
+"""Makes batches of clips from datasets, with one Grain pipeline for all of them.
 
 The order of examples and their augmentation depend only on the seed, the epoch and the number of
 the record. They do not depend on the batch size, the number of processes, or where a run was
@@ -7,8 +7,11 @@ interrupted. The iterator's state, from `get_state()`, is a small dictionary tha
 """
 
 import contextlib
+import dataclasses
 import errno
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Protocol
 
 import grain
@@ -25,12 +28,27 @@ SUBSTITUTE_EPOCHS = 10**6  # later than any run gets
 
 
 class Read(Protocol):
-    """Makes a clip from a stored record, like `moving_shapes.read` and `video_folder.read`."""
+    """Makes a clip from a record, like `moving_shapes.read` and `clips.read`."""
 
     def __call__(
         self, record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None
     ) -> np.ndarray:
-        """See `video_folder.read`."""
+        """See `clips.read`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A dataset's records, how clips are made from them, and their share in a mixture.
+
+    Attributes:
+      records: mappings that have at least `name` and `captions`.
+      read: makes a clip from a record.
+      weight: its share is this, divided by the sum over the mixture.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    read: Read
+    weight: float = 1.0
 
 
 def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mapping[str, Any]]:
@@ -39,7 +57,7 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Mappin
     If processes share a disk, one of them must build the dataset first.
 
     Args:
-      builder: `MovingShapes` or `VideoFolder`.
+      builder: such as `MovingShapes`.
       split: "train" or "validation".
 
     Raises:
@@ -101,8 +119,7 @@ def damaged(folder: str, error: Exception) -> InputError:
 
 
 def make_pipeline(
-    records: Sequence[Mapping[str, Any]],
-    read: Read,
+    sources: Sequence[Source],
     spec: ClipSpec,
     *,
     batch_size: int,
@@ -116,12 +133,15 @@ def make_pipeline(
 
     Training draws one of a clip's captions each time; validation uses the first.
 
-    Records that cannot be used are logged and skipped. In training, another record replaces them.
-    An incomplete last batch is dropped.
+    Records that cannot be used are logged and skipped. In training, another record of the same
+    dataset replaces them. An incomplete last batch is dropped.
+
+    Of several datasets, training takes the clips in proportion to their weights, exactly so in
+    every few batches. Each has epochs of its own. Validation has all of their clips once, in these
+    proportions until one dataset is at its end.
 
     Args:
-      records: of a split; see `open_split`.
-      read: makes a clip from a record.
+      sources: one dataset, or several that are mixed.
       spec: size and timing of the clips.
       batch_size: number of clips per batch.
       seed: decides order and augmentation.
@@ -136,26 +156,78 @@ def make_pipeline(
       `(rows, tokens, width)`.
 
     Raises:
-      InputError: if there are too few records for a batch, or, while iterating, if no record can
-        be used.
+      InputError: if there are too few records for a batch, or, while iterating, if no record of a
+        dataset can be used.
     """
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or not set(rows) <= set(range(batch_size)) or not rows:
         raise InputError(f"rows are {list(rows)}, but must be within a batch of {batch_size}")
-    if not training and len(records) < batch_size:
+    count = sum(len(source.records) for source in sources)
+    if not training and count < batch_size:
         raise InputError(
-            f"{len(records)} clips are too few for a batch of {batch_size}; reduce the batch size"
+            f"{count} clips are too few for a batch of {batch_size}; reduce the batch size"
         )
-    examples = grain.MapDataset.source(records).seed(seed)
-    examples = examples.random_map(_ToExample(read, spec, training, text, len(records)))
-    if training:
-        examples = examples.shuffle().repeat()
-        examples = grain.MapDataset.source(_Filled(examples, len(records)))
+    each = []
+    for number, source in enumerate(sources):
+        # With equal seeds, datasets of equal length would be in the same order.
+        examples = grain.MapDataset.source(source.records).seed((seed + number) % 2**32)
+        to_example = _ToExample(source.read, spec, training, text, len(source.records))
+        examples = examples.random_map(to_example)
+        if training:
+            examples = examples.shuffle().repeat()
+            examples = grain.MapDataset.source(_Filled(examples, len(source.records)))
+        each.append(examples)
+    examples = _mixed(each, [source.weight for source in sources], training)
     if len(rows) < batch_size:
         # Last, so that all processes together see each epoch exactly once.
         examples = grain.MapDataset.source(_Places(examples, batch_size, rows))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH)
     return examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
+
+
+def proportions(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportions of weights, to a thousandth of the largest, and not less."""
+    least = Fraction(1, 1000)
+    shares = [
+        max(Fraction(weight / max(weights)).limit_denominator(1000), least) for weight in weights
+    ]
+    common = math.lcm(*(share.denominator for share in shares))
+    if common > 10**6:  # such as thirds, sevenths and so on together
+        return [round(1000 * share) for share in shares]
+    return [int(share * common) for share in shares]
+
+
+def _mixed(
+    each: Sequence[grain.MapDataset], weights: Sequence[float], training: bool
+) -> grain.MapDataset:
+    """One dataset of several: in proportion to their weights, or all of them from first to last."""
+    if len(each) == 1:
+        return each[0]
+    if training:
+        return grain.MapDataset.mix(each, weights=proportions(weights))
+    return grain.MapDataset.source(_Interleaved(each, weights))
+
+
+class _Interleaved:
+    """All examples of several datasets, in proportion to their weights until one is at its end."""
+
+    def __init__(self, each: Sequence[grain.MapDataset], weights: Sequence[float]):
+        places = [
+            (np.arange(len(examples)) + 0.5) / weight
+            for examples, weight in zip(each, weights, strict=True)
+        ]
+        numbers = np.concatenate(
+            [np.full(len(place), number, np.int32) for number, place in enumerate(places)]
+        )
+        order = np.argsort(np.concatenate(places), kind="stable")
+        items = np.concatenate([np.arange(len(place)) for place in places])
+        self._each, self._numbers, self._items = each, numbers[order], items[order]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._each[self._numbers[index]][int(self._items[index])]
 
 
 class _Filled:
@@ -213,12 +285,12 @@ class _ToExample(grain.transforms.RandomMap):
         try:
             video = self._read(record, self._spec, rng if self._training else None)
         except UnusableClip as error:
-            self._skip(record["name"].decode(), error)
+            self._skip(record["name"].decode("utf-8", "replace"), error)
             return None
         self._found = True
         captions = record["captions"]
         chosen = int(rng.integers(len(captions))) if self._training else 0
-        caption = captions[chosen].decode()
+        caption = captions[chosen].decode("utf-8", "replace")
         example = {"video": video, "caption": caption}
         return example | {"text": self._text(caption)} if self._text else example
 

@@ -1,14 +1,16 @@
 """A run's clips: dataset, text cache, and the pipelines over them."""
 
+import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
+from absl import flags, logging
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from google.protobuf.json_format import ParseError
@@ -16,11 +18,15 @@ from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.checkpoints.store import fingerprint
-from show1_jax.data import video_folder
+from show1_jax.data import clips
 from show1_jax.data.clip import ClipSpec
-from show1_jax.data.pipeline import Read, damaged, make_pipeline, open_split
+from show1_jax.data.clips import Clips, Selection, open_clips
+from show1_jax.data.filters import read_filters
+from show1_jax.data.index import Team
+from show1_jax.data.pipeline import Read, Source, damaged, make_pipeline, open_split
 from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
+from show1_jax.parallel import hosts
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
 from show1_jax.paths import as_path
@@ -31,24 +37,99 @@ from show1_jax.training.tasks import compute_dtype
 SHAPES = "moving_shapes"
 
 
-def open_dataset(train: ConfigDict) -> tuple[tfds.core.DatasetBuilder, Read, Iterable[str]]:
-    """A config's dataset, how its records are read, and its captions.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One dataset, or a mixture of several.
 
-    Raises:
-      InputError: if it is neither "moving_shapes" nor a folder of clips, or is damaged.
+    Attributes:
+      name: changes when the clips do.
+      parts: of the mixture, each with its weight.
     """
-    data_dir = as_path(train.data_dir)
-    if train.dataset == SHAPES:
+
+    name: str
+    parts: tuple[tuple["Shapes | Clips", float], ...]
+
+    def split(self, name: str) -> list[Source]:
+        """The records for "train" or "validation"; raises InputError if there are none."""
+        return [Source(part.split(name), _read(part), weight) for part, weight in self.parts]
+
+    def captions(self) -> Iterable[str]:
+        """All captions."""
+        return itertools.chain.from_iterable(part.captions() for part, _ in self.parts)
+
+
+class Shapes:
+    """The moving shapes, which are built if they do not exist yet."""
+
+    def __init__(self, clips: int, data_dir: Path):
+        """Raises InputError if the dataset is damaged or cannot be written."""
         from show1_jax.shapes import moving_shapes  # a data set like others: nothing here needs it
 
-        captions = moving_shapes.captions()
-        shapes = moving_shapes.MovingShapesConfig(train=train.clips)
-        builder = _builder(moving_shapes.MovingShapes, shapes, data_dir)
-        return builder, moving_shapes.read, captions
-    folder = as_path(train.dataset)
-    config = video_folder.VideoFolderConfig(folder)
-    builder = _builder(video_folder.VideoFolder, config, data_dir)
-    return builder, video_folder.read, video_folder.captions(folder)
+        config = moving_shapes.MovingShapesConfig(train=clips)
+        self._builder = _builder(moving_shapes.MovingShapes, config, data_dir)
+        self.identity: str = self._builder.info.full_name
+        self.read, self.captions = moving_shapes.read, moving_shapes.captions
+        self.split("train")
+
+    def split(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """The records of a split."""
+        return open_split(self._builder, name)
+
+
+def _read(part: Shapes | Clips) -> Read:
+    return part.read if isinstance(part, Shapes) else clips.read
+
+
+def open_dataset(train: ConfigDict, where: str = "train") -> Dataset:
+    """Opens a config's dataset. All processes have to call this, and index it together.
+
+    Args:
+      train: a config's `train` section of a part.
+      where: the section is in the config, for messages.
+
+    Raises:
+      InputError: if a dataset is neither "moving_shapes" nor shards nor a folder of clips, a
+        filter cannot be applied, no clip is left, or something is damaged.
+    """
+    names = (train.dataset,) if isinstance(train.dataset, str) else tuple(train.dataset)
+    if not names:
+        raise InputError(f"{where}.dataset names no dataset")
+    selection = Selection(
+        read_filters(train.filters, f"config.{where}.filters"), float(train.clip_seconds)
+    )
+    team = Team(jax.process_index(), jax.process_count(), hosts.wait)
+    data_dir, parts = as_path(train.data_dir), []
+    for text in names:
+        path, weight = parse_dataset(text)
+        part: Shapes | Clips
+        if path == SHAPES:
+            with hosts.first_alone(SHAPES):
+                part = Shapes(train.clips, data_dir)
+        else:
+            part = open_clips(str(as_path(path)), data_dir, selection, team)
+            for warning in part.warnings if hosts.first() else ():
+                logging.warning("%s", warning)
+            for message in part.messages:
+                hosts.say(message)
+        parts.append((part, weight))
+    described = [part.identity + f"={weight:g}" * (len(parts) > 1) for part, weight in parts]
+    return Dataset(", ".join(described), tuple(parts))
+
+
+def parse_dataset(text: str) -> tuple[str, float]:
+    """A dataset's path and weight, from `PATH` or `PATH=WEIGHT`; raises InputError."""
+    if not isinstance(text, str) or not text:
+        raise InputError(f"datasets are PATH or PATH=WEIGHT, not {text!r:.40}")
+    path, _, last = text.rpartition("=")
+    if not path or "/" in last:
+        return text, 1.0
+    try:
+        weight = float(last)
+    except ValueError:
+        weight = np.nan
+    if not (np.isfinite(weight) and weight > 0):
+        raise InputError(f"dataset {text!r}: {last!r} is not a weight, such as 0.5")
+    return path, weight
 
 
 def make_text_encoders(checkpoint: Path) -> None:
@@ -115,8 +196,7 @@ def params_fingerprint(params: Any) -> str:
 
 def training_batches(
     train: ConfigDict,
-    builder: tfds.core.DatasetBuilder,
-    read: Read,
+    dataset: Dataset,
     spec: ClipSpec,
     text: TextCache | None,
 ) -> grain.DatasetIterator:
@@ -124,9 +204,8 @@ def training_batches(
 
     Where several processes train together, this one's `own_rows` of each batch.
     """
-    dataset = make_pipeline(
-        open_split(builder, "train"),
-        read,
+    batches = make_pipeline(
+        dataset.split("train"),
         spec,
         batch_size=train.batch_size,
         seed=train.seed,
@@ -138,18 +217,17 @@ def training_batches(
     if train.workers:
         if not flags.FLAGS.is_parsed():  # Grain tells its processes what its flags are
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(
+        batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=train.workers, per_worker_buffer_size=4)
         )
     else:
-        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=4)
-    return iter(dataset)
+        batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
+    return iter(batches)
 
 
 def validation_batches(
     train: ConfigDict,
-    builder: tfds.core.DatasetBuilder,
-    read: Read,
+    dataset: Dataset,
     spec: ClipSpec,
     text: TextCache | None,
 ) -> list[dict[str, Any]]:
@@ -160,9 +238,8 @@ def validation_batches(
     Raises:
       InputError: if there is not one.
     """
-    dataset = make_pipeline(
-        open_split(builder, "validation"),
-        read,
+    examples = make_pipeline(
+        dataset.split("validation"),
         spec,
         batch_size=1,
         seed=train.seed,
@@ -171,11 +248,11 @@ def validation_batches(
         threads=train.threads,
     )
     size = train.validation_batch_size
-    clips = list(itertools.islice(dataset, train.validation_batches * size))
-    if not clips:
+    found = list(itertools.islice(examples, train.validation_batches * size))
+    if not found:
         raise InputError("no clip of the split for validation can be used")
-    size = min(size, len(clips))
+    size = min(size, len(found))
     return [
-        {key: np.concatenate([clip[key] for clip in clips[i : i + size]]) for key in clips[0]}
-        for i in range(0, len(clips) - size + 1, size)
+        {key: np.concatenate([clip[key] for clip in found[i : i + size]]) for key in found[0]}
+        for i in range(0, len(found) - size + 1, size)
     ]

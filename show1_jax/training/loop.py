@@ -112,16 +112,16 @@ class Run:
         network_json(self.task.module)  # refuses now what could not be exported in the end
         _check_size(self.task)
         text = None
+        dataset = data.open_dataset(settings, f"train.{name}")
+        inputs["dataset"] = dataset.name
         with hosts.first_alone(f"{name} data"):
-            builder, read, captions = data.open_dataset(settings)
-            inputs["dataset"] = builder.info.full_name
             if own.encoder:
                 clean = config.text.clean_captions
                 folder = self.networks.encoder()
                 tokens = token_count(own.encoder, config.text.t5_tokens)
-                text = data.open_text(settings, captions, folder, clean, tokens)
+                text = data.open_text(settings, dataset.captions(), folder, clean, tokens)
                 inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
-            arguments = (settings, builder, read, self.task.spec, text)
+            arguments = (settings, dataset, self.task.spec, text)
             self.validation = data.validation_batches(*arguments)
         if text is not None:
             self.constants["empty"] = put_array(np.asarray(text(EMPTY), np.float32))

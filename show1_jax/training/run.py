@@ -26,6 +26,7 @@ from show1_jax.files import write_whole
 from show1_jax.lock import locked
 from show1_jax.parallel.hosts import first
 from show1_jax.parallel.sharding import placed
+from show1_jax.paths import has_generations
 from show1_jax.stages import Part, Stage
 from show1_jax.training.step import TrainState
 from show1_jax.training.tasks import compute_dtype
@@ -102,6 +103,7 @@ class RunFolder:
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=config.train[part.name].keep, cleanup_tmp_directories=True
                 ),
+                item_handlers=_handlers(has_generations(folder)),
             )
             # A run that was stopped before it saved anything begins anew, perhaps corrected.
             if self._manager.latest_step() is not None:
@@ -161,6 +163,13 @@ class RunFolder:
         """Waits as `wait` does, and frees what the manager holds, and the folder for other runs."""
         with self._lock, _writing(self.folder, self._manager):
             self._manager.close()
+
+
+def _handlers(database: bool) -> dict[str, Any]:
+    """What saves each item; `database` is whether all arrays are in one (OCDBT)."""
+    tree = ocp.PyTreeCheckpointHandler(use_ocdbt=database)
+    json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "digests")}
+    return {"state": ocp.StandardCheckpointHandler(handler_impl=tree), **json_handlers}
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "gradient_weight": (0, 1e3),
     "squared_weight": (0, 1e3),
     "workers": (0, 1024),
+    "clip_seconds": (0, 1e6),
     "rank": (0, 4096),
 }
 

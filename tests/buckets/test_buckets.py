@@ -16,6 +16,8 @@ from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.paths import as_path
 from tests.buckets.emulators import BUCKET, Faults, emulated, reached
+from tests.data.test_shards import content, opened, write_shards
+from tests.data.test_shards import records as shard_records
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
@@ -180,3 +182,17 @@ def test_parameters_are_what_was_written(folder):
     data[0].write_bytes(data[0].read_bytes()[:-1])
     with pytest.raises(InputError, match=r"is damaged: .* has changed; copy the checkpoint again"):
         StoredParams(folder / "params")
+
+
+def test_shards_are_read_and_indexed_where_they_are(folder, faults, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local = write_shards(tmp_path / "clips")
+    found = shard_records(opened(local, tmp_path / "data"))
+    expected = {caption: content(record) for caption, record in found.items()}
+    files.copy_folder(files.Path(local), folder / "clips")
+    for _ in range(2):
+        faults.add(503, path="000", times=3)
+        dataset = opened(str(folder / "clips"), folder / "data", {"width": (0, None)})
+        records = shard_records(dataset)
+        assert {caption: content(record) for caption, record in records.items()} == expected
+    assert [path.name for path in files.files_in(folder / "data")] == ["index"]

@@ -477,8 +477,7 @@ KINDS: dict[str, Kind] = {
         "text",
         _text,
         _all(
-            (ANY, "data/video_folder/**/*.*"),
-            (JSON, "data/video_folder/**/*.json"),
+            (ANY, "data/clips/*/index"),
             (ANY, "data/text/*/*"),
             (JSON, "data/text/*/*.json"),
             (NPY, "data/text/*/*.npy"),

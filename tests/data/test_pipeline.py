@@ -5,13 +5,13 @@ import grain
 import numpy as np
 import pytest
 
-from show1_jax.data import video_folder
+from show1_jax.data import clips
 from show1_jax.data.clip import ClipSpec, UnusableClip
-from show1_jax.data.pipeline import make_pipeline, open_split
+from show1_jax.data.pipeline import Source, make_pipeline, open_split, proportions
 from show1_jax.data.text_cache import build_text_cache
 from show1_jax.errors import InputError
 from show1_jax.shapes import moving_shapes
-from tests.data.videos import numbers, write_clip
+from tests.data.videos import numbers, opened, write_clip
 
 COUNT = 10
 SPEC = ClipSpec(frames=2, height=1, width=1)
@@ -51,7 +51,12 @@ def read_flawed(record, spec, rng):
 def pipeline(records=None, read=read, batch_size=2, seed=0, training=True, **settings):
     records = Records() if records is None else records
     return make_pipeline(
-        records, read, SPEC, batch_size=batch_size, seed=seed, training=training, **settings
+        [Source(records, read)],
+        SPEC,
+        batch_size=batch_size,
+        seed=seed,
+        training=training,
+        **settings,
     )
 
 
@@ -172,6 +177,56 @@ def test_nothing_usable_ends_the_run_with_the_reason(training, one_file):
         next(iter(pipeline(records, broken, training=training)))
 
 
+def mixture(counts=(10, 3), weights=(1, 0.5), **settings):
+    """Of datasets whose records are numbered on."""
+    first = np.cumsum([0, *counts])
+    sources = []
+    for number, (count, weight) in enumerate(zip(counts, weights, strict=True)):
+        records = Records(count)
+        records.names = [f"clip{first[number] + i}" for i in range(count)]
+        sources.append(Source(records, read, weight))
+    given = {"batch_size": 3, "seed": 0, "training": True} | settings
+    return make_pipeline(sources, SPEC, **given)
+
+
+def test_a_mixture_has_exact_shares_and_epochs_of_each_dataset():
+    found = [number for number, *_ in pixels(mixture(), 30)]
+    batches = np.reshape(found, (30, 3))
+    assert ((batches >= 10).sum(axis=1) == 1).all()  # half as many of the second as of the first
+    for low, high, size in ((0, 10, 10), (10, 13, 3)):
+        own = [number for number in found if low <= number < high]
+        epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
+        assert all(sorted(epoch) == list(range(low, high)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    # Validation has all of them once, and begins with the same shares.
+    evaluated = [number for number, *_ in pixels(mixture(batch_size=1, training=False))]
+    assert sorted(evaluated) == list(range(13))
+    assert sum(number >= 10 for number in evaluated[:6]) == 2
+
+
+def test_a_mixture_continues_exactly_and_is_shared():
+    iterator = iter(mixture())
+    pixels(iterator, 5)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = pixels(iterator, 9)
+    restored = iter(mixture(threads=0))
+    restored.set_state(state)
+    assert pixels(restored, 9) == expected
+    parts = [iter(mixture(rows=rows)) for rows in ([0, 2], [1])]
+    for part in parts:
+        pixels(part, 5)
+    together = [[pixels(part, 1) for part in parts] for _ in range(9)]
+    assert [p for (a, c), (b,) in together for p in (a, b, c)] == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((1, 1), [1, 1]), ((0.7, 0.3), [7, 3]), ((3, 1, 0.5), [6, 2, 1]), ((1e-9, 1), [1, 1000])],
+)
+def test_weights_are_proportions(weights, expected):
+    assert proportions(weights) == expected
+
+
 def test_bad_settings_are_refused():
     for settings in ({"rows": [2]}, {"rows": []}, {"batch_size": 0}):
         with pytest.raises(InputError, match="but must be within a batch of"):
@@ -192,19 +247,16 @@ def test_video_files_from_disk_to_batches(tmp_path, caplog):
     write_clip(folder / "held.mp4", 100, 10)
     lines = [f"{name},the {name} clip" for name in lengths]
     (folder / "captions.csv").write_text("\n".join(["file,caption", *lines]))
-    config = video_folder.VideoFolderConfig(folder)
-    builder = video_folder.VideoFolder(config=config, data_dir=tmp_path / "tfds")
-    records = open_split(builder, "train")
+    dataset = opened(folder, tmp_path / "data")
+    records = dataset.split("train")
     assert len(records) == 4
-    assert [record["name"] for record in open_split(builder, "validation")] == [b"held.mp4"]
+    assert [record["name"] for record in dataset.split("validation")] == [b"held.mp4"]
 
-    captions = [clip.caption for clip in video_folder.list_clips(folder)]
     cache = build_text_cache(
-        tmp_path / "text", captions, lambda c: np.array([[[len(x)]] for x in c])
+        tmp_path / "text", dataset.captions(), lambda c: np.array([[[len(x)]] for x in c])
     )
     batches = make_pipeline(
-        records,
-        video_folder.read,
+        [Source(records, clips.read)],
         ClipSpec(4, 24, 32, 2.0),
         batch_size=4,
         seed=0,
@@ -230,8 +282,7 @@ def test_shapes_from_disk_to_batches(tmp_path):
     config = moving_shapes.MovingShapesConfig(train=12, validation=4, test=4, looks=4)
     builder = moving_shapes.MovingShapes(config=config, data_dir=tmp_path)
     batches = make_pipeline(
-        open_split(builder, "test"),
-        moving_shapes.read,
+        [Source(open_split(builder, "test"), moving_shapes.read)],
         ClipSpec(8, 20, 32),
         batch_size=2,
         seed=0,

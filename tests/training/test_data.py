@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import shutil
@@ -29,17 +30,17 @@ def clips(tmp_path_factory):
 
 
 def validation_names(train):
-    builder, _, _ = data.open_dataset(train)
-    return {record["name"].decode() for record in data.open_split(builder, "validation")}
+    (source,) = data.open_dataset(train).split("validation")
+    return {record["name"].decode() for record in source.records}
 
 
 @pytest.mark.slow  # the pipeline's tests skip broken files, too
 def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tmp_path, caplog):
     folder = shutil.copytree(clips, tmp_path / "clips")
-    config = small_config("first_frame", tmp_path / "data", dataset=str(folder))
+    config = small_config("first_frame", tmp_path / "data", dataset=(str(folder),))
     config.checkpoint = str(checkpoint)
     kept = validation_names(
-        small_config("first_frame", tmp_path / "all", dataset=str(clips)).train.first_frame
+        small_config("first_frame", tmp_path / "all", dataset=(str(clips),)).train.first_frame
     )
     for path in sorted(folder.glob("*.mp4"))[::2]:
         if path.name not in kept:
@@ -52,95 +53,121 @@ def test_a_folder_of_clips_trains_although_many_are_broken(clips, checkpoint, tm
     assert len(losses) == 3
 
 
-def test_validation_takes_what_can_be_used(clips, tmp_path):
-    train = small_config("vae", tmp_path, dataset=str(clips)).train.vae
-    builder, read, captions = data.open_dataset(train)
-    assert sorted(captions) == sorted(f"clip number {i}" for i in range(CLIPS))
+def test_validation_takes_what_can_be_used(clips, tmp_path, monkeypatch):
+    train = small_config("vae", tmp_path, dataset=(str(clips),)).train.vae
+    dataset = data.open_dataset(train)
+    assert sorted(dataset.captions()) == sorted(f"clip number {i}" for i in range(CLIPS))
+    names = [record["name"] for record in dataset.split("validation")[0].records]
+    broken = []
 
-    def batches(read):
-        return data.validation_batches(train, builder, read, ClipSpec(1, 4, 6), None)
-
-    assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
-    names = [record["name"] for record in data.open_split(builder, "validation")]
-    broken = names[:1]
-
-    def read_but_one(record, spec, rng):
+    def read_but_some(record, spec, rng):
         if record["name"] in broken:
             raise UnusableClip("it is broken")
         return read(record, spec, rng)
 
-    assert [batch["video"].shape for batch in batches(read_but_one)] == [(1, 1, 4, 6, 3)]
+    read = data.clips.read
+    monkeypatch.setattr(data.clips, "read", read_but_some)
+
+    def shapes():
+        batches = data.validation_batches(train, dataset, ClipSpec(1, 4, 6), None)
+        return [batch["video"].shape for batch in batches]
+
+    assert shapes() == [(2, 1, 4, 6, 3)]
+    broken = names[:1]
+    assert shapes() == [(1, 1, 4, 6, 3)]
     broken = names
     with pytest.raises(InputError, match="none of the 2 clips can be used"):
-        batches(read_but_one)
+        shapes()
+    broken = []
     train.validation_batch_size = 3  # there are not as many
-    assert [batch["video"].shape for batch in batches(read)] == [(2, 1, 4, 6, 3)]
+    assert shapes() == [(2, 1, 4, 6, 3)]
     train.validation_batch_size, train.validation_batches = 1, 2
-    assert [batch["video"].shape for batch in batches(read)] == [(1, 1, 4, 6, 3)] * 2
+    assert shapes() == [(1, 1, 4, 6, 3)] * 2
 
 
-def test_a_folder_of_few_clips_validates_on_one(clips, tmp_path):
+def test_a_folder_of_few_clips_validates_on_one(clips, tmp_path, caplog):
     folder = shutil.copytree(clips, tmp_path / "clips")
     (folder / "captions.csv").write_text("file,caption\n0.mp4,one\n1.mp4,two\n9999.mp4,gone\n")
-    train = small_config("vae", tmp_path, dataset=str(folder)).train.vae
-    builder, _, captions = data.open_dataset(train)
-    # What was there when the dataset was built may be gone now.
-    assert list(captions) == ["one", "two", "gone"]
+    train = small_config("vae", tmp_path, dataset=(str(folder),)).train.vae
+    dataset = data.open_dataset(train)
+    assert list(dataset.captions()) == ["one", "two"]
     for name in ("train", "validation"):
-        assert len(data.open_split(builder, name)) == 1
+        assert len(dataset.split(name)[0].records) == 1
+    assert "1 of 3 clips are missing and skipped" in caplog.text
 
 
 def test_training_and_validation_share_no_file_of_two_captions(clips, tmp_path):
     folder = shutil.copytree(clips, tmp_path / "clips")
     rows = [f"{i}.mp4,clip {i} {word}" for word in ("once", "again") for i in range(3)]
     (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]))
-    train = small_config("vae", tmp_path, dataset=str(folder), batch_size=4).train.vae
+    train = small_config("vae", tmp_path, dataset=(str(folder),), batch_size=4).train.vae
     train.validation_batch_size = 2
-    builder, read, _ = data.open_dataset(train)
+    dataset = data.open_dataset(train)
     spec = ClipSpec(1, 4, 6)
 
     def files(batches):
         return {caption.split()[1] for batch in batches for caption in batch["caption"]}
 
-    (held_out,) = files(data.validation_batches(train, builder, read, spec, None))
-    iterator = data.training_batches(train, builder, read, spec, None)
+    (held_out,) = files(data.validation_batches(train, dataset, spec, None))
+    iterator = data.training_batches(train, dataset, spec, None)
     trained = files(next(iterator) for _ in range(3))
     assert trained == {"0", "1", "2"} - {held_out}
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("dataset_info.json", b"{}{"),
-        ("dataset_info.json", b"\xff"),
-        ("dataset_info.json", None),
-        ("*validation.array_record*", b"no records"),
-        ("*validation.array_record*", None),
-    ],
-)
-def test_a_damaged_dataset_is_named(built, clips, tmp_path, name, content):
-    train = small_config("vae", shutil.copytree(built, tmp_path / "data"), dataset=str(clips))
-    (path,) = (tmp_path / "data").glob(f"video_folder/*/*/{name}")
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"video_folder/.* is damaged.*remove it, and it will be built"
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_index_is_named(clips, tmp_path, damage):
+    train = small_config("vae", tmp_path, dataset=(str(clips),)).train.vae
+    validation_names(train)
+    (path,) = tmp_path.glob("clips/*/index")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes({"cut": content[:-9], "flipped": content, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"index is damaged: .*; remove it, and it is built again"):
+        validation_names(train)
+
+
+def test_damaged_shapes_are_named(tmp_path):
+    train = small_config("vae", tmp_path).train.vae
+    data.open_dataset(train)
+    damages = {
+        "dataset_info.json": (b"{}{", b"\xff", None),
+        "*validation.array_record*": (b"no records", None),
+    }
+    for name, contents in damages.items():
+        (path,) = tmp_path.glob(f"moving_shapes/*/*/{name}")
+        good = path.read_bytes()
+        for content in contents:
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            with pytest.raises(InputError, match=r"moving_shapes/.* is damaged.*remove it, and it"):
+                validation_names(train)
+            path.write_bytes(good)
+
+
+def test_datasets_are_mixed(clips, tmp_path):
+    names = ("moving_shapes=3", str(clips))
+    train = small_config("vae", tmp_path, dataset=names, batch_size=4).train.vae
+    dataset = data.open_dataset(train)
+    assert re.fullmatch(r"moving_shapes/\S+=3, \w{16}=1", dataset.name)
+    batches = data.training_batches(train, dataset, ClipSpec(1, 4, 6), None)
+    with contextlib.closing(batches) as found:
+        captions = [str(caption) for _ in range(3) for caption in next(found)["caption"]]
+    assert sum(text.startswith("clip number") for text in captions) == 3
+    for wrong, message in (
+        ((), "train.dataset names no dataset"),
+        (("a=b",), "dataset 'a=b': 'b' is not a weight"),
+        (("a=0",), "dataset 'a=0': '0' is not a weight"),
+        (("",), "datasets are PATH or PATH=WEIGHT, not ''"),
     ):
-        validation_names(train.train.vae)
-
-
-@pytest.fixture(scope="module")
-def built(clips, tmp_path_factory):
-    """Where the dataset of the clips is."""
-    folder = tmp_path_factory.mktemp("built")
-    validation_names(small_config("vae", folder, dataset=str(clips)).train.vae)
-    return folder
+        train.dataset = wrong
+        with pytest.raises(InputError, match=message):
+            data.open_dataset(train)
 
 
 def test_a_caption_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "captions.csv").symlink_to("nowhere")
-    train = small_config("vae", tmp_path / "data", dataset=str(tmp_path)).train.vae
+    train = small_config("vae", tmp_path / "data", dataset=(str(tmp_path),)).train.vae
     with pytest.raises(InputError, match=r"captions\.csv cannot be read: No such file"):
         data.open_dataset(train)
 

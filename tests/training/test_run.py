@@ -484,7 +484,7 @@ def test_damaged_settings_are_named(train, begun, content):
         ({"save_every": 0}, "train.vae.save_every is 0"),
         ({"trainable": "half"}, "trainable is 'half', not one of all, temporal"),
         ({"trainable": "temporal"}, "'temporal', but the network has nothing of that kind"),
-        ({"dataset": "nowhere"}, "nowhere is not a folder"),
+        ({"dataset": ("nowhere",)}, "nowhere is not a folder"),
         ({"dtype": "float16"}, "'float16' is not one of float32, bfloat16, auto"),
         (
             {"init": "keyframes", "sections": {"checkpoint": ""}},
