@@ -30,7 +30,7 @@ from show1_jax.training.step import TrainState
 from show1_jax.training.tasks import compute_dtype
 
 # Settings that a run may go on with changed: how long it is, what it tells of
-# itself, and what helps when a loss is not finite or memory is short.
+# itself, what helps when a loss is not finite or memory is short, and what changes no loss.
 FREE = (
     "steps",
     "learning_rate",
@@ -46,6 +46,7 @@ FREE = (
     "validation_batch_size",
     "sample_every",
     "data_dir",
+    "text",
 )
 # Of the stages' sections, what only sampling depends on.
 SAMPLING = (
