@@ -16,6 +16,7 @@ from show1_jax.errors import InputError
 from show1_jax.shapes.text_encoder import CLIP, T5
 from show1_jax.stages.training import Noised
 from show1_jax.training import loop, text
+from show1_jax.training.metrics import Metrics
 from show1_jax.training.settings import check
 from show1_jax.training.tasks import make_task
 from tests.training.small import assert_same, made_up_batch, small_config, small_task
@@ -119,10 +120,12 @@ def test_a_step_encodes_as_the_cache_has_it(part, read, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_losses_are_the_same_and_a_run_goes_on_the_other_way(checkpoint, data_dir, tmp_path):
-    def losses(workdir, way, steps=20):
+def test_losses_are_the_same_and_a_run_goes_on_the_other_way(
+    checkpoint, data_dir, tmp_path, monkeypatch
+):
+    def losses(workdir, way):
         config = small_config(
-            "keyframes", data_dir, text=way, steps=steps, save_every=10, validate_every=5,
+            "keyframes", data_dir, text=way, steps=20, save_every=10, validate_every=5,
             sample_every=10, learning_rate=1e-3, caption_dropout=0.5,
         )  # fmt: skip
         config.checkpoint = str(checkpoint)
@@ -135,13 +138,24 @@ def test_losses_are_the_same_and_a_run_goes_on_the_other_way(checkpoint, data_di
 
     expected = losses("cached", "cache")
     assert len(expected) == 24
-    losses("changed", "cache", steps=10)
+
+    write = Metrics.write
+
+    def interrupted(self, step, numbers):
+        write(self, step, numbers)
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            losses("changed", "cache")
     for workdir, way in (("stepped", "step"), ("changed", "step")):
         found = losses(workdir, way)
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            # Sums in another order differ by 2e-7 in the first step.
-            assert found[key] == pytest.approx(value, rel=3e-6), key
+            # Sums in another order differ by 2e-7 in the first step, by 2e-6 in the last.
+            assert found[key] == pytest.approx(value, rel=5e-6), key
 
 
 def test_another_encoder_has_another_fingerprint(tmp_path):
