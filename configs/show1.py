@@ -116,6 +116,9 @@ def denoising(**changes: Any) -> dict[str, Any]:
             remat="nothing_saveable",  # what a layer keeps for the backward pass; "" for all
             dropout=True,
             caption_dropout=0.1,
+            # step: each step encodes its captions; cache: all are encoded before, on disk; auto:
+            # cache if they take 8 GiB at most, which is 13,600 captions for T5-XXL.
+            text="auto",
             objective=objective(variance_weight=0.001),
         )
         | changes

@@ -24,6 +24,13 @@ COPIES = 16  # at once, to, from or in a bucket
 PART_BYTES = 2**20  # of a log in a bucket, which is written anew with each line
 
 
+def cache_folder() -> Path:
+    """A folder on this machine for what can be made again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # Without a home folder, as of a user ID that the system does not list, "~" stays.
+    return Path(tempfile.gettempdir() if cache.startswith("~") else cache) / "show1_jax"
+
+
 def files_in(folder: Path) -> list[Path]:
     """All files in a folder and in the folders in it, sorted."""
     if in_bucket(folder):

@@ -100,10 +100,13 @@ def training_program(config: ConfigDict, name: str) -> Program:
     """
     settings, part = config.train[name], stages.part(name).from_config(config)
     frozen: dict[str, Any] = {}
+    encoder = None
     if isinstance(part, Stage):
         frozen = part.other_modules(compute_dtype(settings))
         part = part.with_networks(frozen)
-    task, optimizer = make_task(part, settings), make_optimizer(settings)
+        if settings.text == "step":
+            encoder = sized_encoder(config, part.encoder, compute_dtype(settings))
+    task, optimizer = make_task(part, settings, encoder), make_optimizer(settings)
     seed = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
     def start(key: jax.Array) -> Any:
@@ -112,16 +115,19 @@ def training_program(config: ConfigDict, name: str) -> Program:
 
     state, spec = placed(jax.eval_shape(start, seed)), task.spec
     size = (settings.batch_size, spec.frames, spec.height, spec.width, 3)
-    batch, constants = {"video": clips(size, jnp.uint8)}, {}
+    batch = {"video": clips(size, jnp.uint8)}
+    constants = {name: placed(abstract_params(module)) for name, module in frozen.items()}
     if isinstance(part, Stage):
         tokens, width = text_size(config, part)
-        batch["text"] = clips((settings.batch_size, tokens, width), jnp.float16)
-        constants["empty"] = whole((tokens, width), jnp.float32)
-    constants |= {name: placed(abstract_params(module)) for name, module in frozen.items()}
+        shape, dtype = ((2, tokens), jnp.int32) if encoder else ((tokens, width), jnp.float16)
+        batch["text"] = clips((settings.batch_size, *shape), dtype)
+        constants["empty"] = whole(shape, dtype)
+    if encoder is not None:
+        constants["text_encoder"] = placed(sampling_params(encoder, encoder.dtype))
 
     recipe = Recipe(task.prepare, task.loss, optimizer, settings.accumulate)
     lower = functools.partial(_lower_step, recipe, settings.seed, state, constants, batch)
-    others = [constants[name] for name in frozen]
+    others = [constants[name] for name in constants if name != "empty"]
     return Program(
         name,
         "step",
@@ -224,20 +230,34 @@ def sampling_programs(config: ConfigDict, name: str, parts: int) -> Iterator[Pro
         yield Program(name, extra.name, lower, own, repeats=extra.repeats, beside=params)
 
 
-def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> Iterator[Program]:
+def sized_encoder(config: ConfigDict, name: str, dtype: Any) -> T5Encoder | CLIPText:
+    """A text encoder, as large as the config says.
+
+    Args:
+      config: as in `configs/show1.py`.
+      name: of the encoder, "t5" or "clip".
+      dtype: what the other networks compute in.
+
+    Raises:
+      InputError: if the config does not say it.
+    """
     if name not in config.text:
         raise InputError(f"the config does not say how large {name} is (config.text.{name})")
+    if name == "clip":
+        return CLIPText(CLIPTextConfig(**config.text.clip), dtype)
+    return T5Encoder(T5Config(**config.text.t5), encoding.t5_dtype(dtype))
+
+
+def _encoder_programs(config: ConfigDict, name: str, batch: int, dtype: Any) -> Iterator[Program]:
+    encoder = sized_encoder(config, name, dtype)
     tokens = token_count(name, config.text.t5_tokens)
     ids = clips((batch, tokens), jnp.int32)
-    if name == "clip":
-        clip = CLIPText(CLIPTextConfig(**config.text.clip), dtype)
-        params = placed(sampling_params(clip, dtype))
-        lower = functools.partial(encoding.encode.lower, clip, params, ids, None)
+    params = placed(sampling_params(encoder, encoder.dtype))
+    if isinstance(encoder, CLIPText):
+        lower = functools.partial(encoding.encode.lower, encoder, params, ids, None)
         yield Program(name, "encode", lower, params, runs=TEXTS)
         return
-    dtype = encoding.t5_dtype(dtype)
-    t5 = T5Encoder(T5Config(**config.text.t5), dtype)
-    params = placed(sampling_params(t5, dtype))
+    t5 = encoder
     first, second = ({key: params[key] for key in [f"block_{i}"] if key in params} for i in (0, 1))
     tables = {key: params[key] for key in ("token_embedding", "relative_bias")}
     state = jax.eval_shape(functools.partial(encoding.embed_tokens, t5), tables, ids)

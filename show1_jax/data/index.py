@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
+from etils.epath import Path
 
 from show1_jax.data import captions, table
 from show1_jax.data.rows import FIELD, Rows
 from show1_jax.data.shards import Shard, find_shards, scan
 from show1_jax.errors import InputError
+from show1_jax.files import cache_folder
 from show1_jax.media import make_folder
 from show1_jax.paths import in_bucket
 
@@ -347,9 +348,7 @@ def _on_disk(path: epath.Path) -> str:
     """The path of an index on this machine, to which it is copied from a bucket once."""
     if not in_bucket(path):
         return str(path)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(cache if not cache.startswith("~") else tempfile.gettempdir())
-    target = folder / "show1_jax" / "clips" / path.parent.name
+    target = cache_folder() / "clips" / path.parent.name
     if not target.exists():
         make_folder(target.parent)
         with tempfile.TemporaryDirectory(dir=target.parent) as partial:

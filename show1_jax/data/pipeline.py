@@ -147,13 +147,13 @@ def make_pipeline(
       seed: decides order and augmentation.
       training: whether to shuffle, repeat and augment.
       rows: indices of the clips of each batch that this process makes; None for all.
-      text: looks up a caption's embedding; see `text_cache`.
+      text: makes a caption into an array: its embedding (see `text_cache`) or its tokens.
       threads: number of threads that read and decode; 0 for the caller's thread.
 
     Returns:
       An iterable of dictionaries. `video` is `(rows, frames, height, width, 3)` uint8, which has
       a quarter of the bytes of fp32. `caption` is `(rows,)` strings. If `text` is given, `text` is
-      `(rows, tokens, width)`.
+      `(rows, ...)`, what it made of the captions.
 
     Raises:
       InputError: if there are too few records for a batch, or, while iterating, if no record of a

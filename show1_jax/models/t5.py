@@ -1,4 +1,8 @@
-"""The T5 v1.1 text encoder (Raffel et al., arXiv 1910.10683; Shazeer, arXiv 2002.05202)."""
+"""The T5 v1.1 text encoder (Raffel et al., arXiv 1910.10683; Shazeer, arXiv 2002.05202).
+
+Blocks call `parallel.exchange.exchange`, which reads the mesh set by `jax.set_mesh`. Without a
+mesh it does nothing.
+"""
 
 import dataclasses
 import math
@@ -12,6 +16,7 @@ from jax.typing import DTypeLike
 
 from show1_jax.errors import InputError
 from show1_jax.models.attention import merge_heads, split_heads
+from show1_jax.parallel.exchange import Exchange, exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,11 @@ class T5Config:
     relative_buckets: int = 32
     max_distance: int = 128
     eps: float = 1e-6
+
+    @property
+    def block_size(self) -> int:
+        """Number of elements of a block's matrices."""
+        return self.d_model * (4 * self.num_heads * self.d_kv + 3 * self.d_ff)
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
@@ -56,25 +66,28 @@ class Attention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, move: Exchange) -> jax.Array:
         """Maps `(batch, length, d_model)`; `bias` is fp32 `(batch, heads, length, length)`."""
         types: dict[str, Any] = {
             "use_bias": False,
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
+
+        def product(x: jax.Array, features: int, name: str, **initial: Any) -> jax.Array:
+            dense = nn.Dense(features, name=name, **types, **initial)
+            return move.scatter(move.split(dense(move.gather(x))))
+
         heads = self.config.num_heads
         # Logits are not scaled, so queries are initialised small (as in Mesh TensorFlow's T5).
         small = nn.initializers.variance_scaling(1 / self.config.d_kv, "fan_in", "truncated_normal")
         usual = nn.initializers.lecun_normal()
         query, key, value = (
-            split_heads(
-                nn.Dense(heads * self.config.d_kv, kernel_init=init, name=name, **types)(x), heads
-            )
+            split_heads(product(x, heads * self.config.d_kv, name, kernel_init=init), heads)
             for name, init in (("to_q", small), ("to_k", usual), ("to_v", usual))
         )
         x = merge_heads(jax.nn.dot_product_attention(query, key, value, bias=bias, scale=1.0))
-        return nn.Dense(self.config.d_model, name="to_out", **types)(x)
+        return product(x, self.config.d_model, "to_out")
 
 
 class Block(nn.Module):
@@ -89,16 +102,18 @@ class Block(nn.Module):
         """Maps `(batch, length, d_model)`; `bias` is fp32 `(batch, heads, length, length)`."""
         config = self.config
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        move = exchange(x, config.block_size)
 
         h = nn.RMSNorm(epsilon=config.eps, name="norm1", **types)(x)
-        x = x + Attention(config, name="attention", **types)(h, bias)
+        x = x + Attention(config, name="attention", **types)(h, bias, move)
 
-        h = nn.RMSNorm(epsilon=config.eps, name="norm2", **types)(x)
-        gate = nn.Dense(config.d_ff, use_bias=False, name="ff_gate", **types)(h)
-        h = nn.Dense(config.d_ff, use_bias=False, name="ff_in", **types)(h)
+        h = move.gather(nn.RMSNorm(epsilon=config.eps, name="norm2", **types)(x))
+        gate = move.split(nn.Dense(config.d_ff, use_bias=False, name="ff_gate", **types)(h))
+        h = move.split(nn.Dense(config.d_ff, use_bias=False, name="ff_in", **types)(h))
         # The released "gated-gelu" is the tanh approximation, unlike elsewhere in the cascade.
         h = nn.gelu(gate, approximate=True) * h
-        return x + nn.Dense(config.d_model, use_bias=False, name="ff_out", **types)(h)
+        h = nn.Dense(config.d_model, use_bias=False, name="ff_out", **types)(h)
+        return x + move.scatter(h)
 
 
 def attention_bias(position: jax.Array, attention_mask: jax.Array) -> jax.Array:

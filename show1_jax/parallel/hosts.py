@@ -178,12 +178,16 @@ def fetch(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def own_devices() -> Iterator[None]:
-    """With several processes, sets a mesh of only this process's first device."""
+def own_devices(every: bool = False) -> Iterator[None]:
+    """With several processes, sets a mesh of only this process's devices.
+
+    Args:
+      every: whether of all of them, which share parameters (`fsdp`); else of the first.
+    """
     if jax.process_count() == 1:
         yield
         return
-    with jax.set_mesh(make_mesh({}, jax.local_devices()[:1])):
+    with jax.set_mesh(make_mesh({"fsdp": -1}, jax.local_devices()[: None if every else 1])):
         yield
 
 

@@ -7,7 +7,7 @@ Training the tiny cascade from nothing does the same first.
 
 The encoders are random and never trained. Their vocabulary is a few dozen words, which random
 embeddings distinguish as well as learned ones; the denoisers learn what they mean. Because they
-are frozen, embeddings are computed once, like those of T5-XXL.
+are frozen, embeddings can be computed once, like those of T5-XXL.
 
 All words that T5's tokenizer does not know have the embedding of an article, so that they do not
 change the meaning of the words around them. (Of "bluebird", it knows "blue", and the rest counts

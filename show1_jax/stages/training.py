@@ -56,12 +56,12 @@ def drop_captions(
 
     Args:
       key: a random key.
-      text: `(batch, tokens, width)` embeddings.
-      empty: `(tokens, width)`, the embedding of the empty caption.
+      text: `(batch, tokens, width)` embeddings, or `(batch, 2, tokens)` tokens and masks.
+      empty: the same of the empty caption, without the batch.
       probability: of each caption to be replaced.
 
     Returns:
-      `(batch, tokens, width)`.
+      Like `text`.
     """
     dropped = jax.random.bernoulli(key, probability, (len(text), 1, 1))
     return jnp.where(dropped, empty, text)

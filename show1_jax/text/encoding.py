@@ -19,7 +19,8 @@ from show1_jax.memory import reuse_freed_memory
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import Block, T5Encoder, attention_bias
 from show1_jax.parallel.mesh import concrete_mesh, current_platform
-from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, clip_tokenizer, t5_tokenizer
+from show1_jax.parallel.sharding import put_batch
+from show1_jax.text.tokenizers import LENGTH, Tokenizer, Tokens, tokenizer
 
 MAX_BYTES_ON_CPU = 2**30  # of a stored T5 that is kept whole
 
@@ -69,7 +70,8 @@ class TextEncoder:
                 function: Any = encode_t5 if isinstance(self.module, T5Encoder) else encode_clip
                 rows = []
                 for tokens in batches:
-                    rows.append(np.asarray(function(self.module, self.params, tokens)))
+                    own = put_batch(tokens)  # each device encodes its share
+                    rows.append(np.asarray(function(self.module, self.params, own)))
                     if progress is not None:
                         progress(len(rows), len(batches))
             return np.concatenate(rows)[: len(prompts)]
@@ -96,11 +98,7 @@ def load_encoder(
       InputError: if the encoder or its tokenizer is missing or damaged, or memory is short. Of a
         T5 that is read at each call, damaged numbers are found then.
     """
-    module = folder.module("text_encoder", dtype)
-    assert isinstance(module, T5Encoder | CLIPText)
-    if isinstance(module, T5Encoder):
-        dtype = t5_dtype(dtype)
-        module = module.clone(dtype=dtype)
+    module, dtype = encoder_module(folder, dtype)
     tokenize = load_tokenizer(folder, module, tokens)
     with out_of_memory_as_error("the text encoder", LESS_MEMORY_NETWORK):
         room = current_platform()[0] != "cpu" or folder.size("text_encoder") <= MAX_BYTES_ON_CPU
@@ -108,6 +106,25 @@ def load_encoder(
         # What is read at each call is checked then.
         stored = folder.stored("text_encoder", module, dtype, check=keep)
         return TextEncoder(module, stored.read() if keep else stored, tokenize)
+
+
+def encoder_module(folder: StageFolder, dtype: DTypeLike) -> tuple[T5Encoder | CLIPText, np.dtype]:
+    """The text encoder of a stage's folder, without its parameters.
+
+    Args:
+      folder: of the stage.
+      dtype: what the other networks compute in.
+
+    Returns:
+      The encoder, and the dtype that it computes in; see `t5_dtype`.
+
+    Raises:
+      InputError: if the encoder is missing.
+    """
+    module = folder.module("text_encoder", dtype)
+    assert isinstance(module, T5Encoder | CLIPText)
+    own = t5_dtype(dtype) if isinstance(module, T5Encoder) else np.dtype(dtype)
+    return module.clone(dtype=own), own
 
 
 def load_tokenizer(folder: StageFolder, module: T5Encoder | CLIPText, tokens: int) -> Tokenizer:
@@ -121,8 +138,8 @@ def load_tokenizer(folder: StageFolder, module: T5Encoder | CLIPText, tokens: in
     Raises:
       InputError: if it is missing or damaged.
     """
-    tokenizer = t5_tokenizer if isinstance(module, T5Encoder) else clip_tokenizer
-    return tokenizer(folder.folder / "tokenizer", tokens)
+    encoder = "t5" if isinstance(module, T5Encoder) else "clip"
+    return tokenizer(encoder, folder.folder / "tokenizer", tokens)
 
 
 @contextlib.contextmanager
@@ -281,6 +298,26 @@ def encode_clip(module: CLIPText, params: Any, tokens: Tokens) -> jax.Array:
     """
     mask = tokens.attention_mask if module.config.use_attention_mask else None
     return encode(module, params, tokens.input_ids, mask)
+
+
+def encode_packed(module: T5Encoder | CLIPText, params: Any, packed: Any) -> jax.Array:
+    """Encodes tokens as a cache of embeddings keeps them.
+
+    Args:
+      module: the text encoder.
+      params: its parameters.
+      packed: int `(batch, 2, length)`, the tokens and their mask.
+
+    Returns:
+      fp32 `(batch, length, width)`, rounded to float16.
+
+    Raises:
+      InputError: as of `encode_t5` and `encode_clip`.
+    """
+    function: Any = encode_t5 if isinstance(module, T5Encoder) else encode_clip
+    embeddings = function(module, params, Tokens(packed[:, 0], packed[:, 1]))
+    # Without the barrier XLA leaves out the rounding on GPUs.
+    return jax.lax.optimization_barrier(embeddings.astype(jnp.float16)).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

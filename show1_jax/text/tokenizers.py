@@ -5,13 +5,15 @@ composed characters and a literal `</s>` differently, and CLIP's does not repair
 (ftfy). So SentencePiece reads T5's file here, and this module repairs the text for CLIP.
 
 Hidden state: `_WARNED` holds the unknown words that the program has warned about, so that it warns
-about each once. `clip_tokenizer` sets an environment variable of transformers.
+about each once, and about `MAX_WARNINGS` at most. `clip_tokenizer` sets an environment variable of
+transformers.
 """
 
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import ftfy
@@ -26,6 +28,7 @@ from show1_jax.files import on_disk
 
 LENGTH = 77  # CLIP has a position for each of its tokens
 MAX_EXTRA = 10_000  # sentinels; T5 has 100 of them
+MAX_WARNINGS = 100  # of unknown words, and of prompts that are too long; data sets have millions
 
 
 def token_count(encoder: str, t5_tokens: int) -> int:
@@ -81,11 +84,15 @@ class Tokenizer:
         self._cut: set[str] = set()
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Converts a batch of prompts, and warns once about each prompt that is too long."""
+        """Converts a batch of prompts, and warns once about each prompt that is too long.
+
+        Threads may call it at the same time.
+        """
         ids = np.full((len(prompts), self.length), self._pad, np.int32)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            _warn_once(self.unknown(prompt))
+            if len(_WARNED) < MAX_WARNINGS:
+                _warn_once(self.unknown(prompt))
             tokens = self._encode(prompt)
             self._warn_if_cut(prompt, len(tokens) - self._room)
             tokens = self._frame(tokens[: self._room])
@@ -94,7 +101,7 @@ class Tokenizer:
         return Tokens(ids, mask)
 
     def _warn_if_cut(self, prompt: str, excess: int) -> None:
-        if excess > 0 and prompt not in self._cut:
+        if excess > 0 and prompt not in self._cut and len(self._cut) < MAX_WARNINGS:
             self._cut.add(prompt)
             logging.warning(
                 "Cut the last %d of %d tokens of the prompt %r, which is too long.",
@@ -104,7 +111,12 @@ class Tokenizer:
             )
 
 
-def t5_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
+def tokenizer(encoder: str, folder: str | PathLike[str], length: int) -> Tokenizer:
+    """Loads the tokenizer of a text encoder, "t5" or "clip"; raises InputError as they do."""
+    return (t5_tokenizer if encoder == "t5" else clip_tokenizer)(folder, length)
+
+
+def t5_tokenizer(folder: str | PathLike[str], length: int = LENGTH) -> Tokenizer:
     """Loads the T5 tokenizer of a released folder (`spiece.model`, `tokenizer_config.json`).
 
     The tokenizer warns about unknown words, once per program.
@@ -170,7 +182,7 @@ def _warn_once(unknown: Iterable[str]) -> None:
         logging.warning("The text encoder does not know these words: %s.", listed)
 
 
-def clip_tokenizer(folder: str | Path, length: int = LENGTH) -> Tokenizer:
+def clip_tokenizer(folder: str | PathLike[str], length: int = LENGTH) -> Tokenizer:
     """Loads the CLIP tokenizer of a released folder (`vocab.json`, `merges.txt`).
 
     Raises:
@@ -229,14 +241,14 @@ def _splitter(names: Iterable[str]) -> Callable[[str], list[tuple[str, str]]]:
     return split
 
 
-def _file(folder: str | Path, name: str) -> Path:
+def _file(folder: str | PathLike[str], name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
         raise InputError(f"{folder} has no tokenizer: {name} is missing")
     return path
 
 
-def _settings(folder: str | Path) -> dict[str, Any]:
+def _settings(folder: str | PathLike[str]) -> dict[str, Any]:
     """Reads a tokenizer's settings; special tokens may be in a second file."""
     settings: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):

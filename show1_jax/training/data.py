@@ -1,9 +1,9 @@
-"""A run's clips: dataset, text cache, and the pipelines over them."""
+"""A run's clips: dataset, and the pipelines over it."""
 
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,23 +16,18 @@ from flax.traverse_util import flatten_dict
 from google.protobuf.json_format import ParseError
 from ml_collections import ConfigDict
 
-from show1_jax.checkpoints.released import StageFolder
-from show1_jax.checkpoints.store import fingerprint
 from show1_jax.data import clips
 from show1_jax.data.clip import ClipSpec
 from show1_jax.data.clips import Clips, Selection, open_clips
 from show1_jax.data.filters import read_filters
 from show1_jax.data.index import Team
 from show1_jax.data.pipeline import Read, Source, damaged, make_pipeline, open_split
-from show1_jax.data.text_cache import TextCache, build_text_cache
 from show1_jax.errors import InputError
+from show1_jax.files import cache_folder
 from show1_jax.parallel import hosts
 from show1_jax.parallel.hosts import fetch
 from show1_jax.parallel.sharding import own_rows
-from show1_jax.paths import as_path
-from show1_jax.text.cleaning import cleaner
-from show1_jax.text.encoding import TextEncoder, load_encoder
-from show1_jax.training.tasks import compute_dtype
+from show1_jax.paths import as_path, in_bucket
 
 SHAPES = "moving_shapes"
 
@@ -65,6 +60,8 @@ class Shapes:
         """Raises InputError if the dataset is damaged or cannot be written."""
         from show1_jax.shapes import moving_shapes  # a data set like others: nothing here needs it
 
+        if in_bucket(data_dir):  # TFDS writes to disks alone; this one takes seconds to make
+            data_dir = cache_folder() / "tensorflow_datasets"
         config = moving_shapes.MovingShapesConfig(train=clips)
         self._builder = _builder(moving_shapes.MovingShapes, config, data_dir)
         self.identity: str = self._builder.info.full_name
@@ -149,43 +146,6 @@ def _builder(
         raise damaged(str(data_dir / kind.name / config.name), error) from error
 
 
-def open_text(
-    train: ConfigDict, captions: Iterable[str], folder: StageFolder, clean: bool, tokens: int
-) -> TextCache:
-    """The embeddings of a dataset's captions, which are computed if they are not there yet.
-
-    Args:
-      train: a config's `train` section; see `compute_dtype`.
-      captions: of the dataset.
-      folder: has the text encoder and its tokenizer.
-      clean: whether captions are cleaned as DeepFloyd's are.
-      tokens: of each caption.
-    """
-    dtype = compute_dtype(train)
-    name = f"{encoder_fingerprint(folder.folder, clean)}-{tokens}-{dtype.name}"
-    cache = as_path(train.data_dir) / "text" / name
-    prepare = cleaner(clean)
-    encoder: list[TextEncoder] = []
-
-    def encode(texts: list[str]) -> np.ndarray:
-        if not encoder:  # loaded only if a caption is new
-            encoder.append(load_encoder(folder, dtype, tokens, whole=True))
-        # Of one size always, so that it is compiled once.
-        rows = [prepare(text) for text in texts] + [""] * (BATCH - len(texts))
-        return np.asarray(encoder[0](rows))[: len(texts)]
-
-    return build_text_cache(cache, captions, encode, BATCH)
-
-
-BATCH = 64  # captions encoded together
-
-
-def encoder_fingerprint(folder: Path, clean: bool) -> str:
-    """Tells text encoders apart, and what they are given."""
-    salt = b"cleaned" if clean else b"as they are"
-    return fingerprint(folder, ("text_encoder", "tokenizer"), salt)
-
-
 def params_fingerprint(params: Any) -> str:
     """Tells parameters apart by their values: the files change whenever they are exported."""
     digest = hashlib.sha256()
@@ -198,7 +158,7 @@ def training_batches(
     train: ConfigDict,
     dataset: Dataset,
     spec: ClipSpec,
-    text: TextCache | None,
+    text: Callable[[str], np.ndarray] | None,
 ) -> grain.DatasetIterator:
     """Endless batches, made ahead in other threads or processes.
 
@@ -229,7 +189,7 @@ def validation_batches(
     train: ConfigDict,
     dataset: Dataset,
     spec: ClipSpec,
-    text: TextCache | None,
+    text: Callable[[str], np.ndarray] | None,
 ) -> list[dict[str, Any]]:
     """The first `validation_batches` batches of the validation split, kept in memory.
 

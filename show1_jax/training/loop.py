@@ -34,8 +34,7 @@ from show1_jax.parallel.sharding import (
 )
 from show1_jax.paths import as_path
 from show1_jax.stages import Part, Stage
-from show1_jax.text.tokenizers import token_count
-from show1_jax.training import data, sheet
+from show1_jax.training import data, sheet, text
 from show1_jax.training.initialise import new_paths, start_from
 from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
 from show1_jax.training.networks import Networks, check_kinship
@@ -111,20 +110,18 @@ class Run:
         self.task = make_task(own, settings)
         network_json(self.task.module)  # refuses now what could not be exported in the end
         _check_size(self.task)
-        text = None
+        captions = lookup = None
         dataset = data.open_dataset(settings, f"train.{name}")
         inputs["dataset"] = dataset.name
-        with hosts.first_alone(f"{name} data"):
-            if own.encoder:
-                clean = config.text.clean_captions
-                folder = self.networks.encoder()
-                tokens = token_count(own.encoder, config.text.t5_tokens)
-                text = data.open_text(settings, dataset.captions(), folder, clean, tokens)
-                inputs["text_encoder"] = data.encoder_fingerprint(folder.folder, clean)
-            arguments = (settings, dataset, self.task.spec, text)
-            self.validation = data.validation_batches(*arguments)
-        if text is not None:
-            self.constants["empty"] = put_array(np.asarray(text(EMPTY), np.float32))
+        if own.encoder:
+            with hosts.first_alone(f"{name} text encoder"):
+                encoder = (own.encoder, self.networks.encoder())
+            texts = dataset.captions()
+            captions = text.read_captions(settings, config.text, *encoder, texts)
+            inputs["text_encoder"] = captions.fingerprint
+            lookup = self._lookup(captions)
+        arguments = (settings, dataset, self.task.spec, lookup)
+        self.validation = data.validation_batches(*arguments)
         self.optimizer = make_optimizer(settings)
         self.key = jax.random.key(settings.seed)
         with contextlib.ExitStack() as stack:
@@ -132,6 +129,16 @@ class Run:
             stack.callback(self.folder.close)
             self.batches = data.training_batches(*arguments)
             stack.pop_all()
+
+    def _lookup(self, captions: text.Captions) -> text.Lookup:
+        """What the pipeline makes of a caption; steps have what they need for it afterwards."""
+        lookup = captions.lookup(self.settings.data_dir)
+        self.constants["empty"] = put_array(lookup(EMPTY))
+        if captions.encoder is not None:
+            self.constants["text_encoder"] = captions.params()
+            self.task = make_task(self.task.part, self.settings, captions.encoder)
+            hosts.say(f"{self.name}: each step encodes its captions")
+        return lookup
 
     def train(self) -> None:
         """Trains to the end, from wherever the run was."""
@@ -273,7 +280,7 @@ class Run:
             return
         truth = to_uint8(np.asarray(pixels(batch)))
         result = to_uint8(np.stack(made[:count]))
-        captions = [text.decode() if isinstance(text, bytes) else str(text) for text in names]
+        captions = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
         drawn = sheet.picture(truth, result, captions)
         folder = self.folder.folder / "samples"
         folder.mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ from show1_jax.training.step import TrainState
 from show1_jax.training.tasks import compute_dtype
 
 # Settings that a run may go on with changed: how long it is, what it tells of
-# itself, and what helps when a loss is not finite or memory is short.
+# itself, what helps when a loss is not finite or memory is short, and what changes no loss.
 FREE = (
     "steps",
     "learning_rate",
@@ -48,6 +48,7 @@ FREE = (
     "validation_batch_size",
     "sample_every",
     "data_dir",
+    "text",
 )
 # Of the stages' sections, what only sampling depends on.
 SAMPLING = (
@@ -167,9 +168,8 @@ class RunFolder:
 
 def _handlers(database: bool) -> dict[str, Any]:
     """What saves each item; `database` is whether all arrays are in one (OCDBT)."""
-    tree = ocp.PyTreeCheckpointHandler(use_ocdbt=database)
-    json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("data", "digests")}
-    return {"state": ocp.StandardCheckpointHandler(handler_impl=tree), **json_handlers}
+    numbers = {name: ocp.JsonCheckpointHandler() for name in ("data", "digests")}
+    return {"state": ocp.StandardCheckpointHandler(use_ocdbt=database), **numbers}
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "rank": (0, 4096),
 }
 
+TEXTS = ("auto", "cache", "step")  # see training/text.py
+
 # Of `jax.checkpoint_policies`, those that are policies as they are.
 REMAT = (
     "nothing_saveable",
@@ -65,6 +67,8 @@ def check(settings: ConfigDict, where: str, parts: int) -> None:
     remat = settings.get("remat")
     if remat and remat not in REMAT:
         raise InputError(f"{where}.remat is {remat!r}, not one of {', '.join(REMAT)}")
+    if (text := settings.get("text", "auto")) not in TEXTS:
+        raise InputError(f"{where}.text is {text!r}, not one of {', '.join(TEXTS)}")
     if settings.batch_size % settings.accumulate:
         raise InputError(
             f"{where}.batch_size {settings.batch_size} cannot be split into "

@@ -12,13 +12,18 @@ from ml_collections import ConfigDict
 from show1_jax.data.clip import ClipSpec
 from show1_jax.diffusion.losses import Objective
 from show1_jax.diffusion.solvers import make_solver
+from show1_jax.models.clip import CLIPText
+from show1_jax.models.t5 import T5Encoder
 from show1_jax.models.unet import UNet
 from show1_jax.models.vae import VAE
 from show1_jax.parallel import mesh
 from show1_jax.stages import Autoencoder, Part, Stage, autoencoder
 from show1_jax.stages.sampling import Call, Sampler
 from show1_jax.stages.training import denoising_loss, drop_captions, noised
+from show1_jax.text.encoding import encode_packed
 from show1_jax.training.step import Loss, Prepare
+
+Encoder = T5Encoder | CLIPText
 
 Sample = Callable[[Any, Any, dict[str, jax.Array], jax.Array], jax.Array]
 """Parameters, constants, batch and `(batch,)` seeds to clips that are to be like the batch's."""
@@ -47,23 +52,26 @@ class Task:
     sample: Sample
 
 
-def make_task(part: Part, settings: ConfigDict) -> Task:
+def make_task(part: Part, settings: ConfigDict, encoder: Encoder | None = None) -> Task:
     """Puts a part and the settings of its training together.
 
     Args:
       part: with its networks; the parameters of those that are not trained are in the constants,
         by name.
       settings: the config's `train` section of the part.
+      encoder: the text encoder that the steps run, whose parameters are the constant
+        "text_encoder". Batches have tokens and masks then, int `(batch, 2, tokens)`. None if
+        batches have embeddings. The constant "empty" is of the empty caption what a batch has.
 
     Raises:
       InputError: if a setting does not exist.
     """
     if isinstance(part, Autoencoder):
         return _autoencoder_task(part, settings)
-    return _denoiser_task(part, settings)
+    return _denoiser_task(part, settings, encoder)
 
 
-def _denoiser_task(stage: Stage, settings: ConfigDict) -> Task:
+def _denoiser_task(stage: Stage, settings: ConfigDict, encoder: Encoder | None) -> Task:
     stage.check_training()
     dtype = compute_dtype(settings)
     unet = stage.module(dtype, settings.remat or None)
@@ -71,18 +79,23 @@ def _denoiser_task(stage: Stage, settings: ConfigDict) -> Task:
     solver = make_solver(stage.solver, stage.steps)
     sampler = Sampler(stage.module(dtype), solver, guided=stage.guidance > 1)
 
+    def embed(constants: Any, text: jax.Array) -> jax.Array:
+        if encoder is None:
+            return text.astype(jnp.float32)
+        return encode_packed(encoder, constants["text_encoder"], text)
+
     def prepare(key: jax.Array, constants: Any, batch: dict[str, jax.Array]) -> Any:
         keys = jax.random.split(key, 3)
-        text = batch["text"].astype(jnp.float32)
-        text = drop_captions(keys[0], text, constants["empty"], settings.caption_dropout)
+        dropout = settings.caption_dropout
+        text = drop_captions(keys[0], batch["text"], constants["empty"], dropout)
         example = stage.example(keys[2], pixels(batch), constants)
-        return noised(objective, keys[1], example, text)
+        return noised(objective, keys[1], example, embed(constants, text))
 
     def sample(
         params: Any, constants: Any, batch: dict[str, jax.Array], seeds: jax.Array
     ) -> jax.Array:
-        positive = batch["text"].astype(jnp.float32)
-        text = jnp.stack([jnp.broadcast_to(constants["empty"], positive.shape), positive])
+        empty = jnp.broadcast_to(constants["empty"], batch["text"].shape)
+        text = jnp.stack([embed(constants, empty), embed(constants, batch["text"])])
         guidance = jnp.float32(stage.guidance)
         call = Call(sampler, {**constants, "unet": params}, text, seeds, guidance)
         made = stage.sample(call, stage.earlier(pixels(batch)))

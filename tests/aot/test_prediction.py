@@ -27,9 +27,12 @@ from show1_jax.aot.prediction import (
     total,
 )
 from show1_jax.aot.programs import predict_sampling, sampling_programs, training_program
+from show1_jax.checkpoints.networks import abstract_params
 from show1_jax.configs import show1, tiny
 from show1_jax.errors import InputError
+from show1_jax.models.clip import CLIPText
 from show1_jax.parallel.mesh import AXES, make_mesh
+from show1_jax.shapes.text_encoder import CLIP, T5
 from show1_jax.stages import parts
 from tests.parallel.test_sharding import ROOT
 from tests.stages import made
@@ -145,8 +148,24 @@ def test_what_was_found_is_told_although_the_next_program_fails(monkeypatch, cap
 )
 def test_a_training_is_traced_without_computing_on_chips_that_are_not_there(part):
     config = small_config(part)
+    if part != "vae":
+        config.train[part].text = "step"
+        config.text.t5, config.text.clip = (dataclasses.asdict(each) for each in (T5, CLIP))
     with jax.set_mesh(make_mesh(config.mesh)), jax.transfer_guard("disallow_explicit"):
         assert training_program(config, part).lower().as_text()
+
+
+def test_the_encoder_of_captions_is_counted_where_steps_run_it():
+    config = small_config("translation")
+    with jax.set_mesh(make_mesh(config.mesh)):
+        cached = bytes_per_chip(training_program(config, "translation").parameters)
+        config.train.translation.text = "step"
+        with pytest.raises(InputError, match=r"how large clip is \(config.text.clip\)"):
+            training_program(config, "translation")
+        config.text.clip = dataclasses.asdict(CLIP)
+        stepped = bytes_per_chip(training_program(config, "translation").parameters)
+    sizes = jax.tree.leaves(abstract_params(CLIPText(CLIP)))
+    assert stepped - cached == sum(4 * leaf.size for leaf in sizes)
 
 
 def test_what_does_not_fit_is_read_from_the_compilers_refusal():

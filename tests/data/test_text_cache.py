@@ -123,6 +123,25 @@ def test_two_runs_that_fill_it_at_once_keep_what_each_encoded(tmp_path):
     check(build_text_cache(tmp_path, CAPTIONS, encode), [*CAPTIONS, *others])
 
 
+def test_processes_that_fill_it_together_encode_each_caption_once(tmp_path):
+    captions, encoders, waits = [f"caption {i}" for i in range(40)], [], []
+    for index in range(3):
+        encoders.append(Encoder())
+        share = (index, 3)
+        cache = build_text_cache(
+            tmp_path, captions, encoders[-1], 4, share, lambda: waits.append(len(encoders))
+        )
+    check(cache, ["", *captions])
+    assert waits == [1, 2, 3]
+    asked = [encoder.asked for encoder in encoders]
+    assert sorted(caption for each in asked for caption in each) == sorted(["", *captions])
+    assert all(len(each) > 5 for each in asked)
+    # One that was interrupted encodes what is its own alone.
+    encoder = Encoder()
+    build_text_cache(tmp_path, [*captions, "one", "two", "three"], encoder, 4, (1, 3))
+    assert set(encoder.asked) < {"one", "two", "three"}
+
+
 @pytest.mark.parametrize("value", [1e6, np.nan])
 def test_what_float16_cannot_hold_is_refused(tmp_path, value):
     with pytest.raises(InputError, match="not finite in float16"):

@@ -2,7 +2,7 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight same '{"data": 8}' 2 keyframes translation
     JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight resumed WORKDIR
-    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged gathered attention padded sampled
+    JAX_NUM_CPU_DEVICES=8 python -m tests.parallel.eight exchanged gathered attention encoded padded
 
 Run in a process of its own, since how many devices a process has is settled
 when it starts. Ends with an assertion if they differ.
@@ -32,16 +32,19 @@ from show1_jax import invert as invert_module
 from show1_jax.aot.programs import training_program
 from show1_jax.media import write_mp4
 from show1_jax.models.ops import attention as op
+from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
 from show1_jax.parallel.mesh import make_mesh
 from show1_jax.stages.sampling import apply
+from show1_jax.text.encoding import encode_packed
 from show1_jax.training import loop
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.optimizer import make_optimizer
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import Recipe, compile_step, init_state
 from show1_jax.training.tasks import pixels
+from tests.stages.test_stages import random_params
 from tests.training.small import by_path, made_up_batch, small_config, small_task
 
 KEY = jax.random.key(1)
@@ -148,6 +151,33 @@ def attention():
             found = jax.jit(function)(*sharding.put_batch(arrays))
         np.testing.assert_allclose(found, expected, atol=1e-5)
         print(f"{name}: equal")
+
+
+def encoded():
+    """T5 is the same whatever the devices send each other, and they send the smaller."""
+    t5 = T5Encoder(T5Config(50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=8))
+    params, rng = random_params(t5), np.random.default_rng(0)
+    kernels = {leaf.shape for leaf in jax.tree.leaves(params["block_0"]) if leaf.ndim == 2}
+    for clips, length, kind, tensor in (
+        (8, 4, "activations", 1),
+        (16, 60, "parameters", 1),
+        (8, 4, "its choice", 2),
+    ):
+        mask = np.arange(length) < rng.integers(1, length + 1, (clips, 1))
+        packed = np.stack([rng.integers(0, 50, (clips, length)), mask], axis=1).astype(np.int32)
+        expected = encode_packed(t5, params, packed)
+        with jax.set_mesh(make_mesh({"data": 2, "fsdp": -1, "tensor": tensor})):
+            own = jax.device_put(params, sharding.shardings(params))
+            given = sharding.put_batch(packed)
+            program = jax.jit(functools.partial(encode_packed, t5)).lower(own, given).compile()
+            found = program(own, given)
+        np.testing.assert_allclose(found, expected, rtol=2**-9, atol=2**-10)
+        assert found.sharding.is_equivalent_to(given.sharding, 3)
+        gathered = re.findall(r" \(?\w+\[([\d,]+)\][^=]* all-gather\(", program.as_text())
+        shapes = {tuple(map(int, sides.split(","))) for sides in gathered}
+        if tensor == 1:  # else it is the compiler's choice
+            assert bool(shapes & kernels) == (kind == "parameters"), shapes
+        print(f"{kind} are sent")
 
 
 def _per_frame(call, *arrays):
@@ -305,7 +335,8 @@ if __name__ == "__main__":
         alone[sys.argv[1]](*sys.argv[2:])
     else:
         together = {
-            f.__name__: f for f in (exchanged, gathered, attention, padded, pieces, sampled)
+            f.__name__: f
+            for f in (exchanged, gathered, attention, encoded, padded, pieces, sampled)
         }
         for name in sys.argv[1:]:
             together[name]()

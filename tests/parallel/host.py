@@ -21,7 +21,7 @@ from show1_jax.training import loop
 from show1_jax.training.run import RunFolder
 
 
-def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,)):
+def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,), text="cache"):
     """Trains in a folder; after a step was saved, some processes get a signal."""
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.MIN_SPLIT_SIZE = 8  # else these networks would be too small to be split
@@ -40,6 +40,7 @@ def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,)):
     config = small_config(
         "keyframes", Path(workdir) / "data", batch_size=8, clips=16, steps=20, save_every=4,
         validate_every=10, sample_every=8, validation_batches=1, validation_batch_size=4,
+        text=text,
         learning_rate=1e-3,  # at ten times that, rounding grows a thousandfold within ten steps
     )  # fmt: skip
     config.mesh = ConfigDict(mesh)

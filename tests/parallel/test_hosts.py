@@ -212,7 +212,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     for running in (
         start(1, workdir=one, mesh={"data": 1}),
-        start(1, processes=2, workdir=two, mesh={"fsdp": 2}),
+        start(1, processes=2, workdir=two, mesh={"fsdp": 2}, text="step"),
     ):
         statuses, outputs = end(running)
         assert set(statuses) == {0}, outputs
@@ -234,13 +234,15 @@ def test_two_processes_train_as_one_does_whatever_happens(tmp_path):
     running[0].kill()
     end(running)
     # Both go on, until one is told to end: both end after the same step.
-    running = start(4, processes=2, workdir=two, mesh=mesh, send="SIGTERM", after=8, to=[1])
+    running = start(
+        4, processes=2, workdir=two, mesh=mesh, send="SIGTERM", after=8, to=[1], text="step"
+    )
     statuses, outputs = end(running)
     assert statuses == [143, 143], outputs
     # One process goes on, then one on another mesh.
     statuses, outputs = end(start(8, workdir=two, mesh={"data": 8}, send="SIGTERM", after=16))
     assert statuses == [143], outputs
-    statuses, outputs = end(start(8, workdir=two, mesh={"fsdp": 2, "tensor": 2}))
+    statuses, outputs = end(start(8, workdir=two, mesh={"fsdp": 2, "tensor": 2}, text="step"))
     assert statuses == [0], outputs
 
     compare(two, one)

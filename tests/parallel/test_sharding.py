@@ -142,7 +142,8 @@ def test_keyframes_are_the_same_on_eight_devices():
 @pytest.fixture(scope="module")
 def found_on_eight():
     """Of what takes seconds: one process for all of it."""
-    return on_eight_devices("exchanged", "gathered", "attention", "padded", "pieces", "sampled")
+    names = ("exchanged", "gathered", "attention", "encoded", "padded", "pieces", "sampled")
+    return on_eight_devices(*names)
 
 
 def test_frames_are_exchanged_and_never_gathered(found_on_eight):
@@ -155,6 +156,11 @@ def test_parameters_are_gathered_and_activations_never(found_on_eight):
 
 def test_attention_is_the_same_on_eight_devices(found_on_eight):
     assert found_on_eight.count("equal") == 3
+
+
+def test_t5_is_the_same_whatever_eight_devices_send(found_on_eight):
+    assert "activations are sent" in found_on_eight
+    assert "parameters are sent" in found_on_eight
 
 
 def test_a_batch_that_does_not_divide_is_padded(found_on_eight):

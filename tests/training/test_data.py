@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from show1_jax.checkpoints.released import StageFolder
 from show1_jax.data.clip import ClipSpec, UnusableClip
 from show1_jax.errors import InputError
 from show1_jax.training import data, loop
@@ -170,66 +169,6 @@ def test_a_caption_file_that_is_none_is_refused(tmp_path):
     train = small_config("vae", tmp_path / "data", dataset=(str(tmp_path),)).train.vae
     with pytest.raises(InputError, match=r"captions\.csv cannot be read: No such file"):
         data.open_dataset(train)
-
-
-def test_captions_are_encoded_once(checkpoint, tmp_path, monkeypatch):
-    folder = StageFolder(checkpoint / "show-1-base")
-    train = small_config("keyframes", tmp_path).train.keyframes
-    cache = data.open_text(
-        train, ["A red Circle ", "a blue square"], folder, clean=False, tokens=77
-    )
-    first = cache("A red Circle ")
-    assert first.dtype == np.float16
-    assert not np.array_equal(first, cache("a blue square"))
-    # As prompts are: in lower case, without space around.
-    assert "a red circle" not in cache
-
-    def unexpected(*_, **__):
-        raise AssertionError("loaded again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "load_encoder", unexpected)
-        again = data.open_text(
-            train, ["a blue square", "A red Circle "], folder, clean=False, tokens=77
-        )
-        np.testing.assert_array_equal(again("A red Circle "), first)
-        with pytest.raises(AssertionError, match="loaded again"):
-            data.open_text(train, ["a new one"], folder, clean=False, tokens=77)
-        # Captions that are cleaned are others.
-        with pytest.raises(AssertionError, match="loaded again"):
-            data.open_text(train, ["a blue square"], folder, clean=True, tokens=77)
-    prepared = data.open_text(train, ["a red circle"], folder, clean=False, tokens=77)
-    np.testing.assert_allclose(prepared("a red circle"), first, atol=1e-3)
-
-
-def test_another_encoder_has_another_fingerprint(tmp_path):
-    def files(**contents):
-        for path in tmp_path.rglob("*"):
-            if path.is_file():
-                path.unlink()
-        for name, content in ({"weights": b"w" * 10, "vocabulary": b"v"} | contents).items():
-            folder = tmp_path / ("tokenizer" if name == "vocabulary" else "text_encoder/params/d")
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        return data.encoder_fingerprint(tmp_path, False)
-
-    same = files()
-    assert files() == same
-    assert data.encoder_fingerprint(tmp_path, True) != same
-    others = [
-        files(weights=b"w" * 9 + b"x"),
-        files(weights=b"w" * 11),
-        files(vocabulary=b"w"),
-        files(more=b""),
-        files(weights=b"w" * 2**20 + b"x"),
-        files(weights=b"w" * 2**20 + b"xy"),
-    ]
-    assert len({same, *others}) == 1 + len(others)
-    # What is no part of the encoder does not matter.
-    before = files()
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "weights").write_bytes(b"u")
-    assert data.encoder_fingerprint(tmp_path, False) == before
 
 
 def test_parameters_have_the_fingerprint_of_their_values():
