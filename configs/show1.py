@@ -183,8 +183,8 @@ def get_config(stage: str = "") -> ConfigDict:
                 "t5_tokens": 77,  # of each prompt; the rest of a longer one is cut
                 # DeepFloyd's caption cleaner; the published script only lower-cases.
                 "clean_captions": False,
-                # Whether training all parts begins with random text encoders, which know the
-                # captions of moving shapes alone, and not with those of `checkpoint`.
+                # Whether training makes random text encoders, which know the words of the dataset's
+                # captions, instead of those of `checkpoint`. One part alone takes those it finds.
                 "random": False,
             },
             "from_noise": "",  # of a stage to start from, a file that `sample.py --invert` made

@@ -129,13 +129,6 @@ def parse_dataset(text: str) -> tuple[str, float]:
     return path, weight
 
 
-def make_text_encoders(checkpoint: Path) -> None:
-    """Writes the random text encoders for captions of moving shapes; see `text_encoder.make`."""
-    from show1_jax.shapes import text_encoder
-
-    text_encoder.make(checkpoint)
-
-
 def _builder(
     kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: Path
 ) -> tfds.core.DatasetBuilder:

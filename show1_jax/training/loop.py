@@ -115,6 +115,7 @@ class Run:
         inputs["dataset"] = dataset.name
         if own.encoder:
             with hosts.first_alone(f"{name} text encoder"):
+                self.networks.make_encoders(dataset.captions())
                 encoder = (own.encoder, self.networks.encoder())
             texts = dataset.captions()
             captions = text.read_captions(settings, config.text, *encoder, texts)

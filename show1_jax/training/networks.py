@@ -5,7 +5,7 @@ config's checkpoint.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from show1_jax.models.vae import VAE
 from show1_jax.parallel import hosts
 from show1_jax.paths import as_path
 from show1_jax.stages import Part, Stage
-from show1_jax.training.data import make_text_encoders, params_fingerprint
+from show1_jax.training import random_encoders
+from show1_jax.training.data import params_fingerprint
 
 CHECKPOINT = "checkpoint"
 
@@ -99,26 +100,38 @@ class Networks:
         module = folder.module(name, dtype)
         return module, folder.params(name, module, jnp.float32)
 
-    def encoder(self) -> StageFolder:
-        """The folder of a stage that has the text encoder of the part.
+    def make_encoders(self, captions: Iterable[str]) -> None:
+        """Makes random text encoders in WORKDIR/checkpoint, if `config.text.random` asks for them.
 
-        If all parts are trained, and `config.text.random` asks for it, text encoders are made in
-        WORKDIR/checkpoint first.
+        One part's training alone takes those that there are.
+
+        Args:
+          captions: whose words they know.
 
         Raises:
-          InputError: if none has.
+          InputError: like `random_encoders.make`.
         """
-        if self._config.text.random and not self._config.stage:
-            make_text_encoders(self._workdir / CHECKPOINT)
+        kept = self._config.stage and self._find_encoder() is not None
+        if self._config.text.random and not kept:
+            random_encoders.make(self._workdir / CHECKPOINT, captions)
+
+    def encoder(self) -> StageFolder:
+        """The folder of a stage that has the text encoder of the part; raises InputError."""
+        if (found := self._find_encoder()) is None:
+            kind = str(self._part.encoder).upper()
+            raise InputError(
+                f"no {kind} text_encoder/ to read captions with: give --config.checkpoint"
+            )
+        return found
+
+    def _find_encoder(self) -> StageFolder | None:
         encoder = self._part.encoder
         assert encoder is not None
         for found in self._checkpoints():
             own = [name for name in found if stages.by_name(name).encoder == encoder]
             if any(found[name].has("text_encoder") for name in own):
                 return encoder_folder(found, encoder)
-        raise InputError(
-            f"no {encoder.upper()} text_encoder/ to read captions with: give --config.checkpoint"
-        )
+        return None
 
     def export(self, module: UNet | VAE, params: Any, scaled: Callable[[Any, Any], VAE]) -> None:
         """Puts what was trained into the checkpoint that `sample.py` reads, with all it needs.

@@ -32,8 +32,8 @@ from show1_jax.configs import show1, tiny
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText
 from show1_jax.parallel.mesh import AXES, make_mesh
-from show1_jax.shapes.text_encoder import CLIP, T5
 from show1_jax.stages import parts
+from show1_jax.training.random_encoders import CLIP, T5
 from tests.parallel.test_sharding import ROOT
 from tests.stages import made
 from tests.training.small import small_config

@@ -3,14 +3,14 @@
 import pytest
 
 from show1_jax.shapes import moving_shapes
-from show1_jax.shapes import text_encoder as tiny
+from show1_jax.training import random_encoders
 
 
 @pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory):
     """A checkpoint that has text encoders and their tokenizers alone."""
     folder = tmp_path_factory.mktemp("encoder") / "checkpoint"
-    tiny.make(folder)
+    random_encoders.make(folder, moving_shapes.captions())
     return folder
 
 

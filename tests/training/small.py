@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from show1_jax import stages
 from show1_jax.configs import tiny
-from show1_jax.shapes.text_encoder import T5
+from show1_jax.training.random_encoders import T5
 from show1_jax.training.tasks import Task, make_task
 from tests.stages.test_stages import random_params
 

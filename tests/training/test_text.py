@@ -13,10 +13,10 @@ from show1_jax import stages
 from show1_jax.checkpoints.released import StageFolder
 from show1_jax.data.text_cache import EMPTY
 from show1_jax.errors import InputError
-from show1_jax.shapes.text_encoder import CLIP, T5
 from show1_jax.stages.training import Noised
 from show1_jax.training import loop, text
 from show1_jax.training.metrics import Metrics
+from show1_jax.training.random_encoders import CLIP, T5
 from show1_jax.training.settings import check
 from show1_jax.training.tasks import make_task
 from tests.training.small import assert_same, made_up_batch, small_config, small_task

@@ -1,4 +1,4 @@
-"""The encoder that the tiny cascade is trained with tells every word of its captions apart."""
+"""Random encoders tell every word of their captions apart."""
 
 import shutil
 
@@ -9,17 +9,17 @@ from show1_jax.configs.tiny import CHECKPOINT
 
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.errors import InputError
-from show1_jax.shapes import text_encoder as tiny
 from show1_jax.shapes.moving_shapes import captions
 from show1_jax.shapes.scenes import caption, combinations
 from show1_jax.text import tokenizers
 from show1_jax.text.encoding import load_encoder
+from show1_jax.training import random_encoders
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tiny.make(checkpoint)
+    random_encoders.make(checkpoint, captions())
     return find_stages(checkpoint)
 
 
@@ -68,8 +68,23 @@ def test_it_is_said_once_which_words_are_not_known(encoder, monkeypatch):
 
 
 def test_it_is_the_same_whenever_it_is_made():
-    assert tiny.t5_files() == tiny.t5_files()
-    assert tiny.clip_files() == tiny.clip_files()
+    words = random_encoders.words(captions())
+    assert words == random_encoders.words(reversed(list(captions())))
+    assert random_encoders.t5_files(words) == random_encoders.t5_files(words)
+    assert random_encoders.clip_files(words) == random_encoders.clip_files(words)
+
+
+def test_any_captions_have_words(tmp_path):
+    texts = ["An Astronaut's mother-in-law, walking", "2 cafés (at night)"]
+    found = random_encoders.words(texts)
+    assert found == ["2", "an", "astronaut's", "at", "cafés", "mother-in-law", "night", "walking"]
+    random_encoders.make(tmp_path, texts)
+    encoders = find_stages(tmp_path)
+    for kind, others in (("keyframes", "the the"), ("translation", "xx")):
+        encoder = load_encoder(encoders[kind], "float32")
+        texts = ["walking at night", "night at walking", others]
+        one, other, strange = np.asarray(encoder(texts))
+        assert min(np.abs(one - other).max(), np.abs(one - strange).max()) > 0.1
 
 
 def test_what_is_lacking_is_made_and_what_is_there_stays(encoders, tmp_path):
@@ -80,7 +95,7 @@ def test_what_is_lacking_is_made_and_what_is_there_stays(encoders, tmp_path):
         shutil.rmtree(copy / lacking)
         kept = copy / ("show-1-sr2" if "base" in lacking else "show-1-base") / "text_encoder"
         before = kept.stat().st_ino
-        tiny.make(copy)
+        random_encoders.make(copy, captions())
         assert kept.stat().st_ino == before
         for kind in ("keyframes", "translation"):
             made, same = (find_stages(each)[kind] for each in (copy, checkpoint))
@@ -91,7 +106,7 @@ def test_what_is_lacking_is_made_and_what_is_there_stays(encoders, tmp_path):
 def test_an_encoder_of_other_words_is_not_replaced(tmp_path):
     shutil.copytree(CHECKPOINT / "show-1-base", tmp_path / "show-1-base")
     with pytest.raises(InputError, match=r"does not know 'an'.* give another --workdir"):
-        tiny.make(tmp_path)
+        random_encoders.make(tmp_path, captions())
     assert not (tmp_path / "show-1-sr2").exists()
 
 

@@ -1,24 +1,21 @@
-"""Makes the tiny cascade's text encoders: tokenizers for captions of moving shapes, and networks.
+"""Makes text encoders that are random and never trained, for small networks trained from nothing.
 
-    python -m show1_jax.shapes.text_encoder CHECKPOINT
-
-writes text_encoder and tokenizer of CHECKPOINT/show-1-base (T5) and CHECKPOINT/show-1-sr2 (CLIP).
-Training the tiny cascade from nothing does the same first.
-
-The encoders are random and never trained. Their vocabulary is a few dozen words, which random
-embeddings distinguish as well as learned ones; the denoisers learn what they mean. Because they
-are frozen, embeddings can be computed once, like those of T5-XXL.
+Their vocabulary is the words of the captions, which random embeddings distinguish as well as
+learned ones; the denoisers learn what they mean. Because they are frozen, embeddings can be
+computed once, like those of T5-XXL.
 
 All words that T5's tokenizer does not know have the embedding of an article, so that they do not
 change the meaning of the words around them. (Of "bluebird", it knows "blue", and the rest counts
 as an article.) CLIP's tokenizer splits them into letters.
 """
 
+import collections
 import dataclasses
 import io
 import itertools
 import json
-import sys
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,38 +28,38 @@ from show1_jax.checkpoints.networks import fresh_params
 from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import T5Config, T5Encoder
-from show1_jax.shapes.moving_shapes import captions
-from show1_jax.shapes.scenes import TEMPLATES, caption, combinations
 from show1_jax.stages import STAGES, Stage
 
 T5 = T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 CLIP = CLIPTextConfig(width=32, ff_width=64, num_layers=2, num_heads=4)
 MIXING = 0.5  # of the usual scale of what attention adds
 END_OF_WORD = "</w>"
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+ARTICLE = "the"
+MAX_WORDS = 8_192
 
 
-def sentences() -> list[str]:
-    """Returns captions that have every word, and all looks in straight motion."""
-    straight = (caption(c, i) for c in combinations() for i in range(len(TEMPLATES)))
-    # The first captions have all templates, motions and speeds.
-    return [*straight, *itertools.islice(captions(), 2_000)]
+def words(captions: Iterable[str]) -> list[str]:
+    """Returns the most frequent words of captions, sorted."""
+    counts: collections.Counter[str] = collections.Counter()
+    for caption in captions:
+        counts.update(WORD.findall(caption.lower()))
+    # Of equally frequent words those that come first by letter, whatever the order of captions.
+    return sorted(sorted(counts, key=lambda word: (-counts[word], word))[:MAX_WORDS])
 
 
-def words() -> list[str]:
-    """Returns all words of captions, sorted."""
-    return sorted({word.strip(",") for text in sentences() for word in text.split()})
-
-
-def t5_files() -> dict[str, bytes]:
-    """Trains a SentencePiece model on captions; returns the files of the tokenizer by name."""
+def t5_files(words: Sequence[str]) -> dict[str, bytes]:
+    """Makes a SentencePiece model with a piece for each word; returns the tokenizer's files."""
     model = io.BytesIO()
+    pieces = [f"\u2581{word}" for word in sorted({ARTICLE, *words})]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences()),
+        # Learns a piece for the comma, and one for a space.
+        sentence_iterator=iter([f"{ARTICLE}, {ARTICLE}"]),
         model_writer=model,
         model_type="unigram",
-        vocab_size=256,
+        vocab_size=len(pieces) + 256,
         hard_vocab_limit=False,
-        user_defined_symbols=[f"\u2581{word}" for word in words()],  # one token each
+        user_defined_symbols=pieces,
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -82,17 +79,18 @@ def t5_files() -> dict[str, bytes]:
     return {"spiece.model": model.getvalue(), "tokenizer_config.json": _json(settings)}
 
 
-def clip_files() -> dict[str, bytes]:
+def clip_files(words: Sequence[str]) -> dict[str, bytes]:
     """Makes byte pairs of which each word becomes one token; returns the tokenizer's files."""
-    merges: list[tuple[str, str]] = []
-    for word in words():
-        parts = _merged([*word[:-1], word[-1] + END_OF_WORD], merges)
+    ranks: dict[tuple[str, str], int] = {}
+    # Its rule for words splits off all that is no letter; others than these are several bytes.
+    for word in sorted(set(re.findall("[a-z]+", " ".join(words)))):
+        parts = _merged([*word[:-1], word[-1] + END_OF_WORD], ranks)
         for place in range(1, len(parts)):
-            merges.append(("".join(parts[:place]), parts[place]))
+            ranks["".join(parts[:place]), parts[place]] = len(ranks)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [*map(chr, printable), *(chr(256 + place) for place in range(len(others)))]
-    tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges)]
+    tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, ranks)]
     start, end = "<|startoftext|>", "<|endoftext|>"
     vocabulary = {token: place for place, token in enumerate([*tokens, start, end])}
     settings = {
@@ -103,7 +101,7 @@ def clip_files() -> dict[str, bytes]:
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": end,
     }
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in ranks)]
     return {
         "merges.txt": "\n".join(lines).encode() + b"\n",
         "tokenizer_config.json": _json(settings),
@@ -111,30 +109,32 @@ def clip_files() -> dict[str, bytes]:
     }
 
 
-def _merged(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """Merges neighbours as the tokenizer does: the first pair of the list comes first."""
-    while found := [pair for pair in merges if pair in itertools.pairwise(parts)]:
-        place = list(itertools.pairwise(parts)).index(found[0])
-        parts = [*parts[:place], "".join(found[0]), *parts[place + 2 :]]
+def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Merges neighbours as the tokenizer does: the pair of the lowest rank comes first."""
+    while found := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+        first = min(found, key=ranks.__getitem__)
+        place = list(itertools.pairwise(parts)).index(first)
+        parts = [*parts[:place], "".join(first), *parts[place + 2 :]]
     return parts
 
 
-def make(checkpoint: Path) -> None:
+def make(checkpoint: Path, captions: Iterable[str]) -> None:
     """Writes the encoders and tokenizers that a checkpoint lacks.
 
     Raises:
       InputError: if they cannot be written, or the checkpoint has a T5 that does not know all
         words of the captions.
     """
+    found = words(captions)
     if not _has(checkpoint, "t5", "spiece.model"):
-        _make_t5(checkpoint)
-    elif unknown := _unknown(checkpoint):
+        _make_t5(checkpoint, found)
+    elif unknown := _unknown(checkpoint, found):
         raise InputError(
             f"{checkpoint} has a T5 encoder that does not know {unknown[0]!r} and other words of "
             "the captions; give another --workdir"
         )
     if not _has(checkpoint, "clip", "vocab.json"):
-        _make_clip(checkpoint)
+        _make_clip(checkpoint, found)
 
 
 def _has(checkpoint: Path, encoder: str, vocabulary: str) -> bool:
@@ -144,15 +144,15 @@ def _has(checkpoint: Path, encoder: str, vocabulary: str) -> bool:
     return all(part.exists() for part in parts)
 
 
-def _unknown(checkpoint: Path) -> list[str]:
+def _unknown(checkpoint: Path, words: Sequence[str]) -> list[str]:
     """The words of captions that a checkpoint's T5 does not know."""
     path = checkpoint / _stage("t5").folder / "tokenizer" / "spiece.model"
     pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    return [word for word in words() if pieces.piece_to_id(f"\u2581{word}") == pieces.unk_id()]
+    return [word for word in words if pieces.piece_to_id(f"\u2581{word}") == pieces.unk_id()]
 
 
-def _make_t5(checkpoint: Path) -> None:
-    files = t5_files()
+def _make_t5(checkpoint: Path, words: Sequence[str]) -> None:
+    files = t5_files(words)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
     t5 = T5Encoder(dataclasses.replace(T5, vocab_size=pieces.get_piece_size()))
     params = fresh_params(t5, jax.random.key(0))
@@ -161,13 +161,13 @@ def _make_t5(checkpoint: Path) -> None:
         output = params[f"block_{number}"]["attention"]["to_out"]
         output["kernel"] = output["kernel"] * MIXING
     rows = params["token_embedding"]["embedding"]
-    article = rows[pieces.piece_to_id("\u2581the")]
+    article = rows[pieces.piece_to_id(f"\u2581{ARTICLE}")]
     params["token_embedding"]["embedding"] = rows.at[pieces.unk_id()].set(article)
     export_text_encoder(checkpoint, _stage("t5").name, t5, params, files)
 
 
-def _make_clip(checkpoint: Path) -> None:
-    files = clip_files()
+def _make_clip(checkpoint: Path, words: Sequence[str]) -> None:
+    files = clip_files(words)
     size = len(json.loads(files["vocab.json"]))
     clip = CLIPText(dataclasses.replace(CLIP, vocab_size=size))
     params = fresh_params(clip, jax.random.key(1))
@@ -181,12 +181,3 @@ def _stage(encoder: str) -> type[Stage]:
 
 def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=2).encode() + b"\n"
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    try:
-        make(Path(sys.argv[1]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
