@@ -18,6 +18,7 @@ from show1_jax.engine import Engine
 from show1_jax.errors import InputError, UsageError
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
+from show1_jax.pack import pack
 from show1_jax.parallel import hosts
 from show1_jax.paths import AnyPath, Checkpoint, as_path, as_paths
 from show1_jax.progress import Progress
@@ -103,11 +104,12 @@ def generate(
     _report(outputs, list(engine.stages), places)
 
 
-def merge_shards(out: AnyPath) -> str:
+def merge_shards(out: AnyPath, webdataset: bool = False) -> str:
     """Makes one manifest of a folder's, and tells whether all items are complete.
 
     Args:
       out: the folder that several programs wrote to.
+      webdataset: whether to pack the last stage's results into OUT/shards, if none is missing.
 
     Returns:
       A sentence on what is there.
@@ -121,7 +123,8 @@ def merge_shards(out: AnyPath) -> str:
     if not stages:
         raise InputError(f"{outputs.folder} has {count} item(s), but no result yet")
     if not missing:
-        return f"{count} item(s) in {outputs.folder} are complete: {', '.join(stages)}"
+        text = f"{count} item(s) in {outputs.folder} are complete: {', '.join(stages)}"
+        return text + (f"; packed in {pack(outputs, stages[-1])}" if webdataset else "")
     lacking = sorted({item for item, _ in missing})
     named = ", ".join(map(str, lacking[:20])) + (", ..." if lacking[20:] else "")
     reasons = (f"; {stage} of {item}: {text}" for (item, stage), text in missing.items() if text)

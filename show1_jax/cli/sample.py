@@ -76,6 +76,10 @@ def parser() -> Parser:
         "--merge", action="store_true",
         help="make nothing: tell which items of --out are missing, and join its manifests",
     )  # fmt: skip
+    many.add_argument(
+        "--format", choices=("folders", "webdataset"), default="folders",
+        help="with --merge, webdataset also packs the last stage's videos into OUT/shards/*.tar",
+    )  # fmt: skip
     clips = made.add_argument_group("from a clip")
     clips.add_argument(
         "--invert", action=PathFlag, metavar="CLIP",
@@ -103,6 +107,8 @@ def _call(args: argparse.Namespace) -> None:
     if args.merge:
         _merge(args)
         return
+    if args.format != "folders":
+        raise UsageError("--format webdataset is for --merge")
     config, checkpoint = args.config, flags.checkpoint(args)
     flags.check_stages(args, ("t5", "clip") if args.aot else ())
     if args.aot:
@@ -145,10 +151,10 @@ def _call(args: argparse.Namespace) -> None:
 
 def _merge(args: argparse.Namespace) -> None:
     if args.out is None or args.prompt or args.prompts or args.shard:
-        raise UsageError("--merge takes --out alone")
+        raise UsageError("--merge takes --out and --format alone")
     from show1_jax.generate import merge_shards
 
-    print(merge_shards(args.out))
+    print(merge_shards(args.out, args.format == "webdataset"))
 
 
 def _invert(args: argparse.Namespace, checkpoint: list[str], seeds: list[int] | None) -> None:
