@@ -5,18 +5,21 @@ import os
 import jax
 from absl import logging
 
-from show1_jax.paths import as_path
+from show1_jax.paths import as_path, in_bucket
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, unless JAX was told where already.
+    """Keeps compiled programs on disk, or where JAX was told already, which may be a bucket.
 
     Raises:
       InputError: if JAX was told of a place that cannot be reached.
     """
     told = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if told:
-        as_path(told)  # reaches buckets
+    bucket = told and in_bucket(as_path(told))  # which also lets JAX's paths reach buckets
+    if bucket and "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
+        # XLA for GPUs would keep what it found by trying out kernels at the same place. It knows
+        # no buckets, and ends the program with UNIMPLEMENTED.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
         # Without a home folder, as of a user ID that the system does not list, "~" stays.
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

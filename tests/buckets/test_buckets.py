@@ -6,18 +6,26 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import compiler  # what it gives XLA can be asked for nowhere else
+from jax.experimental.compilation_cache import compilation_cache
 
 from show1_jax import files, lock
+from show1_jax.adapters.files import Adapter, load_adapter, save_adapter
 from show1_jax.checkpoints.store import StoredParams, save_params
+from show1_jax.compilation import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
 from show1_jax.paths import as_path
+from show1_jax.stages.inversion import Noise, load_noise, save_noise
 from tests.buckets.emulators import BUCKET, Faults, emulated, reached
 from tests.data.test_shards import content, opened, write_shards
 from tests.data.test_shards import records as shard_records
+
+XLA_CACHES = "jax_persistent_cache_enable_xla_caches"
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
@@ -196,3 +204,48 @@ def test_shards_are_read_and_indexed_where_they_are(folder, faults, tmp_path, mo
         records = shard_records(dataset)
         assert {caption: content(record) for caption, record in records.items()} == expected
     assert [path.name for path in files.files_in(folder / "data")] == ["index"]
+
+
+def test_an_adapter_and_the_noise_of_a_clip_are_what_was_written(folder):
+    params = {"conv_in": {"kernel": np.zeros((3, 3, 3, 8), np.float32)}}
+    change = np.full((3, 3, 3, 8), 0.25, np.float32)
+    save_adapter(folder / "clip.safetensors", Adapter({"conv_in/kernel": (change,)}))
+    found = load_adapter(folder / "clip.safetensors", params)
+    np.testing.assert_array_equal(found.changes["conv_in/kernel"][0], change)
+    with pytest.raises(InputError, match="there is no adapter"):
+        load_adapter(folder / "another.safetensors", params)
+    noise = Noise("keyframes", np.ones((1, 2, 3, 4, 3), np.float32), 50, 1.0, None, None)
+    save_noise(folder / "keyframes.noise.npz", noise)
+    again = load_noise(folder / "keyframes.noise.npz")
+    np.testing.assert_array_equal(again.noise, noise.noise)
+    assert again._replace(noise=0) == noise._replace(noise=0)
+    with pytest.raises(InputError, match="there is no such object or bucket"):
+        load_noise(folder / "another.npz")
+
+
+def test_compiled_programs_are_kept_in_a_bucket(folder, monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in (*names, XLA_CACHES)}
+    monkeypatch.delenv(XLA_CACHES.upper(), raising=False)
+    hits = []
+
+    def listen(event, **_):
+        hits.append(event == "/jax/compilation_cache/cache_hits")
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        use_compilation_cache()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        options = compiler.get_compile_options(1, 1).executable_build_options.debug_options
+        assert options.xla_gpu_per_fusion_autotune_cache_dir == ""  # XLA cannot write to buckets
+        for found in (False, True):
+            compilation_cache.reset_cache()
+            assert jax.jit(lambda x: jnp.sin(x) * 41)(0.0) == 0
+            assert any(hits) is found
+        assert files.files_in(folder / "compiled")
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
