@@ -61,14 +61,22 @@ def commands(text: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
         parts: list[list[str]] = [[]]
         for word in words:
             parts.append([]) if word in ("&&", ";", "|", "||") else parts[-1].append(word)
-        for first, *rest in filter(None, parts):
+        for first, *rest in filter(None, map(_without_environment, parts)):
             name = Path(first).name
-            if name.startswith("show1-"):
+            script = re.search(r"\b(train|sample)\.sh$", rest[0]) if rest else None
+            if name == "bash" and script:  # of examples/pods
+                yield (f"{script[1]}.py",), rest[1:]
+            elif name.startswith("show1-"):
                 yield CONSOLE.get(name, (name,)), rest
             elif name in ("python", "python3") and rest[:1] == ["-m"] and rest[1] not in OTHERS:
                 yield ("-m", rest[1]), rest[2:]
             elif name in ("python", "python3") and rest and rest[0].endswith(".py"):
                 yield (rest[0],), rest[1:]
+
+
+def _without_environment(words: list[str]) -> list[str]:
+    """A command without `exec` and `NAME=VALUE` before it."""
+    return list(itertools.dropwhile(lambda word: re.fullmatch(r"exec|\w+=.*", word), words))
 
 
 def source(program: tuple[str, ...]) -> Path:
@@ -234,6 +242,10 @@ WRONG = {
     "pip install x && show1-sample --out": "",
     "show1-sample --outs": "sample.py has no flag --outs",
     "show1-sing --out": "there is no program show1-sing",
+    "BUCKET=s3://b bash examples/pods/train.sh --coordinated=auto": (
+        "train.py has no flag --coordinated"
+    ),
+    "BUCKET=s3://b exec show1-sample --shards 3": "sample.py has no flag --shards",
     "python -m show1_jax.sing": "there is no program -m show1_jax.sing",
     "python sample.py --config.text.cats=3": "sample.py: the config has no key text.cats",
     "python train.py --config configs/show1.py:vae --config.video=x": (
@@ -247,5 +259,5 @@ WRONG = {
 def test_wrong_commands_are_found(command):
     expected = [WRONG[command]] if WRONG[command] else []
     assert faults(f"```sh\n{command}\n```\n") == expected
-    if "\n" not in command and not command.startswith((".venv", "pip")):
+    if "\n" not in command and not command.startswith((".venv", "pip", "BUCKET")):
         assert faults(f"So `{command}` does it.") == expected
