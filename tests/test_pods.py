@@ -38,7 +38,10 @@ ssh)
     ;;
 esac
 """
-PIP = "#!/usr/bin/env bash\nmkdir -p dist && touch dist/show1_jax-1-py3-none-any.whl\n"
+PIP = """#!/usr/bin/env bash
+while [ "$1" != --wheel-dir ]; do shift; done
+touch "$2/show1_jax-1-py3-none-any.whl"
+"""
 
 
 @pytest.fixture

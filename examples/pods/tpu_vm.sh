@@ -31,20 +31,21 @@ on_all() {
         --ssh-flag="-oServerAliveInterval=30" --command="$1"
 }
 
-# The images of TPU VMs have Python 3.10; uv brings a newer one.
+# Images of TPU VMs may have an older Python than this package needs; uv brings one.
 run() {
-    gcloud compute tpus tpu-vm scp dist/show1_jax-*.whl examples/pods/train.sh \
+    gcloud compute tpus tpu-vm scp "$built"/show1_jax-*.whl examples/pods/train.sh \
         examples/pods/sample.sh "$NAME": --zone="$ZONE" --worker=all &&
         on_all "python3 -m pip install --user uv && ~/.local/bin/uv venv --clear --python 3.12 .venv &&
             ~/.local/bin/uv pip install --python .venv/bin/python \"\$(ls show1_jax-*.whl)[tpu,cloud]\"" &&
         on_all ". .venv/bin/activate && BUCKET='$BUCKET' exec bash $1.sh --coordinator=auto"
 }
 
-rm -rf dist
-pip wheel --quiet --no-deps --wheel-dir dist .
+built="$(mktemp -d)"
+trap 'rm -r "$built"' EXIT
+pip wheel --quiet --no-deps --wheel-dir "$built" .
 while true; do
     case "$(state)" in
-    ABSENT) request ;;
+    ABSENT) request || echo "asking again in $PAUSE s" >&2 ;;
     ACTIVE)
         if run "$1"; then
             release
@@ -54,7 +55,7 @@ while true; do
         # If the slice is still there, the program has failed: somebody has to look.
         [ "$(state)" != ACTIVE ] || exit 1
         ;;
-    SUSPENDED | FAILED) release ;;
+    SUSPENDED | FAILED) release || echo "trying again in $PAUSE s" >&2 ;;
     esac
     sleep "$PAUSE"
 done
