@@ -237,8 +237,10 @@ def test_compiled_programs_are_kept_in_a_bucket(folder, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         use_compilation_cache()
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        options = compiler.get_compile_options(1, 1).executable_build_options.debug_options
-        assert options.xla_gpu_per_fusion_autotune_cache_dir == ""  # XLA cannot write to buckets
+        options = compiler.get_compile_options(1, 1)
+        build = options.executable_build_options  # kept: what they give is of no use after them
+        # XLA cannot write to buckets.
+        assert build.debug_options.xla_gpu_per_fusion_autotune_cache_dir == ""
         for found in (False, True):
             compilation_cache.reset_cache()
             assert jax.jit(lambda x: jnp.sin(x) * 41)(0.0) == 0
