@@ -6,10 +6,11 @@ WORKDIR/PART/lock             held by the process that trains here
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -129,16 +130,19 @@ class RunFolder:
         folder = self.folder / "checkpoints" / str(step)
         advice = "remove it to go on from the one before"
         if (folder / "digests").is_dir():  # checkpoints of earlier versions have none
-            items["digests"] = ocp.args.JsonRestore()
+            items["digests"] = _LaterRestore()
         with restoring(folder, advice):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            found = _digests(restored.state, restored.data)
+            found = _checksums(_digests(restored.state), restored.data)
             if restored.get("digests", found) != found:
                 raise ValueError("what it holds is not what was saved")
         return restored.state, restored.data
 
     def save(self, state: TrainState, data: list[Any]) -> None:
         """Begins to save a checkpoint; it is written while training goes on.
+
+        Returns when the state is in host memory. If the one before is still being written, waits
+        for that first.
 
         Args:
           state: after some step; may be changed as soon as this returns.
@@ -147,10 +151,11 @@ class RunFolder:
         Raises:
           InputError: if this one or the one before cannot be written.
         """
+        digests = _digests(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(data),
-            digests=ocp.args.JsonSave(_digests(state, data)),
+            digests=_LaterSave(lambda: _checksums(digests, data)),
         )
         with _writing(self.folder, self._manager):
             self._manager.save(int(state.step), args=items)
@@ -166,10 +171,32 @@ class RunFolder:
             self._manager.close()
 
 
+class _LaterHandler(ocp.JsonCheckpointHandler):
+    """Saves what a function returns, which it calls in the thread that writes."""
+
+    async def _save_fn(self, x: Callable[[], Any], directory: Path) -> None:
+        await super()._save_fn(x(), directory)
+
+
+@ocp.args.register_with_handler(_LaterHandler, for_save=True)
+@dataclasses.dataclass
+class _LaterSave(ocp.args.CheckpointArgs):
+    item: Callable[[], Any]
+
+
+@ocp.args.register_with_handler(_LaterHandler, for_restore=True)
+@dataclasses.dataclass
+class _LaterRestore(ocp.args.CheckpointArgs):
+    pass
+
+
 def _handlers(database: bool) -> dict[str, Any]:
     """What saves each item; `database` is whether all arrays are in one (OCDBT)."""
-    numbers = {name: ocp.JsonCheckpointHandler() for name in ("data", "digests")}
-    return {"state": ocp.StandardCheckpointHandler(use_ocdbt=database), **numbers}
+    return {
+        "state": ocp.StandardCheckpointHandler(use_ocdbt=database),
+        "data": ocp.JsonCheckpointHandler(),
+        "digests": _LaterHandler(),
+    }
 
 
 @contextlib.contextmanager
@@ -185,12 +212,23 @@ def _writing(folder: Path, manager: ocp.CheckpointManager | None = None) -> Iter
         raise InputError(f"{folder} cannot be written: {reason(error)}{kept}") from error
 
 
-def _digests(state: TrainState, data: list[Any]) -> dict[str, int]:
-    """Checksums of the state and of the data positions: Orbax may miss a flipped byte."""
-    total = 0
+def _digests(state: TrainState) -> list[jax.Array]:
+    """Checksums of a state's arrays, which devices may still be computing."""
+    digests = []
     for leaf in jax.tree.leaves(state):
-        # One at a time: many small programs of several devices and processes may block each other.
-        total = (total * 31 + int(_digest(leaf))) % 2**32
+        digests.append(_digest(leaf))
+        # One at a time: on CPUs, many small programs of several devices and processes may block
+        # each other.
+        if len(leaf.sharding.device_set) > 1 and jax.default_backend() == "cpu":
+            digests[-1].block_until_ready()
+    return digests
+
+
+def _checksums(digests: list[jax.Array], data: list[Any]) -> dict[str, int]:
+    """What tells a checkpoint from a damaged one: Orbax may miss a flipped byte."""
+    total = 0
+    for digest in jax.device_get(digests):
+        total = (total * 31 + int(digest)) % 2**32
     return {"state": total, "data": zlib.crc32(json.dumps(data, sort_keys=True).encode())}
 
 

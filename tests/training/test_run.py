@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from show1_jax.checkpoints.store import load_params
 from show1_jax.errors import InputError, Preempted
 from show1_jax.models.unet import UNet, UNetConfig
 from show1_jax.stages import Autoencoder
-from show1_jax.training import loop
+from show1_jax.training import loop, run
 from show1_jax.training.metrics import Metrics
 from show1_jax.training.run import RunFolder
 from show1_jax.training.step import init_state
@@ -31,7 +32,8 @@ from tests.training.small import assert_same, small_config
 
 STEPS = 7
 OFTEN = {"steps": STEPS, "save_every": 2, "validate_every": 3, "sample_every": 100, "keep": 9}
-TIMES = ("steps_per_second", "examples_per_second", "data_wait", "peak_bytes")
+TIMES = ("steps_per_second", "examples_per_second", "data_wait", "peak_bytes", "unix_time",
+         "wall_seconds", "goodput")  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("_overtaken_by_failure")
@@ -101,7 +103,10 @@ def lines(workdir):
     """What metrics.jsonl says, but for times."""
     text = (workdir / "vae" / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+    return [
+        {k: v for k, v in line.items() if k not in TIMES and not k.startswith("time/")}
+        for line in found
+    ]
 
 
 def one_line(error):
@@ -251,6 +256,27 @@ def test_a_finished_run_does_nothing_but_export_again(train, begun, straight, ca
     assert checkpoints(begun) == [2, 4, 6, 7]
     params = "checkpoint/show-1-sr2/vae/params"
     assert_same(load_params(begun / params), load_params(straight / params))
+
+
+def test_saving_returns_before_the_checkpoint_is_written(tmp_path, monkeypatch):
+    """Neither checksums nor files are waited for."""
+    may_go_on, checksums = threading.Event(), run._checksums
+
+    def later(digests, data):
+        assert may_go_on.wait(60)
+        return checksums(digests, data)
+
+    monkeypatch.setattr(run, "_checksums", later)
+    folder = RunFolder(tmp_path, small_config("vae"), own_part(small_config("vae")), {})
+    state = init_state(optax.sgd(1.0), {"x": jnp.arange(3.0)}, {})
+    with contextlib.closing(folder):
+        folder.save(state, [])
+        assert not (tmp_path / "checkpoints" / "0").is_dir()
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # as a step does that is given it
+        may_go_on.set()
+        folder.wait()
+        restored = folder.restore(jax.eval_shape(lambda: state))
+    assert restored[0].trained["x"].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_only_the_loop_asks_whether_to_end(tmp_path, monkeypatch):
