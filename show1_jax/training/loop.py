@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from show1_jax.errors import LESS_MEMORY, InputError, Preempted, out_of_memory_a
 from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import hosts
+from show1_jax.parallel.heartbeats import Heartbeat
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import (
     fsdp_hint,
@@ -35,8 +35,9 @@ from show1_jax.parallel.sharding import (
 from show1_jax.paths import as_path
 from show1_jax.stages import Part, Stage
 from show1_jax.training import data, sheet, text
+from show1_jax.training.goodput import Stopwatch
 from show1_jax.training.initialise import new_paths, start_from
-from show1_jax.training.metrics import Metrics, Stopwatch, peak_memory, progress_line
+from show1_jax.training.metrics import Metrics, peak_memory, progress_line
 from show1_jax.training.networks import Networks, check_kinship
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
 from show1_jax.training.run import RunFolder
@@ -89,6 +90,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, part: type[Part], workdir: Path):
         """Checks the settings and opens the dataset; nothing is trained yet."""
+        self.watch = Stopwatch()
         self.name = name = part.name
         self.settings = settings = config.train[name]
         own = part.from_config(config)
@@ -160,8 +162,10 @@ class Run:
                 hosts.say(f"{self.name} goes on from step {int(state.step):,}")
             if int(state.step) < self.settings.steps:
                 metrics = Metrics(self.folder.folder, int(state.step), hosts.first())
-                with hosts.Preemption() as preemption:
-                    state = self._loop(state, metrics, preemption)
+                self.watch.go_on(metrics.earlier, int(state.step))
+                heartbeat = Heartbeat(lambda: self.watch.kind, lambda: self.watch.waited)
+                with hosts.Preemption() as preemption, heartbeat.beating(self.name):
+                    state = self._loop(state, metrics, preemption, heartbeat)
                     self.told_to_end = preemption.due()  # too late to stop before the end
             params = merge(averaged(state.optimizer), state.frozen)
             if jax.process_count() > 1:
@@ -170,31 +174,39 @@ class Run:
                 if hosts.first():
                     self.networks.export(self.task.module, params, self._scaled)
             hosts.wait(f"{self.name} is exported")
+            hosts.say(f"{self.name}: {self.watch.sentence()}")
 
     def _loop(
-        self, state: TrainState, metrics: Metrics, preemption: hosts.Preemption
+        self,
+        state: TrainState,
+        metrics: Metrics,
+        preemption: hosts.Preemption,
+        heartbeat: Heartbeat,
     ) -> TrainState:
-        settings, watch = self.settings, Stopwatch()
+        settings, watch = self.settings, self.watch
         recipe = Recipe(self.task.prepare, self.task.loss, self.optimizer, settings.accumulate)
         step_function = compile_step(recipe, self.key, shardings(state))
         rate = learning_rate(settings)
         losses: list[float] = []
         pending, begun = None, int(state.step)
         for step in range(begun + 1, settings.steps + 1):
-            begin = time.perf_counter()
+            first = step == begun + 1
+            if not first:
+                watch.enter("data")
+                watch.count()
             batch = put_rows(_used(next(self.batches)), settings.batch_size)
-            watch.waited(time.perf_counter() - begin)
+            watch.enter("compiling" if first else "training")
+            heartbeat.step(step)
             state, pending_next = step_function(state, self.constants, batch)
-            if step == begun + 1:
-                watch = Stopwatch()  # that was compiling
             # Looked at one step late, so that the device always has the next step to do.
             if pending is not None:
                 losses.append(self._finite(step - 1, pending))
             pending = pending_next
 
-            if step == begun + 1:
+            if first:
                 # Compiling took a while: whoever waits sees that it works.
                 loss = self._finite(step, pending)
+                watch.enter("training")
                 hosts.say(f"{self.name} has made its first step: loss {loss:.4f}")
             last = step == settings.steps
             stopped = preemption.due() and not last
@@ -213,21 +225,23 @@ class Run:
                 losses = []
                 metrics.write(step, numbers)
                 hosts.say(progress_line(self.name, step, settings.steps, numbers))
-            begin = time.perf_counter()
             if saved:
+                watch.enter("saving")
                 rows = len(own_rows(settings.batch_size))
                 own = {"rows": rows, "iterator": self.batches.get_state()}
                 self.folder.save(state, hosts.gather(own))
             if stopped:
                 self.folder.wait()
             # Only when all is safe: they compile and run programs of their own.
+            watch.enter("validation")
             if last or not step % settings.validate_every:
                 metrics.write(step, {"validation_loss": self.validate(state)})
             if stopped:
+                hosts.say(f"{self.name}: {watch.sentence()}")
                 raise Preempted(f"{self.name} is saved at step {step:,}: the same command goes on")
             if last or not step % settings.sample_every:
                 self._sample(state, step, metrics)
-            watch.left_out(time.perf_counter() - begin)
+        watch.enter("saving")
         self.folder.wait()
         return state
 

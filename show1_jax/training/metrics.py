@@ -33,10 +33,12 @@ class Metrics:
         Unless `active`, nothing is written: another process does.
         """
         self._path, self._active = folder / FILE, active
+        self.earlier: list[dict[str, Any]] = []  # what was written before, of later steps as well
         if not active:
             return
         with self._writing():
-            kept = [line for line in _read(self._path) if line["step"] <= step]
+            self.earlier = _read(self._path)
+            kept = [line for line in self.earlier if line["step"] <= step]
             self._log = Log(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._board = Board(folder / "tensorboard", step + 1)
 
@@ -45,7 +47,8 @@ class Metrics:
         if not self._active:
             return
         with self._writing():
-            self._log.add((json.dumps({"step": step, **numbers}) + "\n").encode())
+            line = {"step": step, "unix_time": round(time.time(), 3), **numbers}
+            self._log.add((json.dumps(line) + "\n").encode())
             self._board.write(step, *(summary.scalar(*number) for number in numbers.items()))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -94,38 +97,6 @@ def _record(data: bytes) -> bytes:
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return length + next(checksums) + data + next(checksums)
-
-
-class Stopwatch:
-    """Where the time between two lines of a log went."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._begin = time.perf_counter()
-        self._data = self._other = 0.0
-        self._steps = 0
-
-    def waited(self, seconds: float) -> None:
-        """Counts a step, and what it waited for its batch."""
-        self._data += seconds
-        self._steps += 1
-
-    def left_out(self, seconds: float) -> None:
-        """Time that was not training: validation, samples."""
-        self._other += seconds
-
-    def read(self, examples_per_step: int) -> dict[str, float]:
-        """Speeds since the last reading, and the share of the time spent on waiting for data."""
-        passed = max(time.perf_counter() - self._begin - self._other, 1e-9)
-        numbers = {
-            "steps_per_second": self._steps / passed,
-            "examples_per_second": self._steps * examples_per_step / passed,
-            "data_wait": self._data / passed,
-        }
-        self._restart()
-        return numbers
 
 
 def progress_line(part: str, step: int, steps: int, numbers: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -21,8 +22,31 @@ from show1_jax.training import loop
 from show1_jax.training.run import RunFolder
 
 
-def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,), text="cache"):
-    """Trains in a folder; after a step was saved, some processes get a signal."""
+def slow_batches(seconds, make):
+    """A data source that takes some seconds more for each batch."""
+
+    class Batches:
+        def __init__(self, *arguments):
+            self._batches = make(*arguments)
+
+        def __next__(self):
+            time.sleep(seconds)
+            return next(self._batches)
+
+        def __getattr__(self, name):
+            return getattr(self._batches, name)
+
+    return Batches
+
+
+def main(
+    workdir, mesh, join=(None, None, None), send="", after=0, to=(0,), text="cache", pause=None
+):
+    """Trains in a folder.
+
+    After a step was saved, some processes get a signal. `pause` has each process's seconds that its
+    data takes.
+    """
     jax.config.update("jax_default_matmul_precision", "highest")
     sharding.MIN_SPLIT_SIZE = 8  # else these networks would be too small to be split
     hosts.join(*join, 60, preemptible=True)
@@ -37,6 +61,9 @@ def main(workdir, mesh, join=(None, None, None), send="", after=0, to=(0,), text
             os.kill(os.getpid(), getattr(signal, send))
 
     RunFolder.save = save_and_send
+    if pause:
+        seconds = pause[jax.process_index()]
+        loop.data.training_batches = slow_batches(seconds, loop.data.training_batches)
     config = small_config(
         "keyframes", Path(workdir) / "data", batch_size=8, clips=16, steps=20, save_every=4,
         validate_every=10, sample_every=8, validation_batches=1, validation_batch_size=4,

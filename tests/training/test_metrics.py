@@ -1,6 +1,7 @@
 import json
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from show1_jax.errors import InputError
-from show1_jax.training import metrics
-from show1_jax.training.metrics import Metrics, Stopwatch, loss_curve, peak_memory, progress_line
+from show1_jax.training.metrics import Metrics, loss_curve, peak_memory, progress_line
 from tests.conftest import largest_file
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in found:
+        assert line.pop("unix_time") == pytest.approx(time.time(), abs=600)
+    return found
 
 
 def events(folder):
@@ -109,21 +112,6 @@ def test_progress_line(step, speed, expected):
     }
     line = progress_line("keyframes", step, 2100, numbers)
     assert line == f"keyframes {step:,}/2,100  loss 0.1235  {expected}"
-
-
-def test_the_stopwatch_tells_training_from_waiting_and_the_rest(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    watch = Stopwatch()
-    for _ in range(4):
-        watch.waited(0.5)
-    watch.left_out(2.0)
-    now = 10.0
-    expected = {"steps_per_second": 0.5, "examples_per_second": 1.5, "data_wait": 0.25}
-    assert watch.read(3) == expected
-    watch.waited(0.0)
-    now = 12.0
-    assert watch.read(3) == {"steps_per_second": 0.5, "examples_per_second": 1.5, "data_wait": 0.0}
 
 
 def test_peak_memory_is_in_bytes():
