@@ -32,7 +32,7 @@ def get_config(base: str = "") -> ConfigDict:
     objective.motion = "deviation"  # how the clip moves, not how it looks
     del config.train
     # One clip does not divide: its frames do.
-    config.mesh = {"data": 1, "fsdp": 1, "frames": -1, "tensor": 1}
+    config.mesh = {"slices": -1, "data": 1, "fsdp": 1, "frames": -1, "tensor": 1}
     settings: dict[str, Any] = {
         # temporal_attention (the paper), temporal_attention_qkv (VMC), temporal or all;
         "trainable": "temporal_attention",

@@ -156,14 +156,11 @@ def get_config(stage: str = "") -> ConfigDict:
                 "a blue tiger in the grass in the sunset, surrounded by butterflies",
             ),
             "batch_size": 1,  # prompts sampled together; rounded up to what the mesh divides
-            # Devices along each axis; -1 for all that are left. See parallel/mesh.py. A denoiser's
-            # training has 12 to 26 GiB of parameters and optimizer, which fsdp shares out.
-            "mesh": {
-                "data": 1 if stage else -1,
-                "fsdp": -1 if stage else 1,
-                "frames": 1,
-                "tensor": 1,
-            },
+            # Devices along each axis; see parallel/mesh.py. One -1 stands for all that are left, of
+            # several, training chooses by what it trains (parallel/layout.py), and sampling takes
+            # the first. `slices` are groups of devices that a slower network joins, which `data`
+            # is split over; -1 for as many as the devices tell of.
+            "mesh": {"slices": -1, "data": -1, "fsdp": -1, "frames": -1, "tensor": 1},
             "text": {
                 "t5": {
                     "vocab_size": 32128,

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 from show1_jax.errors import InputError
 
 # Sections that `build` turns into dataclasses. They may lack fields that have a default.
-DATACLASSES = re.compile(r"\.(unet|solver|schedule|noise_schedule|translation\.vae|text\.\w+)$")
+DATACLASSES = re.compile(
+    r"\.(mesh|unet|solver|schedule|noise_schedule|translation\.vae|text\.\w+)$"
+)
 OPTIONAL = ("train",)  # neither sampling nor customizing reads it
 # JAX has 32 bits for integers.
 MIN_INTEGER, MAX_INTEGER = -(2**31), 2**32 - 1

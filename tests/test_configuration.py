@@ -61,7 +61,7 @@ def test_settings_of_another_type_are_named(key, value, message):
         check_config(config, tiny.get_config())
 
 
-@pytest.mark.parametrize("key", ["keyframes", "mesh.data", "train.vae.batch_size"])
+@pytest.mark.parametrize("key", ["keyframes", "text.t5_tokens", "train.vae.batch_size"])
 def test_missing_settings_are_named(key):
     config = tiny.get_config()
     section, names = config, key.split(".")

@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from show1_jax.aot.chips import Chip, topology
 from show1_jax.aot.counting import Module, collectives, kernel_flops
 from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING
-from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.parallel.sharding import fsdp_hint
 
 
@@ -57,16 +57,14 @@ class Program:
 
 
 def predict(
-    programs: Callable[[int], Iterable[Program]],
-    sizes: Mapping[str, int],
+    programs: Callable[[Sequence[jax.Device]], Iterable[tuple[Mesh, Program]]],
     name: str,
     as_json: bool,
 ) -> list[dict[str, Any]]:
     """Compiles programs for a topology and prints what they take, as a table or as JSON.
 
     Args:
-      programs: makes them, given into how many parts the mesh splits a batch.
-      sizes: of the mesh; see `make_mesh`.
+      programs: makes them, given the devices, each with its mesh.
       name: of the topology.
       as_json: prints a list of objects instead of a table.
 
@@ -77,16 +75,15 @@ def predict(
       InputError: if the topology or a setting is wrong.
     """
     chip, devices = topology(name)
-    mesh = make_mesh(sizes, devices)
     reports: list[dict[str, Any]] = []
     try:
-        with jax.set_mesh(mesh):
-            for program in programs(batch_parts(mesh)):
+        for mesh, program in programs(devices):
+            with jax.set_mesh(mesh):
                 if hint := fsdp_hint(program.parameters):
                     print(f"{program.stage}: {hint}", file=sys.stderr, flush=True)
-                reports.append(compile_report(program, chip, name, len(devices)))
-                if not as_json:
-                    print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
+                reports.append(compile_report(program, chip, name, mesh))
+            if not as_json:
+                print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
     finally:
         # What took an hour to find is told although the next one failed, or was interrupted.
         if as_json and reports:
@@ -152,16 +149,16 @@ def line(report: Mapping[str, Any]) -> str:
     )
 
 
-def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[str, Any]:
+def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[str, Any]:
     """Compiles a program and says what it takes.
 
     FLOPs are those that are executed: of what remat computes again, too.
 
     Args:
-      program: which; called under the mesh of the topology.
+      program: which; called under the mesh.
       chip: one of its chips.
       name: of the topology.
-      chips: how many there are.
+      mesh: of its chips.
     """
     begin = time.perf_counter()
     parameters, optimizer, beside = (
@@ -172,7 +169,8 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         "program": program.name,
         "runs": program.runs,
         "topology": name,
-        "chips": chips,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
         "parameter_bytes_per_chip": parameters,
         "optimizer_bytes_per_chip": optimizer,
         "hbm_bytes_per_chip": chip.memory,
@@ -195,7 +193,7 @@ def compile_report(program: Program, chip: Chip, name: str, chips: int) -> dict[
         known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
     else:
         own = held_bytes(compiled)
-        taken = costs(compiled, program.repeats, chip, chips)
+        taken = costs(compiled, program.repeats, chip, mesh)
         seconds = program.runs * taken["roofline_seconds"]
         known |= taken | {"all_runs_seconds": seconds, "fits": own + beside <= chip.memory}
     return known | {
@@ -217,10 +215,10 @@ def held_bytes(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, chips: int) -> dict[str, Any]:
+def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, mesh: Mesh) -> dict[str, Any]:
     """What `repeats` runs of a compiled program compute, move and send, and how long at least."""
     text = compiled.as_text() or ""
-    collected, module = collectives(text, chips), Module(text)
+    collected, module = collectives(text, mesh.size), Module(text)
     traffic = repeats * module.traffic()
     for entry in collected.values():
         entry |= {key: round(repeats * value) for key, value in entry.items()}

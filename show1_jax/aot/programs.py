@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from show1_jax import stages
@@ -19,13 +19,14 @@ from show1_jax.errors import InputError
 from show1_jax.models.clip import CLIPText, CLIPTextConfig
 from show1_jax.models.t5 import Block, T5Config, T5Encoder
 from show1_jax.parallel import mesh
-from show1_jax.parallel.mesh import BATCH, rounded_up
+from show1_jax.parallel.mesh import BATCH, batch_parts, make_mesh, rounded_up
 from show1_jax.parallel.sharding import in_kernel_order, piece_count, placed, shardings
 from show1_jax.stages import Stage, sampling
 from show1_jax.stages.sampling import Conditions, Sampler, Steering
 from show1_jax.text import encoding
 from show1_jax.text.tokenizers import token_count
 from show1_jax.training.optimizer import make_optimizer
+from show1_jax.training.placement import part_mesh
 from show1_jax.training.settings import check
 from show1_jax.training.step import Recipe, init_state, train_step
 from show1_jax.training.tasks import compute_dtype, make_task
@@ -43,21 +44,25 @@ def predict_training(config: ConfigDict, name: str, as_json: bool) -> None:
     """
     if "customize" in config:
 
-        def customization(split: int) -> Iterator[Program]:
-            check(config.customize, "customize", split)
-            yield customization_program(config)
+        def customization(devices: Sequence[jax.Device]) -> Iterator[tuple[Mesh, Program]]:
+            own = make_mesh(config.mesh, devices)
+            check(config.customize, "customize", batch_parts(own))
+            with jax.set_mesh(own):
+                program = customization_program(config)
+            yield own, program
 
-        predict(customization, config.mesh, name, as_json)
+        predict(customization, name, as_json)
         return
-    parts = [stages.part(config.stage).name] if config.stage else list(stages.parts())
+    parts = [stages.part(config.stage)] if config.stage else list(stages.parts().values())
 
-    def programs(split: int) -> Iterator[Program]:
-        for part in parts:
-            check(config.train[part], f"train.{part}", split)
-        for part in parts:
-            yield training_program(config, part)
+    def programs(devices: Sequence[jax.Device]) -> Iterator[tuple[Mesh, Program]]:
+        meshes = [part_mesh(config, part, devices) for part in parts]
+        for part, own in zip(parts, meshes, strict=True):
+            with jax.set_mesh(own):
+                program = training_program(config, part.name)
+            yield own, program
 
-    predict(programs, config.mesh, name, as_json)
+    predict(programs, name, as_json)
 
 
 def predict_sampling(
@@ -82,11 +87,14 @@ def predict_sampling(
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, but must be at least 1")
 
-    def programs(parts: int) -> Iterator[Program]:
+    def programs(devices: Sequence[jax.Device]) -> Iterator[tuple[Mesh, Program]]:
+        own = make_mesh(config.mesh, devices)
         for stage in wanted:
-            yield from sampling_programs(config, stage, parts)
+            with jax.set_mesh(own):
+                made = list(sampling_programs(config, stage, batch_parts(own)))
+            yield from ((own, program) for program in made)
 
-    reports = predict(programs, config.mesh, name, as_json)
+    reports = predict(programs, name, as_json)
     if not as_json:
         print(total(reports))
 

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from show1_jax import stages
 from show1_jax.aot.prediction import Program
 from show1_jax.aot.programs import sampling_programs, training_program
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.parallel.mesh import batch_parts, make_mesh
 from show1_jax.training.metrics import peak_memory
+from show1_jax.training.placement import part_mesh
 
 TRAIN = "train."
 
@@ -36,7 +39,7 @@ def measure(
       InputError: if a setting is wrong.
     """
     use_compilation_cache()
-    mesh = make_mesh(config.mesh)
+    mesh = _mesh(config, name, batch)
     with jax.set_mesh(mesh):
         program = _program(config, name, batch_parts(mesh), batch)
         lowered = program.lower()
@@ -65,6 +68,14 @@ def measure(
         f"peak {peak_memory() / 2**30:.2f} GiB, {jax.devices()[0].device_kind}",
         flush=True,
     )
+
+
+def _mesh(config: ConfigDict, name: str, batch: int) -> Mesh:
+    if not name.startswith(TRAIN):
+        return make_mesh(config.mesh)
+    part, config = stages.part(name.removeprefix(TRAIN)), copy.deepcopy(config)
+    config.train[part.name].update(batch_size=jax.device_count() * batch, accumulate=1)
+    return part_mesh(config, part)
 
 
 def _program(config: ConfigDict, name: str, parts: int, batch: int) -> Program:

@@ -8,11 +8,16 @@ Its axes, and what each of them splits:
 - `frames`: frames of each clip; see `parallel/frames.py`.
 - `tensor`: heads and channels of a layer (Shoeybi et al. 2019).
 
+Devices may be in several slices: TPU slices, or other groups that a slower network joins. Only
+`data` crosses it, so that only gradients do, once a step.
+
 The mesh is ambient: programs set it with `jax.set_mesh`, and functions that need it read it.
 They do so through `abstract_mesh`, `concrete_mesh` and `current_platform` here, and say so in
 their docstrings.
 """
 
+import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,8 +25,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from show1_jax.configuration import build
 from show1_jax.errors import InputError
 
 AXES = ("data", "fsdp", "frames", "tensor")
@@ -32,37 +39,142 @@ DTYPES = ("float32", "bfloat16", "auto")
 SMALL_MEMORY = 6 * 2**30  # bytes; the largest stage takes 4 GiB of a GPU
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The section `mesh` of a config.
+
+    Attributes:
+      slices: number of groups of devices that a slower network joins; `data` is split over them.
+        -1 for as many as the devices tell of.
+      data: number of devices along this axis; -1 for a choice.
+      fsdp: the same.
+      frames: the same.
+      tensor: the same.
+    """
+
+    slices: int = -1
+    data: int = 1
+    fsdp: int = 1
+    frames: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises InputError for sizes that are neither -1 nor at least 1."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != -1 and value < 1:
+                raise InputError(f"mesh.{field.name} is {value}, but must be -1 or at least 1")
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """The size of each axis."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def free(self) -> list[str]:
+        """The axes of size -1."""
+        return [axis for axis, size in self.sides.items() if size == -1]
+
+    def rest(self, count: int) -> int:
+        """Returns how many of `count` devices are left for the axes of size -1, together.
+
+        Raises:
+          InputError: if the other sizes do not divide `count`.
+        """
+        known = math.prod(size for size in self.sides.values() if size != -1)
+        if count % known or (not self.free and count != known):
+            raise InputError(
+                f"mesh {self.sides} needs {'a multiple of ' * bool(self.free)}{known} devices, "
+                f"but there are {count}; choose sizes whose product is {count}"
+            )
+        return count // known
+
+
+def mesh_settings(sizes: Mapping[str, int]) -> MeshSettings:
+    """Reads the section `mesh` of a config; raises InputError if a value is wrong."""
+    return build(MeshSettings, sizes, "mesh")
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices along the axes.
 
     Args:
-      sizes: number of devices along each axis. Missing axes have size 1. One axis may have
-        size -1, and gets the remaining devices.
+      sizes: values of `MeshSettings`. Of axes with size -1, the first gets the devices that are
+        left, and others have size 1; see `parallel.layout` for trainings.
       devices: None for all devices.
 
     Returns:
       A mesh with all `AXES` in that order, so that `tensor`, which communicates most, is
-      innermost.
+      innermost. Slices follow each other along `data`.
 
     Raises:
-      InputError: if an axis is unknown, or the product of the sizes is not the number of devices.
+      InputError: if a size is wrong, the product of the sizes is not the number of devices, or
+        `data` cannot be split over the slices.
     """
     devices = jax.devices() if devices is None else devices
-    if unknown := sorted(set(sizes) - set(AXES)):
-        raise InputError(f"mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
-    shape = {axis: sizes.get(axis, 1) for axis in AXES}
-    given = [size for size in shape.values() if size != -1]
-    if len(given) < len(AXES) - 1 or min(given) < 1:
-        raise InputError(f"mesh {dict(sizes)}: each size must be 1 or more; one may be -1")
-    known, count = math.prod(given), len(devices)
-    rest = count // known if len(given) < len(AXES) else 1
-    if known * rest != count:
+    settings = mesh_settings(sizes)
+    sides, rest = settings.sides, settings.rest(len(devices))
+    for axis in settings.free:
+        sides[axis], rest = rest, 1
+    groups = slices(devices, settings.slices)
+    if sides["data"] % len(groups):
         raise InputError(
-            f"mesh {dict(sizes)} needs {'a multiple of ' * (len(given) < len(AXES))}{known} "
-            f"devices, but there are {count}; choose sizes whose product is {count}"
+            f"mesh.data is {sides['data']}, but {len(groups)} slices share it: make it a multiple "
+            f"of {len(groups)}, or set mesh.slices=1 to split parameters over the network between "
+            "slices"
         )
-    sides = tuple(rest if size == -1 else size for size in shape.values())
-    return jax.make_mesh(sides, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    inner = (sides["data"] // len(groups), *list(sides.values())[1:])
+    blocks = [_block(inner, group) for group in groups]
+    return Mesh(np.concatenate(blocks), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slices(devices: Sequence[jax.Device], count: int = -1) -> list[list[jax.Device]]:
+    """Groups devices by the slice that they are in.
+
+    Args:
+      devices: any.
+      count: of slices; -1 for as many as the devices tell of.
+
+    Returns:
+      Groups of equal size.
+
+    Raises:
+      InputError: if the groups are not equal.
+    """
+    ordered = sorted(devices, key=_slice_index)  # stable: neighbours stay neighbours
+    if count == -1:
+        groups = [list(own) for _, own in itertools.groupby(ordered, _slice_index)]
+        if len({len(own) for own in groups}) > 1:
+            sizes = ", ".join(str(len(own)) for own in groups)
+            raise InputError(
+                f"the slices have {sizes} devices, but must be equal: use equal ones, or set "
+                "mesh.slices=1"
+            )
+        return groups
+    if len(devices) % count:
+        raise InputError(
+            f"mesh.slices is {count}, but there are {len(devices)} devices; make it a divisor"
+        )
+    size = len(devices) // count
+    return [ordered[i : i + size] for i in range(0, len(devices), size)]
+
+
+def _slice_index(device: jax.Device) -> int:
+    """The slice that a device is in; CPUs do not tell."""
+    return getattr(device, "slice_index", None) or 0
+
+
+def _block(sides: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Arranges devices such that neighbours along an axis are neighbours in the network."""
+    if len({_slice_index(device) for device in devices}) > 1:
+        return np.array(devices).reshape(sides)
+    return mesh_utils.create_device_mesh(sides, devices, allow_split_physical_axes=True)
+
+
+def description(mesh: Mesh) -> str:
+    """Says how many devices a mesh has along each axis."""
+    sides = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{mesh.size} devices: {sides}"
 
 
 def is_shared(mesh: Mesh) -> bool:

@@ -22,7 +22,7 @@ from show1_jax.media import to_uint8, write_mp4, write_png
 from show1_jax.models.vae import VAE, VAEConfig
 from show1_jax.parallel import hosts
 from show1_jax.parallel.heartbeats import Heartbeat
-from show1_jax.parallel.mesh import batch_parts, make_mesh
+from show1_jax.parallel.mesh import batch_parts, description
 from show1_jax.parallel.sharding import (
     fsdp_hint,
     own_rows,
@@ -40,8 +40,8 @@ from show1_jax.training.initialise import new_paths, start_from
 from show1_jax.training.metrics import Metrics, peak_memory, progress_line
 from show1_jax.training.networks import Networks, check_kinship
 from show1_jax.training.optimizer import averaged, learning_rate, make_optimizer
+from show1_jax.training.placement import part_mesh
 from show1_jax.training.run import RunFolder
-from show1_jax.training.settings import check
 from show1_jax.training.step import Recipe, TrainState, compile_step, init_state
 from show1_jax.training.tasks import Task, compute_dtype, make_task, pixels
 from show1_jax.training.trainable import merge, split
@@ -72,10 +72,8 @@ def train(
     if "train" not in config:
         raise InputError("the config has no section train: there is nothing to train")
     parts = [stages.part(config.stage)] if config.stage else list(stages.parts().values())
-    mesh = make_mesh(config.mesh, devices)
-    for part in parts:
-        check(config.train[part.name], f"train.{part.name}", batch_parts(mesh))
-    for part in parts:
+    meshes = [part_mesh(config, part, devices) for part in parts]
+    for part, mesh in zip(parts, meshes, strict=True):
         with jax.set_mesh(mesh):
             run = Run(config, part, workdir)
             with out_of_memory_as_error(part.name, LESS_MEMORY):
@@ -150,6 +148,8 @@ class Run:
             target = jax.eval_shape(self._start)
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
             hosts.say(f"{self.name}: {count:,} parameters, {self.settings.steps:,} steps")
+            if (mesh := jax.sharding.get_mesh()).size > 1:
+                hosts.say(f"{self.name}: {description(mesh)}")
             if hint := fsdp_hint((target.trained, target.frozen)):
                 hosts.say(f"{self.name}: {hint}")
             restored = self.folder.restore(target)

@@ -81,7 +81,9 @@ def predicted(monkeypatch, capsys):
 
     def run(as_json):
         made = [product("translation", 64, 1), product("translation", 128, 3)]
-        found = predict(lambda parts: made, {}, "v5e:1", as_json)
+        found = predict(
+            lambda devices: ((make_mesh({}, devices), p) for p in made), "v5e:1", as_json
+        )
         return found, capsys.readouterr().out
 
     return run
@@ -112,7 +114,7 @@ def test_parameters_that_do_not_fit_are_told_without_compiling():
     def lower():
         pytest.fail("it was compiled")
 
-    report = compile_report(unfit(lower), TPUS["v5e"], "v5e:1", 1)
+    report = compile_report(unfit(lower), TPUS["v5e"], "v5e:1", make_mesh({}, jax.devices()[:1]))
     assert not report["fits"]
     assert report["peak_bytes_per_chip"] == 2**35
     assert "does not fit" in line(report)
@@ -128,13 +130,13 @@ def test_what_is_wrong_is_told_before_anything_is_compiled():
 
 
 def test_what_was_found_is_told_although_the_next_program_fails(monkeypatch, capsys):
-    def programs(split):
-        yield unfit(None)
+    def programs(devices):
+        yield make_mesh({}, devices), unfit(None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prediction, "topology", lambda name: (TPUS["v5e"], jax.devices()[:1]))
     with pytest.raises(KeyboardInterrupt):
-        prediction.predict(programs, {}, "v5e:1", as_json=True)
+        prediction.predict(programs, "v5e:1", as_json=True)
     (report,) = json.loads(capsys.readouterr().out)
     assert report["stage"] == "keyframes"
 

@@ -35,7 +35,7 @@ from show1_jax.models.ops import attention as op
 from show1_jax.models.t5 import T5Config, T5Encoder
 from show1_jax.parallel import sharding
 from show1_jax.parallel.frames import over_frames
-from show1_jax.parallel.mesh import make_mesh
+from show1_jax.parallel.mesh import AXES, make_mesh
 from show1_jax.stages.sampling import apply
 from show1_jax.text.encoding import encode_packed
 from show1_jax.training import loop
@@ -263,13 +263,14 @@ def sampled():
 def resumed(workdir):
     """A run that goes on on another mesh, and then on one device."""
     workdir = Path(workdir)
-    config = small_config("vae", workdir / "data", batch_size=8, clips=16, steps=6, save_every=2)
-    every = {"data": 1}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 1}
+    config = small_config("vae", workdir / "data", batch_size=8, clips=16, steps=6, save_every=1)
+    slices = {"slices": 2, "data": 2, "fsdp": 4}
+    every = {"data": 1}, slices, {"fsdp": 2, "tensor": 2}, {"slices": 4, "data": 4}, {"data": 1}
     config.mesh = ConfigDict(every[0])
     loop.train(config, workdir / "straight", jax.devices()[:1])
-    for sizes, last in zip(every[1:], (2, 4, None), strict=True):
+    for sizes, last in zip(every[1:], (2, 3, 5, None), strict=True):
         config.mesh = ConfigDict(sizes)
-        devices = jax.devices()[: math.prod(sizes.values())]
+        devices = jax.devices()[: math.prod(size for axis, size in sizes.items() if axis in AXES)]
         with interruption(last):
             loop.train(config, workdir / "resumed", devices)
     straight, found = (

@@ -19,7 +19,9 @@ from show1_jax.parallel.mesh import (
 )
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data": -1}, {"fsdp": 1, "tensor": -1}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"data": -1}, {"fsdp": 1, "tensor": -1}, {"data": -1, "fsdp": -1, "slices": 1}]
+)
 def test_one_device_is_a_mesh(sizes):
     mesh = make_mesh(sizes, jax.devices()[:1])
     assert mesh.axis_names == AXES
@@ -30,12 +32,16 @@ def test_one_device_is_a_mesh(sizes):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"dta": 1}, "mesh has no axis 'dta'; its axes are data, fsdp, frames, tensor"),
+        (
+            {"dta": 1},
+            "mesh has no setting 'dta'; its settings are slices, data, fsdp, frames, tensor",
+        ),
         ({"data": 3}, "needs 3 devices, but there are 1; choose sizes whose product is 1"),
         ({"data": 3, "fsdp": -1}, "needs a multiple of 3 devices, but there are 1"),
-        ({"data": -1, "fsdp": -1}, "each size must be 1 or more; one may be -1"),
-        ({"data": 0}, "each size must be 1 or more"),
-        ({"data": -2}, "each size must be 1 or more"),
+        ({"data": 0}, "mesh.data is 0, but must be -1 or at least 1"),
+        ({"data": -2}, "mesh.data is -2, but must be -1 or at least 1"),
+        ({"slices": 0}, "mesh.slices is 0, but must be -1 or at least 1"),
+        ({"slices": 2}, "mesh.slices is 2, but there are 1 devices; make it a divisor"),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(sizes, message):
