@@ -202,7 +202,8 @@ class Output:
 @contextlib.contextmanager
 def two_processes(workdir, pause):
     """Two processes that train, each with so many seconds a batch, and their outputs."""
-    running = start(1, processes=2, workdir=str(workdir), mesh={"fsdp": 2}, pause=pause)
+    arguments = {"workdir": str(workdir), "mesh": {"fsdp": 2}, "text": "step", "pause": pause}
+    running = start(1, processes=2, **arguments)
     outputs = [Output(process) for process in running]
     try:
         yield running, outputs
