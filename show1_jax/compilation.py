@@ -5,18 +5,23 @@ import os
 import jax
 from absl import logging
 
-from show1_jax.paths import as_path
+from show1_jax.errors import why
+from show1_jax.paths import as_path, in_bucket
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, unless JAX was told where already.
 
     Raises:
-      InputError: if JAX was told of a place that cannot be reached.
+      InputError: if JAX was told of a place that is not supported.
     """
     told = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if told:
-        as_path(told)  # reaches buckets
+    if told and in_bucket(told):
+        try:
+            as_path(told).exists()
+        except OSError as error:
+            logging.warning("%s: %s; compiled programs are not kept", told, why(error))
+            jax.config.update("jax_compilation_cache_dir", None)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
         # Without a home folder, as of a user ID that the system does not list, "~" stays.
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

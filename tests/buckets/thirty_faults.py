@@ -1,4 +1,4 @@
-"""Breaks buckets in some sixty ways while programs use them, and judges what they make of it.
+"""Breaks buckets in many ways while programs use them, and judges what they make of it.
 
     python -m tests.buckets.thirty_faults                      # all, in about half an hour
     python -m tests.buckets.thirty_faults --only forbidden     # those with this in their name
@@ -13,9 +13,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
-
 import re
-
 import subprocess
 import sys
 import tempfile
@@ -24,7 +22,7 @@ from collections.abc import Callable
 
 from show1_jax import files
 from tests.buckets.emulators import BUCKET, environment, free_port
-from tests.buckets.site import STAGE, Process, Site, World, black_hole, command
+from tests.buckets.site import STAGE, Process, Site, World, black_hole
 
 LIMIT = 60.0  # seconds from a fault to the end
 READ, WRITE = "GET|HEAD", "PUT|POST"
@@ -273,8 +271,8 @@ REPEATED = r"attempt \d of \d"
 NO_RIGHT = "no right"
 SILENT = "does not answer"
 
-case("bursts of 503, 429 and 500 on reads", PROGRAMS, "gs s3", RIGHT, REPEATED, burst(READ))
-case("bursts of 503, 429 and 500 on writes", PROGRAMS, "gs s3", RIGHT, REPEATED, burst(WRITE))
+case("bursts of 503, 429 and 500 on reads", PROGRAMS, "gs/s3", RIGHT, REPEATED, burst(READ))
+case("bursts of 503, 429 and 500 on writes", PROGRAMS, "s3/gs", RIGHT, REPEATED, burst(WRITE))
 case("forbidden to read", PROGRAMS, "gs/s3", ERROR, NO_RIGHT, broken(403, READ))
 case("forbidden to write", PROGRAMS, "s3/gs", ERROR, NO_RIGHT, broken(403, WRITE))
 case("503 forever", PROGRAMS, "gs/s3", ERROR, "answered 503", broken(503))
@@ -288,7 +286,7 @@ case("one request hangs", PROGRAMS, "s3/gs", RIGHT, REPEATED, broken("hang", tim
 case("all requests hang after a while", ["sample", "train"], "gs/s3", ERROR, SILENT,
      broken("hang", after=40))  # fmt: skip
 case("answers take 0.5 s", PROGRAMS, "gs/s3", RIGHT, "", broken(0.5))
-case("no bucket to read", PROGRAMS, "gs s3", ERROR, "no-bucket", other_bucket)
+case("no bucket to read", PROGRAMS, "gs/s3", ERROR, "no-bucket", other_bucket)
 case("no bucket to write", PROGRAMS, "s3/gs", ERROR, "no-bucket", other_result)
 case("no credentials", ["sample", "train"], "s3/gs", ERROR, "credentials", no_credentials)
 case("no checkpoint", ["sample", "train"], "gs/s3", ERROR, "checkpoint|encoders|trained",
@@ -306,7 +304,7 @@ case("truncated weights", ["convert"], "gs/s3", ERROR, "safetensors",
      damaged(0, truncated("unet/.*safetensors")))  # fmt: skip
 case("truncated shard", ["train"], "s3/gs", RIGHT, "00001.tar is damaged",
      damaged(1, truncated("00001.tar")))  # fmt: skip
-case("two writers", PROGRAMS, "gs s3", ERROR, "in use|locked|exists", two_writers)
+case("two writers", PROGRAMS, "gs/s3", ERROR, "in use|locked|exists", two_writers)
 case("owner of the lock was killed", PROGRAMS, "s3/gs", RIGHT, "", killed_owner)
 case("503s in a save", ["train"], "gs s3", RIGHT, "repeated", in_save(503, times=4))
 case("forbidden to save", ["train"], "gs s3", ERROR, "go on from step 2", in_save(403))
@@ -369,7 +367,9 @@ def _wrong(look):
 
 def attempt(case, world):
     """Runs a case."""
-    site = Site(world, re.sub(r"\W+", "-", f"{case.name}-{case.program}"), case.program, case.scheme)
+    site = Site(
+        world, re.sub(r"\W+", "-", f"{case.name}-{case.program}"), case.program, case.scheme
+    )
     try:
         ended = case.act(site)
         complaint, line = judge(case, ended, site)
