@@ -62,6 +62,8 @@ class _Gcs(gcsfs.core.GCSFileSystem):
     async def _request(self, *args: Any, **kwargs: Any) -> Any:
         return await gcsfs.core.GCSFileSystem._request.__wrapped__(self, *args, **kwargs)
 
+    _get_file_request = gcsfs.core.GCSFileSystem._get_file_request.__wrapped__
+
 
 class _S3(s3fs.S3FileSystem):
     """Without s3fs's own retries."""

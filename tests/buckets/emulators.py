@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -18,7 +19,7 @@ for _module in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
     pytest.importorskip(_module)
 
 PROGRAMS = {
-    "gs": ("gcp_storage_emulator", "start", "--host=127.0.0.1", "--in-memory", "--port={port}"),
+    "gs": ("tests.buckets.gcs", "start", "--host=127.0.0.1", "--in-memory", "--port={port}"),
     "s3": ("moto.server", "-H", "127.0.0.1", "-p", "{port}"),
 }
 
@@ -35,7 +36,10 @@ def emulated(scheme):
     port = free_port()
     module, *arguments = (text.format(port=port) for text in PROGRAMS[scheme])
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         made = None
         for _ in range(300):

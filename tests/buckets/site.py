@@ -5,8 +5,8 @@ import functools
 import io
 import json
 import os
+import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,12 +20,15 @@ import numpy as np
 from show1_jax import files
 from show1_jax.checkpoints.store import load_params
 from show1_jax.paths import as_path
+from tests import programs
 from tests.buckets.emulators import BUCKET, Faults, emulated, environment
 from tests.data.videos import write_clip, write_shard
+from tests.programs import CONTEXT, PRELOADED
 from tests.training.small import assert_same
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180  # seconds from a fault, after which a program is killed
+LONG = 600  # seconds from the start, likewise
 STEPS = 6
 CLIPS = 24
 PROMPTS = "a small red circle moving left\na large blue square moving up\n"
@@ -34,10 +37,16 @@ STAGE = "show-1-base"
 
 
 class World:
-    """Emulators, inputs and what programs make of them without faults; made when asked for."""
+    """Emulators, inputs and what programs make of them without faults; made when asked for.
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    If it is `quick`, programs need not import what they use: see `tests.programs`.
+    """
+
+    def __init__(self, folder, quick):
+        self.folder, self.quick = Path(folder), quick
+        if quick:
+            os.environ.update(settings(self))  # JAX's are read when it is imported
+            CONTEXT.set_forkserver_preload([*PRELOADED, "show1_jax.buckets"])
         self._stack = contextlib.ExitStack()
         self._lock = threading.RLock()
         self._put = {}
@@ -172,6 +181,7 @@ class Site:
       result: what the program writes.
       inputs: what it reads.
       environment: its environment variables.
+      error: whether the program has to end in one.
     """
 
     INPUTS = {  # noqa: RUF012
@@ -180,8 +190,8 @@ class Site:
         "convert": ("release",),
     }
 
-    def __init__(self, world, name, program, scheme):
-        self.world, self.program, self.scheme = world, program, scheme
+    def __init__(self, world, name, program, scheme, error=False):
+        self.world, self.program, self.scheme, self.error = world, program, scheme, error
         self.port = world.port(scheme)
         self.faults = Faults(self.port)
         self.folder = Path(tempfile.mkdtemp(prefix=name, dir=world.folder))
@@ -266,12 +276,15 @@ class Process:
         site._files += 1
         self._site, self._path = site, site.folder / f"said-{site._files}"
         self.begun, self.status, self.seconds = time.monotonic(), None, 0.0
-        full = (lambda: _limit_files(limit)) if limit else None
-        with open(f"{self._path}.out", "w") as out, open(f"{self._path}.err", "w") as err:
-            self.process = subprocess.Popen(
-                list(map(str, arguments)), cwd=ROOT, env=site.environment | (environment or {}),
-                stdout=out, stderr=err, preexec_fn=full,
-            )  # fmt: skip
+        changed = site.environment | (environment or {})
+        files = [f"{self._path}.{name}" for name in ("out", "err")]
+        for file in files:
+            Path(file).touch()
+        given = (list(map(str, arguments)), changed, files)
+        # What has imported JAX does not see its variables any more.
+        own = limit or any(name.startswith("JAX") for name in environment or {})
+        quick = site.world.quick and not own
+        self._process = _Forked(*given) if quick else _Started(*given, limit)
 
     @property
     def out(self):
@@ -284,32 +297,63 @@ class Process:
     def until(self, condition):
         """Waits until something is so."""
         while not condition():
-            assert self.process.poll() is None, f"it has ended: {self.err}"
+            assert self._process.status() is None, f"it has ended: {self.err}"
             assert time.monotonic() - self.begun < PATIENCE, "that took too long"
             time.sleep(0.05)
 
     def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self._process.kill()
 
     def finish(self):
         """Waits until it has ended, or kills it."""
         broken = self._site.faults.broken
-        while self.process.poll() is None:
+        while (status := self._process.status()) is None:
             begin = broken[0][0] if broken else self.begun
-            if time.monotonic() - begin > PATIENCE or time.monotonic() - self.begun > 600:
+            patience = PATIENCE if self._site.error else LONG
+            if time.monotonic() - begin > patience or time.monotonic() - self.begun > LONG:
                 self.kill()
                 break
             time.sleep(0.05)
-        else:
-            self.status = self.process.returncode
+        self.status = status
         self.seconds = time.monotonic() - (broken[0][0] if broken else self.begun)
         return self
 
 
-def _limit_files(size):
-    import resource
+class _Started:
+    """A process of its own from the start."""
 
+    def __init__(self, arguments, environment, files, limit):
+        full = (lambda: _limit_files(limit)) if limit else None
+        with open(files[0], "w") as out, open(files[1], "w") as err:
+            self._process = subprocess.Popen(
+                arguments, cwd=ROOT, env=environment, stdout=out, stderr=err, preexec_fn=full
+            )
+
+    def status(self):
+        return self._process.poll()
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+
+class _Forked:
+    """A process that has imported already what programs import."""
+
+    def __init__(self, arguments, environment, files):
+        given = (arguments[1 + (arguments[1] == "-m") :], str(ROOT), environment, files, None)
+        self._process = CONTEXT.Process(target=programs._child, args=given)
+        self._process.start()
+
+    def status(self):
+        return self._process.exitcode
+
+    def kill(self):
+        self._process.kill()
+        self._process.join()
+
+
+def _limit_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from show1_jax import files
 from tests.buckets.emulators import BUCKET, environment, free_port
 from tests.buckets.site import STAGE, Process, Site, World, black_hole
+from tests.damage.box import BEFORE
 
 LIMIT = 60.0  # seconds from a fault to the end
 READ, WRITE = "GET|HEAD", "PUT|POST"
@@ -330,8 +331,8 @@ def _lost_shard(site):
 def judge(case, ended, site):
     """What is wrong with how a program has ended, or ""; and its line."""
     lines = [line for line in ended.err.splitlines() if line.strip()]
-    errors = [line for line in lines if not line.startswith("warning: ")]
-    line = errors[-1] if errors else next(iter(lines[-1:]), "")
+    errors = [line for line in lines if not re.match(f"{BEFORE.pattern}|WARNING:", line)]
+    line = errors[-1] if errors else ""
     if "Traceback" in ended.err:
         return "a traceback", line
     if ended.status is None:
@@ -387,6 +388,7 @@ def main():
     parser.add_argument("--only", default="", help="a pattern of names, FAULT PROGRAM SCHEME")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--long", action="store_true", help="prints all that programs said")
+    parser.add_argument("--quick", action="store_true", help="forks programs after their imports")
     args = parser.parse_args()
     chosen = [
         each for each in CASES
@@ -395,7 +397,7 @@ def main():
     if args.list:
         print(*(f"{each.name} {each.program} {each.scheme}" for each in chosen), sep="\n")
         return 0
-    with tempfile.TemporaryDirectory() as folder, World(folder) as world:
+    with tempfile.TemporaryDirectory() as folder, World(folder, args.quick) as world:
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             running = [pool.submit(attempt, each, world) for each in chosen]
             for future in concurrent.futures.as_completed(running):
