@@ -42,7 +42,7 @@ ADVICE = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "run aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
-TRY_LATER = "; run the same command again when it does"
+TRY_LATER = "; run the same command again later"
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ class _Gcs(gcsfs.core.GCSFileSystem):
         return await gcsfs.core.GCSFileSystem._request.__wrapped__(self, *args, **kwargs)
 
     _get_file_request = gcsfs.core.GCSFileSystem._get_file_request.__wrapped__
+    _get_file_concurrent = gcsfs.core.GCSFileSystem._get_file_concurrent.__wrapped__
 
 
 class _S3(s3fs.S3FileSystem):
