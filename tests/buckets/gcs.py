@@ -1,13 +1,14 @@
-"""The emulator of GCS without two of its faults.
+"""The emulator of GCS without three of its faults.
 
-It takes a carriage return at the end of an object for the end of a line, and drops it; and it
-refuses connections when more than five wait.
+It takes a carriage return at the end of an object for the end of a line, and drops it. It refuses
+connections when more than five wait. With each object it writes, it writes a list of all of them,
+which only another emulator would read.
 """
 
 import sys
 from http.server import HTTPServer
 
-from gcp_storage_emulator import server
+from gcp_storage_emulator import server, storage
 from gcp_storage_emulator.__main__ import main
 
 decode, read = server._decode_raw_data, server._read_data
@@ -30,5 +31,6 @@ def _read(handler, query):
 
 if __name__ == "__main__":
     server._decode_raw_data, server._read_data = _decode, _read
+    storage.Storage._write_config_to_file = lambda self: None
     HTTPServer.request_queue_size = 128
     sys.exit(main())
