@@ -5,7 +5,7 @@ rename, no append and no locks; `files.py` has what stands in for them.
 
 Requests that fail for a moment are repeated by `BucketPath`, which counts and logs them. The
 libraries underneath do not repeat them, so that a bucket that is out of reach is an error within a
-minute.
+minute. What a program does then, such as removing what is half written, takes little longer.
 """
 
 import asyncio
@@ -32,14 +32,23 @@ from etils.epath.stat_utils import StatResult
 
 SCHEMES = ("gs://", "s3://")
 ATTEMPTS = 6
-MAX_SECONDS = 45.0  # after which a request is not repeated
+MAX_SECONDS = 20.0  # after its first failure, a request is not repeated
 CONNECT_SECONDS = 5
 READ_SECONDS = 10  # without a byte
+REST_SECONDS = 30.0  # for which requests to a bucket fail at once when it did not answer one
 TRANSIENT_STATUS = (408, 429)  # and all from 500 on
+SILENT = "the bucket does not answer"
+ADVICE = {
+    "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "s3": "run aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+TRY_LATER = "; run the same command again later"
 
 T = TypeVar("T")
 
 _retries = 0
+# By bucket, since its last good answer: when a request was given up, and with what.
+_given_up: dict[str, tuple[float, str]] = {}
 
 
 def retries() -> int:
@@ -52,6 +61,9 @@ class _Gcs(gcsfs.core.GCSFileSystem):
 
     async def _request(self, *args: Any, **kwargs: Any) -> Any:
         return await gcsfs.core.GCSFileSystem._request.__wrapped__(self, *args, **kwargs)
+
+    _get_file_request = gcsfs.core.GCSFileSystem._get_file_request.__wrapped__
+    _get_file_concurrent = gcsfs.core.GCSFileSystem._get_file_concurrent.__wrapped__
 
 
 class _S3(s3fs.S3FileSystem):
@@ -304,27 +316,43 @@ class _Ranges(io.RawIOBase):
 def _attempt(path: BucketPath, request: Callable[[], T]) -> T:
     """Makes a request, and again where it failed for a moment; raises OSError."""
     global _retries
-    begin = time.monotonic()
+    bucket, failed = "/".join(str(path).split("/")[:3]), None
     for attempt in range(1, ATTEMPTS + 1):
+        _check_silence(bucket, path)
         try:
-            return request()
+            found = request()
         except (
             *(OSError, ValueError, RuntimeError, asyncio.TimeoutError),
             *(aiohttp.ClientError, requests.RequestException, gcsfs.core.HttpError),
             *(BotoCoreError, ClientError, google.auth.exceptions.GoogleAuthError),
         ) as error:
-            plain = _plain(path, error)
-            late = time.monotonic() - begin > MAX_SECONDS
-            if plain.errno != errno.EAGAIN or attempt == ATTEMPTS or late:
+            plain, now = _plain(path, error), time.monotonic()
+            failed = failed or now  # what came before may have been a long upload
+            said = plain.strerror or ""
+            if plain.errno != errno.EAGAIN:
                 raise plain from error
+            last = attempt >= (2 if bucket in _given_up else ATTEMPTS)
+            if last or now - failed > MAX_SECONDS:
+                _given_up[bucket] = now, said
+                raise OSError(errno.EAGAIN, said + TRY_LATER, str(path)) from error
             _retries += 1
             pause = min(2 ** (attempt - 2), 8) * random.uniform(0.5, 1)
             logging.warning(
                 "%s: %s; attempt %d of %d in %.1f s (%d repeated so far)",
-                *(path, plain.strerror, attempt + 1, ATTEMPTS, pause, _retries),
+                *(path, said, attempt + 1, ATTEMPTS, pause, _retries),
             )
             time.sleep(pause)
+        else:
+            _given_up.pop(bucket, None)
+            return found
     raise AssertionError("unreachable")
+
+
+def _check_silence(bucket: str, path: BucketPath) -> None:
+    """Raises OSError if the bucket has just let another request wait in vain."""
+    when, said = _given_up.get(bucket, (0.0, ""))
+    if said.startswith(SILENT) and time.monotonic() < when + REST_SECONDS:
+        raise OSError(errno.EAGAIN, said + TRY_LATER, str(path))
 
 
 def _plain(path: BucketPath, error: BaseException) -> OSError:
@@ -336,14 +364,17 @@ def _plain(path: BucketPath, error: BaseException) -> OSError:
     if isinstance(error, FileExistsError) or status in (409, 412):
         return FileExistsError(errno.EEXIST, "File exists", str(path))
     if isinstance(error, NoCredentialsError | google.auth.exceptions.GoogleAuthError):
-        return PermissionError(errno.EACCES, f"no credentials were found ({text})", str(path))
+        advice = ADVICE[str(path).partition(":")[0]]
+        said = f"no credentials were found ({text}); {advice}"
+        return PermissionError(errno.EACCES, said, str(path))
     if isinstance(error, PermissionError) or status in (401, 403) or text.startswith("Forbidden"):
-        return PermissionError(errno.EACCES, "the credentials have no right to do this", str(path))
+        said = "the credentials have no right to do this; use others, or have it granted"
+        return PermissionError(errno.EACCES, said, str(path))
     if status is not None and status < 500 and status not in TRANSIENT_STATUS:
         return OSError(errno.EIO, f"the bucket answered {status}: {text}", str(path))
     if isinstance(error, ValueError | RuntimeError) and not isinstance(error, OSError):
         return OSError(errno.EIO, text, str(path))
-    said = f"the bucket answered {status}" if status else f"the bucket does not answer ({text})"
+    said = f"the bucket answered {status}" if status else f"{SILENT} ({text})"
     return OSError(errno.EAGAIN, said, str(path))
 
 

@@ -5,6 +5,7 @@ import os
 import jax
 from absl import logging
 
+from show1_jax.errors import why
 from show1_jax.paths import as_path, in_bucket
 
 
@@ -12,14 +13,19 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, or where JAX was told already, which may be a bucket.
 
     Raises:
-      InputError: if JAX was told of a place that cannot be reached.
+      InputError: if JAX was told of a place that is not supported.
     """
     told = getattr(jax.config, "jax_compilation_cache_dir", None)
-    bucket = told and in_bucket(as_path(told))  # which also lets JAX's paths reach buckets
-    if bucket and "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
-        # XLA for GPUs would keep what it found by trying out kernels at the same place. It knows
-        # no buckets, and ends the program with UNIMPLEMENTED.
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    if told and in_bucket(place := as_path(told)):  # which also lets JAX's paths reach buckets
+        try:
+            place.exists()
+        except OSError as error:
+            logging.warning("%s: %s; compiled programs are not kept", told, why(error))
+            jax.config.update("jax_compilation_cache_dir", None)
+        if "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:
+            # XLA for GPUs would keep what it found by trying out kernels at the same place. It
+            # knows no buckets, and ends the program with UNIMPLEMENTED.
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
         # Without a home folder, as of a user ID that the system does not list, "~" stays.
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -45,6 +45,11 @@ class Preempted(Exception):
     """A signal (SIGTERM, Ctrl-C) stopped the program, which has saved its work; exit status 143."""
 
 
+def why(error: BaseException) -> object:
+    """What an error says, without the number and the path that an OSError has."""
+    return getattr(error, "strerror", None) or error
+
+
 @contextlib.contextmanager
 def out_of_memory_as_error(what: str, advice: str) -> Iterator[None]:
     """Turns errors about too little memory, of a device or of the host, into an InputError.

@@ -15,7 +15,7 @@ from show1_jax import stages as known_stages
 from show1_jax.arguments import MAX_SEED
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.engine import Engine
-from show1_jax.errors import InputError, UsageError
+from show1_jax.errors import InputError, UsageError, why
 from show1_jax.memory import return_freed_memory
 from show1_jax.outputs import Outputs
 from show1_jax.pack import pack
@@ -315,7 +315,7 @@ def _read_prompts(path: Path) -> list[Asked]:
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {why(error)}") from None
     texts = [line.strip() for line in lines if line.strip()]
     ignored: set[str] = set()
     prompts: list[Asked] = [(text, None) for text in texts]

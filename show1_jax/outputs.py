@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict
 from show1_jax import manifest
 from show1_jax import stages as known_stages
 from show1_jax.checkpoints.fields import parse_json
-from show1_jax.errors import ARRAY_DAMAGE, InputError
+from show1_jax.errors import ARRAY_DAMAGE, InputError, why
 from show1_jax.files import (
     Log,
     copy_file,
@@ -92,7 +92,7 @@ class Outputs:
                 return items
             raise ValueError("it does not list prompts and seeds")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
+            raise InputError(f"{path} cannot be read: {why(error)}") from None
 
     def begin(
         self, prompts: Sequence[str], seeds: Sequence[int], own: Iterable[int] | None = None
@@ -361,7 +361,7 @@ class Outputs:
                 return metadata
             raise ValueError("it does not describe an item")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
+            raise InputError(f"{path} cannot be read: {why(error)}") from None
 
     def _item(self, item: int) -> Path:
         if item < FOLDER_ITEMS:

@@ -17,7 +17,7 @@ from show1_jax.checkpoints.fields import parse_json
 from show1_jax.checkpoints.keys import KeyTable
 from show1_jax.checkpoints.network_config import clip_config, t5_config, vae_config
 from show1_jax.checkpoints.unet_config import unet_config
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
 from show1_jax.models.unet import UNet
@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+        raise InputError(f"{path} cannot be read as JSON: {why(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object")
     return value

@@ -11,8 +11,8 @@ from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 SCHEMES = ("gs://", "s3://")
-RETRIES = 6
-READ_SECONDS = "10"  # without a byte
+RETRIES = 5
+READ_SECONDS = "6"  # without a byte; with all retries that is less than a minute
 
 
 def let_orbax_reach_buckets() -> None:

@@ -31,7 +31,7 @@ def find_pipelines(folder: Path) -> list[Path]:
       InputError: if there is none, or a folder with networks lacks its index.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
+        raise InputError(f"{folder} is not a folder; give a checkpoint or a released folder")
     if (folder / "model_index.json").is_file():
         return [folder]
     children = sorted(child for child in folder.iterdir() if child.is_dir())

@@ -24,6 +24,7 @@ from show1_jax.errors import InputError, is_out_of_memory
 from show1_jax.files import files_in, read_range, remove, size_of, written_folder
 from show1_jax.parallel.mesh import concrete_mesh, is_shared
 from show1_jax.parallel.sharding import placed
+from show1_jax.paths import in_bucket
 
 # Orbax copies this many bytes at once, besides the tree itself, or one array if it is larger.
 CONCURRENT_BYTES = 64 * 2**20
@@ -84,8 +85,11 @@ def discard(folder: Path) -> None:
     """Removes a folder to which Orbax may still be writing.
 
     If one of Orbax's threads fails, the others continue to write for a moment, so this repeats
-    until the folder stays away.
+    until the folder stays away. Into buckets only whole folders are copied.
     """
+    if in_bucket(folder):
+        remove(folder)
+        return
     for _ in range(100):
         remove(folder)
         time.sleep(0.05)

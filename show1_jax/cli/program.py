@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from show1_jax import _version
 from show1_jax.errors import InputError, Preempted, UsageError
+from show1_jax.paths import in_bucket
 
 # What Orbax's other reads and writes of arrays report when one of them has failed.
 OVERTAKEN = "Event loop is closed|was never awaited|Encountered error while reading array index"
@@ -141,15 +142,21 @@ def run(
     if argv is None:
         _own_process()
     try:
-        try:
-            args = parser.parse(sys.argv[1:] if argv is None else argv)
-        except SystemExit as ended:  # --help and --version
-            return int(ended.code or 0)
-        with _plain_warnings():
+        with _plain_warnings():  # before a config imports what logs in its own way
+            try:
+                args = parser.parse(sys.argv[1:] if argv is None else argv)
+            except SystemExit as ended:  # --help and --version
+                return int(ended.code or 0)
             return call(args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return _leave(2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        # Whatever is asked about a path in a bucket, if only whether it is there, may fail.
+        if not in_bucket(str(error.filename)):
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return _leave(1)
     except Preempted as preempted:
         print(preempted, file=sys.stderr)
         return 143

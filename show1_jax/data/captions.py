@@ -26,7 +26,7 @@ from typing import Any, TextIO
 from etils import epath
 
 from show1_jax.data.rows import Rows, numbers
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.paths import in_bucket
 
 COLUMNS = (("file", "caption"), ("videoid", "name"))
@@ -125,7 +125,7 @@ def read_rows(path: epath.Path) -> Iterator[Row]:
                     raise InputError(f"{path}, line {number}: {mistake}")
                 yield {str(key): str(value) for key, value in row.items() if value is not None}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {why(error)}") from None
 
 
 def _csv(file: TextIO) -> Iterator[tuple[int, Any, str]]:

@@ -28,7 +28,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from show1_jax.errors import ARRAY_DAMAGE, InputError
+from show1_jax.errors import ARRAY_DAMAGE, InputError, why
 from show1_jax.media import make_folder, write_bytes
 
 EMPTY = ""  # always cached; replaces captions in training for classifier-free guidance
@@ -71,8 +71,8 @@ class TextCache:
                     raise ValueError(f"the .npy has {size} bytes, but should have {expected}")
             except _DAMAGE as error:
                 raise InputError(
-                    f"{path} or its .npy cannot be read: {error}; if they are damaged, remove both "
-                    "files, and their captions are encoded again"
+                    f"{path} or its .npy cannot be read: {why(error)}; if they are damaged, remove "
+                    "both files, and their captions are encoded again"
                 ) from None
             self._captions |= {caption: (path.stem, row) for row, caption in enumerate(captions)}
         self._rows = rows
@@ -106,7 +106,7 @@ class TextCache:
                 raise ValueError("it has values that are not finite float16")
             return embedding
         except _DAMAGE as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
+            raise InputError(f"{path} cannot be read: {why(error)}") from None
 
 
 def _read_header(part: epath.Path) -> _Rows:

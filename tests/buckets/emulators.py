@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -18,7 +19,7 @@ for _module in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
     pytest.importorskip(_module)
 
 PROGRAMS = {
-    "gs": ("gcp_storage_emulator", "start", "--host=127.0.0.1", "--in-memory", "--port={port}"),
+    "gs": ("tests.buckets.gcs", "start", "--host=127.0.0.1", "--in-memory", "--port={port}"),
     "s3": ("moto.server", "-H", "127.0.0.1", "-p", "{port}"),
 }
 
@@ -35,7 +36,10 @@ def emulated(scheme):
     port = free_port()
     module, *arguments = (text.format(port=port) for text in PROGRAMS[scheme])
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         made = None
         for _ in range(300):
@@ -96,10 +100,12 @@ class Faults:
     Attributes:
       port: where it listens.
       served: how many requests it answered, faults included.
+      broken: those that it broke: when (`time.monotonic`), method and path.
     """
 
     def __init__(self, upstream):
         self.served = 0
+        self.broken = []
         self._rules = []
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"upstream": upstream, "faults": self})
@@ -109,9 +115,12 @@ class Faults:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def add(self, kind, methods="GET|HEAD|POST|PUT|DELETE", path="", times=10**9):
-        """Breaks the next requests that match: a status, "drop", "hang" or a delay in seconds."""
-        self._rules.append([re.compile(methods), re.compile(path), times, kind])
+    def add(self, kind, methods="GET|HEAD|POST|PUT|DELETE", path="", times=10**9, after=0):
+        """Breaks the next requests that match: a status, "drop", "hang" or a delay in seconds.
+
+        The first `after` of them are answered.
+        """
+        self._rules.append([re.compile(methods), re.compile(path), times, kind, after])
 
     def clear(self):
         """Answers all requests from now on."""
@@ -122,10 +131,16 @@ class Faults:
         with self._lock:
             self.served += 1
             for rule in self._rules:
-                methods, pattern, times, kind = rule
-                if times and methods.fullmatch(method) and pattern.search(path):
-                    rule[2] -= 1
-                    return kind
+                methods, pattern, times, kind, after = rule
+                if not (times and methods.fullmatch(method) and pattern.search(path)):
+                    continue
+                if after:
+                    rule[4] -= 1
+                    continue
+                rule[2] -= 1
+                if not isinstance(kind, float):
+                    self.broken.append((time.monotonic(), method, path))
+                return kind
         return None
 
     def close(self):

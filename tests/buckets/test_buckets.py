@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from show1_jax import files, lock
 from show1_jax.adapters.files import Adapter, load_adapter, save_adapter
-from show1_jax.checkpoints.store import StoredParams, save_params
+from show1_jax.checkpoints.store import StoredParams, discard, save_params
 from show1_jax.compilation import use_compilation_cache
 from show1_jax.errors import InputError
 from show1_jax.outputs import Outputs
@@ -43,6 +43,7 @@ def faults(request):
 def folder(faults, request, monkeypatch):
     """A folder of its own for each test; faults pass without a pause."""
     monkeypatch.setattr("show1_jax.buckets.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("show1_jax.buckets._given_up", {})
     yield as_path(f"{faults.scheme}://{BUCKET}/{request.node.name.split('[')[0]}")
     faults.clear()
 
@@ -114,6 +115,74 @@ def test_what_stays_wrong_is_an_error_like_that_of_a_disk(folder, faults, fault,
         with pytest.raises(OSError, match=r"\[Errno") as found:
             call()
         assert found.value.strerror.startswith(reason)
+
+
+def test_a_silent_bucket_is_asked_once_and_not_by_each_request(folder, faults, monkeypatch):
+    from show1_jax import buckets
+
+    files.write_whole(folder / "x", b"1")
+    faults.add("drop")
+    with pytest.raises(OSError, match="does not answer"):
+        (folder / "x").read_bytes()
+    faults.clear()
+    served = faults.served
+    with pytest.raises(OSError, match=r"does not answer .*; run the same command again"):
+        (folder / "x").exists()
+    files.remove(folder)
+    assert faults.served == served
+    monkeypatch.setattr(buckets, "REST_SECONDS", 0.0)
+    assert (folder / "x").read_bytes() == b"1"
+    assert not buckets._given_up
+
+
+def test_what_follows_an_error_is_repeated_once_until_there_is_an_answer(folder, faults):
+    files.write_whole(folder / "x", b"1")
+    for count in (6, 2):
+        faults.add(503)
+        before = len(faults.broken)
+        with pytest.raises(OSError, match="503; run the same command again"):
+            (folder / "x").read_bytes()
+        assert len(faults.broken) == before + count
+        faults.clear()
+    assert (folder / "x").read_bytes() == b"1"
+    faults.add(503, times=4)
+    assert (folder / "x").read_bytes() == b"1"
+
+
+def test_downloads_are_repeated_and_counted_here_alone(folder, faults, tmp_path):
+    from show1_jax import buckets
+
+    files.write_whole(folder / "x", b"0123")
+    before = buckets.retries()
+    content = "^/download/" if faults.scheme == "gs" else ""
+    faults.add(503, methods="GET", path=content, times=2)
+    (folder / "x").copy(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"0123"
+    assert buckets.retries() == before + 2
+
+
+def test_a_folder_that_cannot_be_removed_is_left_at_once(folder, faults):
+    files.write_whole(folder / "x", b"1")
+    faults.add(403, methods="DELETE|POST")
+    served = faults.served
+    discard(folder)
+    assert faults.served < served + 10
+
+
+def test_a_cache_of_programs_that_is_out_of_reach_is_left_out(folder, faults, caplog):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+        faults.add(403)
+        use_compilation_cache()
+        assert not jax.config.jax_compilation_cache_dir
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert f"{folder}: the credentials have no right" in caplog.text
 
 
 def test_a_log_grows_over_several_objects(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """What all programs have in common: their flags, their help, how they end."""
 
 import argparse
+import errno
 import importlib
 import subprocess
 import sys
@@ -183,3 +184,17 @@ def test_lists():
     assert flags.numbers(float)("1,2.5") == [1.0, 2.5]
     with pytest.raises(argparse.ArgumentTypeError):
         flags.whole(0, 2)("3")
+
+
+def test_errors_of_buckets_are_one_line_and_those_of_disks_are_not_hidden(capsys):
+    def failing(path):
+        def call(args):
+            raise PermissionError(errno.EACCES, "the credentials have no right", path)
+
+        return call
+
+    parser = Parser(("program",), "", "")
+    assert run(parser, failing("gs://bucket/x"), []) == 1
+    assert capsys.readouterr().err == "error: gs://bucket/x: the credentials have no right\n"
+    with pytest.raises(PermissionError):
+        run(parser, failing("/x"), [])
