@@ -3,6 +3,7 @@
 Loops are counted once.
 """
 
+import collections
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -157,13 +158,46 @@ class Module:
         """
         return self._traffic(self.entry)
 
+    def between_slices(self, slices: int) -> dict[str, int]:
+        """Counts what a chip sends to chips in other slices, as TPUs' compiler writes it.
+
+        The compiler reduces within each slice first, and then hands each chip's share to its host.
+
+        Args:
+          slices: number of slices.
+
+        Returns:
+          The `count` of transfers, their `bytes`, and of these the `overlapped_bytes`, which are
+          under way while products of matrices are computed.
+        """
+        found = {"count": 0, "bytes": 0, "overlapped_bytes": 0}
+        for own in self.computations.values():
+            waiting: dict[str, tuple[int, float]] = {}  # bytes, and FLOPs before they are sent
+            received: dict[str, str] = {}
+            flops = 0.0
+            for each in own.values():
+                transfer = _TRANSFER.search(each.rest)
+                if each.kind == "send" and transfer:
+                    dtype, sides = _SHAPE.findall(each.shape)[0]
+                    size = _size(dtype, sides, "", "") * _SENT_TO_SLICES[transfer[2]](slices)
+                    waiting[transfer[1]] = round(size), flops
+                    found["count"] += 1
+                    found["bytes"] += round(size)
+                elif each.kind == "recv" and transfer:
+                    received[each.name] = transfer[1]
+                elif each.kind == "recv-done" and each.operands[0] in received:
+                    size, before = waiting.get(received[each.operands[0]], (0, flops))
+                    found["overlapped_bytes"] += size if flops > before else 0
+                else:
+                    flops += self._flops_of(each, own)
+        return found
+
     def _flops(self, name: str) -> float:
         own = self.computations.get(name, {})
-        total = 0.0
-        for each in own.values():
-            total += _products(each, own)
-            total += sum(self._flops(called) for called in _called(each))
-        return total
+        return sum(self._flops_of(each, own) for each in own.values())
+
+    def _flops_of(self, each: Instruction, own: dict[str, Instruction]) -> float:
+        return _products(each, own) + sum(self._flops(called) for called in _called(each))
 
     def _traffic(self, name: str) -> float:
         own = self.computations.get(name, {})
@@ -189,6 +223,18 @@ _FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "async-done",
     "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier", "iota",
 )  # fmt: skip
+# A transfer between slices: its name, the same where it is sent and received, and its kind.
+_TRANSFER = re.compile(
+    r'_xla_host_transfer_rendezvous="([^"]+)".*_xla_megascale_transfer_type="(\w+)"'
+)
+# Of the bytes that a chip gives its host, how many each of `n` slices sends.
+_SENT_TO_SLICES: dict[str, Callable[[int], float]] = collections.defaultdict(
+    lambda: lambda n: 1,
+    ALL_REDUCE=lambda n: 2 * (n - 1) / n,
+    ALL_GATHER=lambda n: n - 1,
+    REDUCE_SCATTER=lambda n: (n - 1) / n,
+    ALL_TO_ALL=lambda n: (n - 1) / n,
+)
 _COPIES = ("copy-start", "slice-start")  # of a whole array, of a part
 # An array's type and sides; its sides' order and tiles, and the memory that it is in if that is not
 # the device's main one.

@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 from show1_jax.aot.chips import Chip, topology
 from show1_jax.aot.counting import Module, collectives, kernel_flops
 from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING
+from show1_jax.parallel.mesh import slice_count
 from show1_jax.parallel.sharding import fsdp_hint
 
 
@@ -84,6 +85,8 @@ def predict(
                 reports.append(compile_report(program, chip, name, mesh))
             if not as_json:
                 print(("" if reports[1:] else HEADER + "\n") + line(reports[-1]), flush=True)
+                if mesh.size > 1:
+                    print(mesh_line(reports[-1]), flush=True)
     finally:
         # What took an hour to find is told although the next one failed, or was interrupted.
         if as_json and reports:
@@ -149,6 +152,18 @@ def line(report: Mapping[str, Any]) -> str:
     )
 
 
+def mesh_line(report: Mapping[str, Any]) -> str:
+    """Says how the chips are laid out, and what each of them sends to other slices."""
+    sides = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
+    if not (sent := report["between_slices"]) or report["slices"] == 1:
+        return f"  on {sides}"
+    overlapped = sent["overlapped_bytes"] / max(sent["bytes"], 1)
+    return (
+        f"  on {sides}; between {report['slices']} slices {sent['bytes'] / 1e9:.4f} GB sent in "
+        f"{sent['count']} transfers, {overlapped:.0%} of it during products"
+    )
+
+
 def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[str, Any]:
     """Compiles a program and says what it takes.
 
@@ -171,6 +186,7 @@ def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[
         "topology": name,
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
+        "slices": slice_count(mesh),
         "parameter_bytes_per_chip": parameters,
         "optimizer_bytes_per_chip": optimizer,
         "hbm_bytes_per_chip": chip.memory,
@@ -190,7 +206,7 @@ def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[
             "flops", "bytes_accessed", "bound_by", "roofline_seconds",
             "predicted_mfu", "all_runs_seconds",
         )  # fmt: skip
-        known |= {"fits": False, "collectives": {}, **dict.fromkeys(none)}
+        known |= {"fits": False, "collectives": {}, "between_slices": {}, **dict.fromkeys(none)}
     else:
         own = held_bytes(compiled)
         taken = costs(compiled, program.repeats, chip, mesh)
@@ -220,7 +236,8 @@ def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, mesh: Mesh)
     text = compiled.as_text() or ""
     collected, module = collectives(text, mesh.size), Module(text)
     traffic = repeats * module.traffic()
-    for entry in collected.values():
+    between = module.between_slices(slice_count(mesh))
+    for entry in (*collected.values(), between):
         entry |= {key: round(repeats * value) for key, value in entry.items()}
     if cost := compiled.cost_analysis():
         flops = repeats * (cost.get("flops", 0.0) + kernel_flops(text))
@@ -230,12 +247,14 @@ def costs(compiled: jax.stages.Compiled, repeats: float, chip: Chip, mesh: Mesh)
         "arithmetic": flops / chip.flops,
         "memory": traffic / chip.bandwidth,
         "network": sum(each["bytes"] for each in collected.values()) / chip.network,
+        "slices": between["bytes"] / chip.between_slices,
     }
     seconds = max(times.values())
     return {
         "flops": flops,
         "bytes_accessed": traffic,
         "collectives": collected,
+        "between_slices": between,
         "bound_by": max(times, key=times.__getitem__),
         "roofline_seconds": seconds,
         "predicted_mfu": times["arithmetic"] / seconds,

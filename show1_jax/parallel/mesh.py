@@ -159,6 +159,11 @@ def slices(devices: Sequence[jax.Device], count: int = -1) -> list[list[jax.Devi
     return [ordered[i : i + size] for i in range(0, len(devices), size)]
 
 
+def slice_count(mesh: Mesh) -> int:
+    """Returns of how many slices the devices of a mesh are, as they tell."""
+    return len({_slice_index(device) for device in mesh.devices.flat})
+
+
 def _slice_index(device: jax.Device) -> int:
     """The slice that a device is in; CPUs do not tell."""
     return getattr(device, "slice_index", None) or 0

@@ -14,7 +14,9 @@ from show1_jax.models.ops.attention import attention
 from show1_jax.parallel.mesh import current_platform, make_mesh
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4x", "h100", "h800:8", "v5e:4x-4"])
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "v5e:", "v5e:4x", "h100", "h800:8", "v5e:4x-4", "v5e:4*0", "h100:8*2"]
+)
 def test_what_is_no_topology_is_refused(name):
     with pytest.raises(InputError, match="such as v5e:4x4 or h100:8 of v5e, v5p, v6e, h100"):
         topology(name)

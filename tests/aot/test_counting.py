@@ -53,6 +53,32 @@ def test_a_reduction_that_starts_early_counts_its_results_alone():
     assert collectives(hlo, 8) == {"reduce-scatter": {"count": 1, "bytes": 7 * (8 * 2 + 2 * 4)}}
 
 
+def test_what_crosses_slices_is_counted_with_what_hides_it():
+    """As TPUs' compiler writes it: a product is computed while the first transfer is under way."""
+
+    def transfer(name, kind):
+        return (
+            f'is_host_transfer=true, frontend_attributes={{_xla_host_transfer_rendezvous="{name}",'
+            f'_xla_megascale_target="{{1,2}}",_xla_megascale_transfer_type="{kind}"}}'
+        )
+
+    hlo = "ENTRY %main (p: f32[8]) -> f32[8] {\n"
+    for name, kind in (("one", "ALL_REDUCE"), ("two", "ALL_GATHER")):
+        about = transfer(name, kind)
+        hlo += f"  %send.{name} = (bf16[8,4]{{1,0}}, u32[], token[]) send(%p, %t), {about}\n"
+        hlo += f"  %recv.{name} = (bf16[8,4]{{1,0}}, u32[], token[]) recv(%t), {about}\n"
+        if name == "one":
+            hlo += "  %dot = f32[8,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}\n"
+        hlo += f"  %recv-done.{name} = (bf16[8,4]{{1,0}}, token[]) recv-done(%recv.{name})\n"
+    hlo = hlo.replace(
+        "{\n", "{\n  %a = f32[8,2]{1,0} parameter(0)\n  %b = f32[2,4]{1,0} parameter(1)\n", 1
+    )
+    size = 8 * 4 * 2
+    assert Module(hlo + "}\n").between_slices(3) == {
+        "count": 2, "bytes": round(size * 4 / 3) + size * 2, "overlapped_bytes": round(size * 4 / 3)
+    }  # fmt: skip
+
+
 def test_attention_kernels_are_counted():
     operands = "s8[1,2,2]{2,1,0}, bf16[6,10,768,64]{3,2,1,0}, bf16[6,10,896,64]{3,2,1,0}"
     hlo = "".join(
