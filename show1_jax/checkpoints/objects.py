@@ -1,12 +1,16 @@
 """Orbax in buckets: importing this lets it write to `s3://` as to `gs://`, and give up in time.
 
 Orbax knows the layout of checkpoints without renames, and TensorStore both kinds of buckets, but
-Orbax takes `s3://` for a folder on a disk.
+Orbax takes `s3://` for a folder on a disk. TensorStore repeats requests of its own.
+
+Hidden state: how many of them have been told.
 """
 
 import os
 from typing import Any
 
+import tensorstore
+from absl import logging
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -53,6 +57,26 @@ def _s3_settings() -> dict[str, Any]:
     if "AWS_ACCESS_KEY_ID" in os.environ:
         settings["aws_credentials"] = {"type": "environment"}
     return settings
+
+
+_told = 0
+
+
+def tell_retries() -> None:
+    """Logs it if TensorStore has repeated requests since the last call."""
+    global _told
+    total = 0
+    for name in ("gcs", "s3"):
+        found = tensorstore.experimental_collect_matching_metrics(
+            f"/tensorstore/kvstore/{name}/retries"
+        )
+        total += sum(value["value"] for each in found for value in each["values"])
+    if total > _told:
+        logging.warning(
+            "arrays: a bucket did not answer as it should; %d requests repeated (%d so far)",
+            *(total - _told, total),
+        )
+        _told = total
 
 
 let_orbax_reach_buckets()

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils.epath import Path
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from show1_jax.checkpoints import objects as objects  # for Orbax
+from show1_jax.checkpoints import objects
 from show1_jax.checkpoints.checksums import check_files, write_checksums
 from show1_jax.checkpoints.layout import REFERENCE, params_folder
 from show1_jax.checkpoints.lazy import LazyArray, LazyHandler
@@ -213,6 +213,8 @@ def restoring(folder: Path, advice: str = "") -> Iterator[None]:
         short = "RESOURCE_EXHAUSTED" in str(origin)
         line = reason(origin) + (f"; {advice}" if advice and not short else "")
         raise InputError(f"{folder} cannot be restored: {line}") from error
+    finally:
+        objects.tell_retries()
 
 
 def describe_params(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:

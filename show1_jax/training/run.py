@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from show1_jax.checkpoints.networks import read_json
+from show1_jax.checkpoints.objects import tell_retries
 from show1_jax.checkpoints.store import reason, restoring
 from show1_jax.errors import InputError
 from show1_jax.files import write_whole
@@ -210,6 +211,8 @@ def _writing(folder: Path, manager: ocp.CheckpointManager | None = None) -> Iter
         last = manager.latest_step() if manager else None
         kept = f"; the run can go on from step {last}" if last else ""
         raise InputError(f"{folder} cannot be written: {reason(error)}{kept}") from error
+    finally:
+        tell_retries()
 
 
 def _digests(state: TrainState) -> list[jax.Array]:

@@ -42,6 +42,7 @@ def faults(request):
 @pytest.fixture
 def folder(faults, request, monkeypatch):
     """A folder of its own for each test; faults pass without a pause."""
+    faults.broken.clear()
     monkeypatch.setattr("show1_jax.buckets.time.sleep", lambda seconds: None)
     monkeypatch.setattr("show1_jax.buckets._given_up", {})
     yield as_path(f"{faults.scheme}://{BUCKET}/{request.node.name.split('[')[0]}")
@@ -259,6 +260,15 @@ def test_parameters_are_what_was_written(folder):
     data[0].write_bytes(data[0].read_bytes()[:-1])
     with pytest.raises(InputError, match=r"is damaged: .* has changed; copy the checkpoint again"):
         StoredParams(folder / "params")
+
+
+def test_what_is_repeated_for_arrays_is_told(folder, faults, caplog):
+    save_params(folder / "params", {"a": jnp.arange(12.0)})
+    stored = StoredParams(folder / "params", check=False)
+    faults.add(503, path=r"params(/|%2F).*d(/|%2F)", times=1)
+    np.testing.assert_array_equal(stored.read()["a"], jnp.arange(12.0))
+    assert len(faults.broken) == 1
+    assert "1 requests repeated" in caplog.text
 
 
 def test_shards_are_read_and_indexed_where_they_are(folder, faults, tmp_path, monkeypatch):

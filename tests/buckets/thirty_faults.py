@@ -309,6 +309,10 @@ case("two writers", PROGRAMS, "gs/s3", ERROR, "in use|locked|exists", two_writer
 case("owner of the lock was killed", PROGRAMS, "s3/gs", RIGHT, "", killed_owner)
 case("503s in a save", ["train"], "gs s3", RIGHT, "repeated", in_save(503, times=4))
 case("forbidden to save", ["train"], "gs s3", ERROR, "go on from step 2", in_save(403))
+case("503 forever in a save", ["train"], "gs s3", ERROR, "go on from step 2", in_save(503))
+case("saves hang", ["train"], "gs s3", ERROR, "go on from step 2", in_save("hang"))
+case("all requests hang in training", ["train"], "s3", ERROR, SILENT,
+     broken("hang", path="keyframes", after=60))  # fmt: skip
 case("cache of programs out of reach", ["sample", "train"], "gs/s3", RIGHT, "compiled",
      compiled_in(out_of_reach))  # fmt: skip
 case("cache of programs is forbidden", ["sample"], "gs/s3", RIGHT, "compiled",
