@@ -249,8 +249,7 @@ class BucketPath(PosixGPath):
         if "a" in mode or "+" in mode:
             raise OSError(errno.ENOTSUP, "objects cannot be changed, only written whole", str(self))
         if "w" in mode:
-            written: Any = _Written(self)
-            return written if "b" in mode else io.TextIOWrapper(written, encoding="utf-8")
+            return _Written(self) if "b" in mode else _WrittenText(self)
         if "b" not in mode:
             return io.StringIO(self.read_bytes().decode())
         return io.BufferedReader(_Ranges(self), buffer_size=2**24)
@@ -262,7 +261,7 @@ def _version(info: dict[str, Any]) -> str:
 
 
 class _Written(io.BytesIO):
-    """Becomes an object when it is closed without an error."""
+    """Becomes an object when it is closed without an error, and else nothing."""
 
     def __init__(self, path: BucketPath):
         super().__init__()
@@ -270,13 +269,37 @@ class _Written(io.BytesIO):
 
     def close(self) -> None:
         if not self.closed:
-            self._path.write_bytes(self.getvalue())
+            content = self.getvalue()
+            self.discard()  # before, so that what fails is not tried again at the end of all
+            self._path.write_bytes(content)
+
+    def discard(self) -> None:
+        """Closes it without writing it."""
         super().close()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
-            super().close()
+            self.discard()
         super().__exit__(kind, error, trace)
+
+    def __del__(self) -> None:
+        self.discard()
+
+
+class _WrittenText(io.TextIOWrapper):
+    """As `_Written`, for text."""
+
+    def __init__(self, path: BucketPath):
+        self._written = _Written(path)
+        super().__init__(self._written, encoding="utf-8")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            self._written.discard()
+        super().__exit__(kind, error, trace)
+
+    def __del__(self) -> None:
+        self._written.discard()
 
 
 class _Ranges(io.RawIOBase):
@@ -358,6 +381,8 @@ def _check_silence(bucket: str, path: BucketPath) -> None:
 def _plain(path: BucketPath, error: BaseException) -> OSError:
     """The error of a library as one like those of disks; EAGAIN if it may pass."""
     text = (str(error).splitlines() or [""])[0].strip(" ,") or type(error).__name__
+    if isinstance(error, TimeoutError):
+        text = "a request took too long"
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, "there is no such object or bucket", str(path))

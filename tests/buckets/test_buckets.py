@@ -1,5 +1,7 @@
 """Files, logs, locks, results and parameters in buckets, against emulators on this machine."""
 
+import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -184,6 +186,29 @@ def test_a_cache_of_programs_that_is_out_of_reach_is_left_out(folder, faults, ca
         for name, value in before.items():
             jax.config.update(name, value)
     assert f"{folder}: the credentials have no right" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_what_is_not_written_to_its_end_is_not_written(folder, faults, mode):
+    path, content = folder / mode, "half" if mode == "w" else b"half"
+    with contextlib.suppress(KeyError), path.open(mode) as file:
+        file.write(content)
+        raise KeyError
+    file = path.open(mode)
+    file.write(content)
+    del file
+    faults.add(403)
+    file = path.open(mode)
+    file.write(content)
+    with pytest.raises(PermissionError):
+        file.close()
+    faults.clear()
+    del file
+    gc.collect()
+    assert not path.exists()
+    with path.open(mode) as file:
+        file.write(content)
+    assert path.read_bytes() == b"half"
 
 
 def test_a_log_grows_over_several_objects(folder, monkeypatch):
