@@ -45,6 +45,8 @@ class Program:
       runs: how often a batch of videos runs it.
       parameters: those that it is given, likewise.
       optimizer: its state, likewise; None when sampling.
+      quick: whether TPUs' compiler makes little effort. Then memory traffic and the bytes of
+        activations are upper bounds, and the MFU a lower one.
     """
 
     stage: str
@@ -55,6 +57,7 @@ class Program:
     repeats: float = 1
     beside: Any = None
     runs: int = 1
+    quick: bool = False
 
 
 def predict(
@@ -91,6 +94,8 @@ def predict(
         # What took an hour to find is told although the next one failed, or was interrupted.
         if as_json and reports:
             print(json.dumps(by_stage(reports), indent=2))
+    if any(report["quick"] for report in reports) and not as_json:
+        print(QUICK)
     for report in reports:
         if not report["fits"]:
             excess = (report["peak_bytes_per_chip"] - report["hbm_bytes_per_chip"]) / 2**30
@@ -129,6 +134,12 @@ HEADER = (
     f"{'stage':17}{'program':9}{'GiB per chip: parameters':>25}{'optimizer':>11}{'activations':>13}"
     f"{'peak':>7}{'of':>5}{'TFLOP':>9}{'GB':>8}{'GB sent':>9}{'seconds':>9}{'MFU':>6}"
     f"  {'bound by':11}{'compiled in':>11}"
+)
+
+
+QUICK = (
+    "training is compiled with little effort, in minutes: nothing is kept in the vector memory, so "
+    "GB and seconds are at most these, and the MFU is at least this"
 )
 
 
@@ -179,6 +190,7 @@ def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[
     parameters, optimizer, beside = (
         bytes_per_chip(tree) for tree in (program.parameters, program.optimizer, program.beside)
     )
+    quick = program.quick and chip.quick_options is not None
     known = {
         "stage": program.stage,
         "program": program.name,
@@ -187,6 +199,7 @@ def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "slices": slice_count(mesh),
+        "quick": quick,
         "parameter_bytes_per_chip": parameters,
         "optimizer_bytes_per_chip": optimizer,
         "hbm_bytes_per_chip": chip.memory,
@@ -195,7 +208,7 @@ def compile_report(program: Program, chip: Chip, name: str, mesh: Mesh) -> dict[
     # Not compiled for an hour where these alone are too many.
     if own + beside <= chip.memory:
         try:
-            compiled = program.lower().compile(chip.options)
+            compiled = program.lower().compile(chip.quick_options if quick else chip.options)
         except jax.errors.JaxRuntimeError as error:
             found = refused(str(error), own)
             if found is None:

@@ -143,6 +143,7 @@ def training_program(config: ConfigDict, name: str) -> Program:
         (state.trained, state.frozen, *others),
         state.optimizer,
         repeats=settings.accumulate,
+        quick=True,
     )
 
 

@@ -161,8 +161,8 @@ def add_aot(parser: Parser) -> None:
     group.add_argument(
         "--aot",
         metavar="TOPOLOGY",
-        help="only compile, for TPUs such as v5e:4x4 that need not be here, and print what it "
-        "takes of a chip (extra tpu-aot)",
+        help="only compile, for TPUs such as v5e:4x4 (v5e:4x4*2 for two slices) that need not be "
+        "here, and print what it takes of a chip (extra tpu-aot)",
     )
     group.add_argument("--json", action="store_true", help="print that as JSON, not as a table")
 

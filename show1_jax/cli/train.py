@@ -16,7 +16,7 @@ EXAMPLES = """\
       --config.train.keyframes.init=keyframes --config.train.keyframes.dataset=FOLDER_OF_CLIPS
   %(prog)s --config customize --config.video=clip.mp4 --config.prompt="what it shows" \\
       --config.out=clip.safetensors                     # a motion from a clip
-  %(prog)s --config show1:keyframes --aot v5e:16x16 --config.mesh.data=4
+  %(prog)s --config show1:keyframes --aot v5e:16x16
 """
 
 
