@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from show1_jax import _version
@@ -150,19 +151,19 @@ def run(
             return call(args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return _leave(2 if isinstance(error, UsageError) else 1)
+        return _leave(2 if isinstance(error, UsageError) else 1, argv is None)
     except OSError as error:
         # Whatever is asked about a path in a bucket, if only whether it is there, may fail.
         if not in_bucket(str(error.filename)):
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-        return _leave(1)
+        return _leave(1, argv is None)
     except Preempted as preempted:
         print(preempted, file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        return _leave(130)
+        return _leave(130, argv is None)
 
 
 def _own_process() -> None:
@@ -197,9 +198,15 @@ def _of_interest(record: logging.LogRecord) -> bool:
     return not any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
 
 
-def _leave(status: int) -> int:
-    """Returns the status; exits at once where other processes wait for this one."""
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+def _leave(status: int, own: bool) -> int:
+    """Returns the status; exits at once where something would wait.
+
+    Other processes wait for this one. In one of its own, the interpreter waits for threads, such as
+    those that write to a bucket that does not answer: they may try for a minute.
+    """
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    waits = own and any(not thread.daemon for thread in others)
+    if waits or ("jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()):
         sys.stdout.flush()
         os._exit(status)
     return status

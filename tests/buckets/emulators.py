@@ -100,11 +100,12 @@ class Faults:
     Attributes:
       port: where it listens.
       served: how many requests it answered, faults included.
-      broken: those that it broke: when (`time.monotonic`), method and path.
+      begun: when the first came (`time.monotonic`); None before.
+      broken: those that it broke: when, method and path.
     """
 
     def __init__(self, upstream):
-        self.served = 0
+        self.served, self.begun = 0, None
         self.broken = []
         self._rules = []
         self._lock = threading.Lock()
@@ -130,6 +131,7 @@ class Faults:
         """What is wrong with a request; None for nothing."""
         with self._lock:
             self.served += 1
+            self.begun = self.begun or time.monotonic()
             for rule in self._rules:
                 methods, pattern, times, kind, after = rule
                 if not (times and methods.fullmatch(method) and pattern.search(path)):

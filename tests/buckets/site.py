@@ -269,7 +269,7 @@ class Process:
 
     Attributes:
       status: its exit status; None while it runs, or if it was killed for taking too long.
-      seconds: from the first fault, or else from its start, to its end.
+      seconds: from the first fault, or else the first request or its start, to its end.
     """
 
     def __init__(self, site, arguments, limit=None, environment=None):
@@ -306,16 +306,17 @@ class Process:
 
     def finish(self):
         """Waits until it has ended, or kills it."""
-        broken = self._site.faults.broken
+        faults = self._site.faults
         while (status := self._process.status()) is None:
-            begin = broken[0][0] if broken else self.begun
+            begin = faults.broken[0][0] if faults.broken else self.begun
             patience = PATIENCE if self._site.error else LONG
             if time.monotonic() - begin > patience or time.monotonic() - self.begun > LONG:
                 self.kill()
                 break
             time.sleep(0.05)
         self.status = status
-        self.seconds = time.monotonic() - (broken[0][0] if broken else self.begun)
+        begun = max(self.begun, faults.begun or 0)
+        self.seconds = time.monotonic() - (faults.broken[0][0] if faults.broken else begun)
         return self
 
 

@@ -12,12 +12,9 @@ it repeated, and make what it makes without faults. What is to happen is part of
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 from show1_jax import files
@@ -161,40 +158,37 @@ def other_result(site):
 def two_writers(site):
     """Two programs write to one place; the second is judged, and the first has to be right."""
     site.put()
-    site.faults.add(0.2)  # so that the first takes a while
+    site.faults.add(0.1)  # so that the first takes a while
     first = site.start()
-    lock = site.result if site.program != "convert" else site.place / "result.partial"
-    first.until(lambda: (lock / "lock").is_file())
-    second = site.start()
-    second.finish()
+    first.until(_held(site).is_file)
+    second = site.run()
     assert first.finish().status == 0, first.err
     site.right()
     return second
 
 
 def killed_owner(site):
-    """A program is killed while it writes; the next takes its lock, and is judged."""
+    """A program is killed while it writes; the next takes its lock, if any, and is judged."""
     site.put()
     site.faults.add(0.1)
     first = site.start()
-    lock = site.result if site.program != "convert" else site.place / "result.partial"
     if site.program == "train":
-        lock = lock / "keyframes"
-        done = lock / "checkpoints"
+        done = site.result / "keyframes" / "checkpoints"
         first.until(lambda: list(done.glob("*/commit_success.txt")))
-    first.until(lambda: (lock / "lock").is_file())
+    first.until(_held(site).is_file)
     first.kill()
     site.faults.clear()
-    assert (lock / "lock").is_file()
+    assert _held(site).is_file()
     return site.run()
 
 
-def killed_elsewhere(site):
-    """As `killed_owner`, but the owner was on another machine."""
-    site.put()
-    held = {"host": "another", "process": 1, "token": "x", "time": time.time()}
-    files.write_whole(site.result / "lock", json.dumps(held).encode())
-    return site.run()
+def _held(site):
+    """What is there while a program works: its lock, but of sampling, which shares its folder."""
+    return {
+        "sample": site.result / "items.jsonl",
+        "train": site.result / "keyframes" / "lock",
+        "convert": site.place / "result.partial" / "lock",
+    }[site.program]
 
 
 def no_credentials(site):
@@ -301,16 +295,18 @@ case("truncated parameters", ["sample"], "gs s3", ERROR, "has changed",
      damaged(0, truncated(r"unet/params/.*/d/|unet/params/d/")))  # fmt: skip
 case("truncated config.json", ["sample"], "s3/gs", ERROR, "config.json",
      damaged(0, truncated("unet/config.json")))  # fmt: skip
-case("truncated weights", ["convert"], "gs/s3", ERROR, "safetensors",
-     damaged(0, truncated("unet/.*safetensors")))  # fmt: skip
+case("truncated weights", ["convert"], "gs/s3", ERROR, "diffusion_pytorch_model",
+     damaged(0, truncated("unet/diffusion_pytorch_model.*n$")))  # fmt: skip
 case("truncated shard", ["train"], "s3/gs", RIGHT, "00001.tar is damaged",
      damaged(1, truncated("00001.tar")))  # fmt: skip
-case("two writers", PROGRAMS, "gs/s3", ERROR, "in use|locked|exists", two_writers)
+case("two writers", ["train", "convert"], "gs/s3", ERROR, "in use by another", two_writers)
+case("two writers", ["sample"], "gs s3", RIGHT, "", two_writers)
 case("owner of the lock was killed", PROGRAMS, "s3/gs", RIGHT, "", killed_owner)
 case("503s in a save", ["train"], "gs s3", RIGHT, "repeated", in_save(503, times=4))
 case("forbidden to save", ["train"], "gs s3", ERROR, "go on from step 2", in_save(403))
-case("503 forever in a save", ["train"], "gs s3", ERROR, "go on from step 2", in_save(503))
-case("saves hang", ["train"], "gs s3", ERROR, "go on from step 2", in_save("hang"))
+# The emulator of GCS has an object for each array, of which some at a time are given up.
+case("503 forever in a save", ["train"], "s3", ERROR, "go on from step 2", in_save(503))
+case("saves hang", ["train"], "s3", ERROR, "go on from step 2", in_save("hang"))
 case("all requests hang in training", ["train"], "s3", ERROR, SILENT,
      broken("hang", path="keyframes", after=60))  # fmt: skip
 case("cache of programs out of reach", ["sample", "train"], "gs/s3", RIGHT, "compiled",
@@ -380,7 +376,7 @@ def attempt(case, world):
         complaint, line = judge(case, ended, site)
         said = f"{ended.out}\n{ended.err}"
         return Outcome(case, complaint, ended.seconds, line, said)
-    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+    except Exception as error:  # noqa: BLE001 - told, and the other cases go on
         return Outcome(case, f"{type(error).__name__}: {error}"[-600:], 0.0, "", "")
     finally:
         site.close()
