@@ -1,7 +1,7 @@
-"""Small networks for square clips of some seconds, trained from nothing on animated emoji.
+"""The tiny cascade for square clips of two seconds or more, to be trained from nothing on emoji.
 
-python examples/emoji_shards.py --dir clips/emoji
-python train.py --config examples/emoji.py --workdir runs/emoji
+    python examples/emoji_shards.py --dir clips/emoji
+    python train.py --config examples/emoji.py --workdir runs/emoji
 
 For other clips change the dataset, the sizes and the frames a second.
 """
@@ -19,7 +19,7 @@ def get_config(stage: str = "") -> ConfigDict:
     config.checkpoint = ""
     config.examples = ("an animated emoji of cat face", "an animated emoji of fire")
     sections: dict[str, dict[str, Any]] = {
-        # 29 frames of 3 seconds.
+        # 8 keyframes a quarter of a second apart; 29 frames of them.
         "keyframes": {"height": 16, "width": 16, "fps": 4.0},
         "super_resolution": {"height": 64, "width": 64, "fps": 16.0},
         "translation": {"height": 128, "width": 128, "fps": 16.0},

@@ -24,7 +24,7 @@ from show1_jax.checkpoints.export import export_network
 from show1_jax.checkpoints.layout import PARAMS, reference, write_reference
 from show1_jax.checkpoints.released import find_stages
 from show1_jax.checkpoints.store import load_params
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.files import copy_folder, move, remove
 from show1_jax.models.unet import UNet
 from show1_jax.stages import STAGES
@@ -68,7 +68,7 @@ def merge(checkpoint: Path, merged: Path, adapters: list[str]) -> None:
         export_network(partial, own.name, unet, changed)
         move(partial, merged)
     except OSError as error:
-        raise InputError(f"{merged} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{merged} cannot be written: {why(error)}") from None
     finally:
         remove(partial)
     for adapter, _ in loaded:

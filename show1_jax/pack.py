@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils.epath import Path
 
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.files import written_on_disk
 from show1_jax.outputs import Outputs
 
@@ -48,7 +48,7 @@ def pack(outputs: Outputs, stage: str) -> Path:
                             _add(shard, outputs, item, stage, content)
     except OSError as error:
         path = Path(error.filename or folder)
-        raise InputError(f"{path} cannot be packed: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be packed: {why(error)}") from None
     return folder
 
 

@@ -3,6 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
+from examples import emoji
 from show1_jax.configs import customize, show1, tiny
 from show1_jax.configuration import build, check_config
 from show1_jax.errors import InputError
@@ -11,8 +12,8 @@ from show1_jax.models.vae import VAEConfig
 
 @pytest.mark.parametrize(
     "config",
-    [show1.get_config("vae"), tiny.get_config(), customize.get_config("show1")],
-    ids=["show1", "tiny", "customize"],
+    [show1.get_config("vae"), tiny.get_config(), customize.get_config("show1"), emoji.get_config()],
+    ids=["show1", "tiny", "customize", "emoji"],
 )
 def test_configs_that_are_there_are_good(config):
     check_config(config, tiny.get_config())

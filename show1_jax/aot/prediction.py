@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from show1_jax.aot.chips import Chip, topology
 from show1_jax.aot.counting import Module, collectives, kernel_flops
 from show1_jax.errors import LESS_MEMORY, LESS_MEMORY_SAMPLING
-from show1_jax.parallel.mesh import slice_count
+from show1_jax.parallel.mesh import description, slice_count
 from show1_jax.parallel.sharding import fsdp_hint
 
 
@@ -165,7 +165,7 @@ def line(report: Mapping[str, Any]) -> str:
 
 def mesh_line(report: Mapping[str, Any]) -> str:
     """Says how the chips are laid out, and what each of them sends to other slices."""
-    sides = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
+    sides = description(report["mesh"])
     if not (sent := report["between_slices"]) or report["slices"] == 1:
         return f"  on {sides}"
     overlapped = sent["overlapped_bytes"] / max(sent["bytes"], 1)

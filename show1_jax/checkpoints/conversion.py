@@ -43,7 +43,7 @@ from show1_jax.checkpoints.torch_params import (
     torch_shape,
 )
 from show1_jax.checkpoints.torch_writer import WeightWriter
-from show1_jax.errors import InputError, Preempted
+from show1_jax.errors import InputError, Preempted, why
 from show1_jax.files import written_on_disk
 from show1_jax.models.clip import CLIPText
 from show1_jax.models.t5 import T5Encoder
@@ -149,9 +149,7 @@ def _convert_pipelines(
         raise Preempted(f"stopped; {partial.leave() or 'nothing is left'}") from None
     except OSError as error:
         left = partial.leave()
-        raise InputError(
-            f"{dst} cannot be written: {error.strerror or error}{left and '; ' + left}"
-        ) from None
+        raise InputError(f"{dst} cannot be written: {why(error)}{left and '; ' + left}") from None
     finally:
         partial.close()
 

@@ -199,10 +199,10 @@ def _of_interest(record: logging.LogRecord) -> bool:
 
 
 def _leave(status: int, own: bool) -> int:
-    """Returns the status; exits at once where something would wait.
+    """Returns the status, or exits with it at once where something would wait.
 
-    Other processes wait for this one. In one of its own, the interpreter waits for threads, such as
-    those that write to a bucket that does not answer: they may try for a minute.
+    Other processes of a run wait for this one. If the process is the program's `own`, Python waits
+    for its threads at the end; those that write to a silent bucket try for a minute.
     """
     others = set(threading.enumerate()) - {threading.main_thread()}
     waits = own and any(not thread.daemon for thread in others)

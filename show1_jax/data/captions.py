@@ -56,7 +56,7 @@ def digest(path: epath.Path) -> str:
             while content := file.read(1 << 20):
                 found.update(content)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {why(error)}") from None
     return found.hexdigest()
 
 

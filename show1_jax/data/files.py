@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.paths import as_path, in_bucket
 
 MAX_OPEN = 64
@@ -32,7 +32,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {why(error)}") from error
     if len(content) != size:
         raise InputError(
             f"{path} has changed while it was used: it ends before byte "
@@ -51,7 +51,7 @@ def read_file(path: str) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {why(error)}") from error
 
 
 def bucket(path: str) -> Any:

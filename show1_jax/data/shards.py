@@ -20,7 +20,7 @@ from etils import epath
 
 from show1_jax.data.files import bucket, read_range
 from show1_jax.data.rows import Rows, numbers
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 from show1_jax.paths import in_bucket
 
 VIDEOS = {"mp4", "m4v", "mov", "webm", "mkv", "avi", "mpg", "mpeg", "ogv", "gif", "webp"}
@@ -133,7 +133,7 @@ def _stat(paths: list[str]) -> list[Shard]:
         except FileNotFoundError:
             raise InputError(f"there is no file {path}") from None
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{path} cannot be read: {why(error)}") from error
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(one, paths))

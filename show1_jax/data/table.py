@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from show1_jax.errors import InputError
+from show1_jax.errors import InputError, why
 
 MAGIC = b"tab1"
 _TRAILER = struct.Struct("<QI4s")
@@ -135,7 +135,7 @@ def writing(path: epath.Path) -> Iterator[Writer]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {why(error)}") from error
 
 
 def texts(name: str, values: Sequence[bytes]) -> dict[str, np.ndarray]:

@@ -176,10 +176,9 @@ def _block(sides: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     return mesh_utils.create_device_mesh(sides, devices, allow_split_physical_axes=True)
 
 
-def description(mesh: Mesh) -> str:
-    """Says how many devices a mesh has along each axis."""
-    sides = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    return f"{mesh.size} devices: {sides}"
+def description(shape: Mapping[str, int]) -> str:
+    """Says how many devices a mesh has along each axis, such as "data 8, fsdp 32"."""
+    return ", ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1)
 
 
 def is_shared(mesh: Mesh) -> bool:

@@ -149,7 +149,7 @@ class Run:
             count = sum(leaf.size for leaf in jax.tree.leaves((target.trained, target.frozen)))
             hosts.say(f"{self.name}: {count:,} parameters, {self.settings.steps:,} steps")
             if (mesh := jax.sharding.get_mesh()).size > 1:
-                hosts.say(f"{self.name}: {description(mesh)}")
+                hosts.say(f"{self.name}: {mesh.size} devices: {description(mesh.shape)}")
             if hint := fsdp_hint((target.trained, target.frozen)):
                 hosts.say(f"{self.name}: {hint}")
             restored = self.folder.restore(target)

@@ -186,6 +186,22 @@ def test_lists():
         flags.whole(0, 2)("3")
 
 
+def test_no_thread_keeps_a_program_that_has_failed():
+    script = (
+        "import sys, threading, time\n"
+        "from show1_jax.cli.program import Parser, run\n"
+        "from show1_jax.errors import InputError\n"
+        "def call(args):\n"
+        "    threading.Thread(target=time.sleep, args=[300]).start()\n"
+        "    raise InputError('it failed')\n"
+        "sys.exit(run(Parser(('program',), '', ''), call))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (1, "error: it failed\n")
+
+
 def test_errors_of_buckets_are_one_line_and_those_of_disks_are_not_hidden(capsys):
     def failing(path):
         def call(args):
